@@ -1,0 +1,152 @@
+"""The schema: every key a user can set, with its type and default.
+
+The dataclasses are the first entry of every primary config, so that Hydra checks names and types of all that is merged
+on top. Ranges and cross-checks live in :mod:`distillcli.config.checks`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+# OmegaConf reads these annotations at run time and, on Python 3.10, understands Optional[...] but not every X | None.
+# ruff: noqa: UP045
+
+
+@dataclass
+class ModelConfig:
+    """A timm model and where its weights come from."""
+
+    name: str = MISSING  # a timm model name, or local-dir:PATH / hf-hub:USER/MODEL
+    pretrained: bool = False  # start from timm's published weights
+    checkpoint: Optional[str] = None  # own weights: run folder, checkpoint file, .safetensors, exported student/ folder
+    args: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model, e.g. drop_path_rate
+
+
+@dataclass
+class FitConfig:
+    """The budget for fitting a teacher to the labels when it has no weights for this data."""
+
+    mode: str = "auto"  # auto: fit if no weights match the data | never | always
+    epochs: int = 10
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+
+
+@dataclass
+class TeacherConfig(ModelConfig):
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16, for its forward pass and its fit
+    fit: FitConfig = field(default_factory=FitConfig)
+
+
+@dataclass
+class StudentConfig(ModelConfig):
+    pass
+
+
+@dataclass
+class DatasetConfig:
+    name: str = MISSING  # digits | folder | fake | a torchvision set (distill show datasets)
+    root: Optional[str] = None  # the folder of images, or where a torchvision set lives
+    download: bool = False  # let torchvision fetch the set into root
+    image_size: int = 224  # pixels, height and width of every view
+    crop_fraction: float = 1.0  # share of the shorter side kept by the centre crop of evaluation
+    val_fraction: float = 0.1  # share of the training images held out when the set has no validation part
+    split_seed: int = 0  # seed of that split: part of the data, not of the run
+    memory_gb: float = 4.0  # keep decoded images in memory up to this size, stream through workers above it
+    classes: int = 10  # fake only: number of classes
+    samples: int = 512  # fake only: number of training images
+
+
+@dataclass
+class DistillConfig:
+    """loss = (1 - alpha) * sum of label terms + alpha * sum of teacher terms; alpha null: the plain weighted sum."""
+
+    name: str = MISSING
+    temperature: float = 4.0
+    alpha: Optional[float] = 0.9
+    terms: dict[str, dict[str, Any]] = field(default_factory=dict)  # term name -> its options (distill show terms)
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = MISSING  # any timm optimizer
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    momentum: float = 0.9  # used by the optimizers that have one
+    args: dict[str, Any] = field(default_factory=dict)  # further arguments of timm's create_optimizer_v2
+
+
+@dataclass
+class ScheduleConfig:
+    """timm's learning-rate schedules, stepped once per optimizer step."""
+
+    name: str = MISSING  # cosine | step | multistep | poly | tanh | wsd | constant
+    warmup_epochs: float = 0.0
+    warmup_lr: float = 1e-5
+    min_lr: float = 0.0
+    decay_epochs: float = 30.0  # step: epochs between decays; wsd: length of the decay phase
+    decay_rate: float = 0.1
+    milestones: list[int] = field(default_factory=list)  # multistep: the epochs of the decays
+
+
+@dataclass
+class AugmentConfig:
+    """A recipe of random views. Ranges are symmetric unless given as [low, high]; 0 and [1, 1] switch a part off."""
+
+    name: str = MISSING
+    flip: float = 0.0  # probability of a horizontal flip
+    crop_area: list[float] = field(default_factory=lambda: [1.0, 1.0])  # share of the image's area kept by a crop
+    crop_ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])  # width / height of that crop
+    translate: float = 0.0  # shift, as a share of the side, rounded to whole pixels
+    rotate: float = 0.0  # degrees
+    shear: float = 0.0  # degrees
+    zoom: list[float] = field(default_factory=lambda: [1.0, 1.0])  # magnification of the content
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    erase: float = 0.0  # probability of blanking a random rectangle
+
+
+@dataclass
+class TrainerConfig:
+    epochs: int = 10
+    batch_size: int = 64  # images per optimizer step, over all ranks
+    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16; auto is bf16 on GPUs that have it and fp32 elsewhere
+    channels_last: bool = True
+    compile: bool = False  # torch.compile the student
+    ema: Optional[float] = None  # decay of an exponential moving average of the weights, e.g. 0.9998
+    accumulate: int = 1  # split every batch into this many micro-batches
+    clip_grad: Optional[float] = None  # largest norm of the gradient
+    workers: int = 0  # loader processes, for data that is streamed
+    threads: Optional[int] = None  # CPU threads of torch; null: as many as this process may use
+    checkpoint_minutes: float = 10.0  # also save within an epoch, this often
+
+
+@dataclass
+class TrainConfig:
+    name: str = "distill"
+    seed: int = 0
+    runs: str = "runs"  # where run folders, sweeps and fitted teachers live
+    out: Optional[str] = None  # explicit run folder instead of RUNS/NAME/TIMESTAMP
+    resume: Optional[str] = None  # a run folder to continue
+    baseline: bool = True  # train the control: same student, same budget, no teacher
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass
+class EvalConfig:
+    checkpoint: Optional[str] = None  # run folder, RUNS/NAME/latest, checkpoint file, exported student/, timm name
+    format: str = "table"  # table | json
+    dataset: Optional[DatasetConfig] = None  # null: the data set of the run
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)

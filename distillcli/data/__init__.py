@@ -1,0 +1,1 @@
+"""Where images come from, which views of them are shown, and how batches of views reach the device."""

@@ -1,0 +1,75 @@
+"""What every data set looks like to the rest: classes, three splits of images with labels, and a fingerprint.
+
+Nothing here imports torch, so that a missing folder or an empty class is reported within a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Images(Protocol):
+    """Random access to decoded images."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """The image as H x W x 3 RGB. Raises UserError naming the file if it cannot be decoded."""
+        ...
+
+    def name(self, index: int) -> str:
+        """How to name this image to a person: its path, or the set and the position in it."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images that are decoded already and share one size. ``pixels``: N x H x W x 3."""
+
+    pixels: NDArray[np.uint8]
+    label: str
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return self.pixels[index]
+
+    def name(self, index: int) -> str:
+        return f"{self.label}[{index}]"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with their labels. ``labels``: N, int64, each in [0, number of classes)."""
+
+    images: Images
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set. Training never sees ``val`` or ``test``; ``val`` chooses the best epoch; ``test`` is reported.
+
+    Without a test part, ``test`` is None and the numbers are reported on ``val``, which is said wherever they are shown.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split | None
+    fingerprint: str  # of class names, image names, sizes or pixels, and labels: the same data gives the same string
+
+    @property
+    def evaluated_on(self) -> str:
+        return "val" if self.test is None else "test"
+
+    @property
+    def evaluation(self) -> Split:
+        """The split whose numbers are reported."""
+        return self.val if self.test is None else self.test
