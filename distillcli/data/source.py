@@ -37,7 +37,8 @@ class ArrayImages:
         return len(self.pixels)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        return self.pixels[index]
+        image: NDArray[np.uint8] = self.pixels[index]
+        return image
 
     def name(self, index: int) -> str:
         return f"{self.label}[{index}]"
@@ -55,7 +56,7 @@ class Split:
 class Source:
     """A data set. Training never sees ``val`` or ``test``; ``val`` chooses the best epoch; ``test`` is reported.
 
-    Without a test part, ``test`` is None and the numbers are reported on ``val``, which is said wherever they are shown.
+    Without a test part, ``test`` is None and the numbers are reported on ``val``, and every table says so.
     """
 
     name: str

@@ -1,0 +1,174 @@
+"""``distill``: from argv to a command to an exit code. Nothing heavy is imported before the command is known."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from typing import NoReturn
+
+from distillcli import __version__
+from distillcli.errors import Interrupted, NumericError, UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Command:
+    module: str  # holds run(...): of (config, job) with a primary config, else of the list of arguments
+    summary: str
+    primary: str | None  # the primary config of a Hydra command
+    examples: tuple[str, ...]
+    usage: str = ""
+
+
+COMMANDS = {
+    "train": Command(
+        "distillcli.commands.train",
+        "train a small student to imitate a large teacher",
+        "train",
+        (
+            "distill train",
+            "distill train experiment=resnet50_to_mobilenet",
+            "distill train teacher=resnet18 student.name=mobilenetv3_small_050 dataset=folder dataset.root=PATH",
+            "distill train -m distill.temperature=1,2,4,8",
+            "distill train resume=runs/distill/latest",
+        ),
+        "[experiment=NAME] [group=option ...] [key=value ...] [-m]",
+    ),
+    "eval": Command(
+        "distillcli.commands.evaluate",
+        "accuracy, calibration, agreement and cost of a model",
+        "eval",
+        (
+            "distill eval checkpoint=runs/distill/latest",
+            "distill eval checkpoint=runs/distill/latest dataset=folder dataset.root=PATH",
+            "distill eval checkpoint=runs/distill/latest format=json",
+        ),
+        "checkpoint=WHAT [dataset=NAME] [key=value ...]",
+    ),
+    "show": Command(
+        "distillcli.commands.show",
+        "list what can be chosen, and the runs so far",
+        None,
+        ("distill show experiments", "distill show terms", "distill show models 'mobilenet*'", "distill show runs"),
+        "experiments|teachers|students|datasets|terms|runs|models [PATTERN]",
+    ),
+    "configs": Command(
+        "distillcli.commands.configs",
+        "list the shipped configs, copy one to edit it",
+        None,
+        ("distill configs ls", "distill configs cp distill/kd my_configs"),
+        "ls | cp NAME DIR",
+    ),
+    "doctor": Command(
+        "distillcli.commands.doctor", "versions, devices, extras, disk and folders", None, ("distill doctor",)
+    ),
+    "completion": Command(
+        "distillcli.commands.completion",
+        "completion for your shell",
+        None,
+        ('eval "$(distill completion bash)"', "distill completion fish | source"),
+        "bash|zsh|fish",
+    ),
+}
+
+FLAGS_HELP = """flags:
+  -m, --multirun      sweep: every combination of the comma-separated values
+  --cfg job           show the config instead of running
+  --package KEY       with --cfg: only this part of it, e.g. --package trainer
+  --resolve           with --cfg: with interpolations resolved
+  --config-dir DIR    your own configs, DIR/GROUP/NAME.yaml; they win over the shipped ones (also $DISTILL_CONFIG_DIR)
+  --info              how the config was composed"""
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run one command and leave with its exit code."""
+    raise SystemExit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command; 0 done, 2 a mistake of the user, 1 a bug or a failed sweep, 130 and 143 interrupted."""
+    try:
+        _dispatch(argv)
+        sys.stdout.flush()
+    except UserError as error:
+        return _fail(error, 2)
+    except NumericError as error:
+        return _fail(error, 1)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (| head). Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _fail(error: Exception, code: int) -> int:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def _dispatch(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return
+    name, *arguments = argv
+    if name in ("-V", "--version"):
+        print(f"distill {__version__}")
+        return
+    if name == "complete":  # what the completion scripts call
+        from distillcli.commands.completion import complete
+
+        complete(arguments)
+        return
+    if name not in COMMANDS:
+        what = "flag" if name.startswith("-") else "command"
+        raise UserError(f"unknown {what} {name!r}{did_you_mean(name, COMMANDS) or '; see distill --help'}")
+    command = COMMANDS[name]
+    if "-h" in arguments or "--help" in arguments:
+        print(command_help(name))
+    elif command.primary is None:
+        importlib.import_module(command.module).run(arguments)
+    else:
+        from distillcli.config.launch import launch
+
+        module = command.module  # imported inside the job: that is where torch comes in
+        launch(command.primary, arguments, lambda config, job: importlib.import_module(module).run(config, job))
+
+
+def help_text() -> str:
+    examples = (
+        "distill train                                         a first distillation on the built-in digits",
+        "distill train experiment=resnet50_to_mobilenet        a ready-made experiment (distill show experiments)",
+        "distill train -m distill.temperature=1,2,4,8          a sweep",
+        "distill eval checkpoint=runs/distill/latest           how good is it?",
+    )
+    width = max(map(len, COMMANDS))
+    lines = ["Knowledge distillation of image classifiers.", "", "examples:"]
+    lines += [f"  {example}" for example in examples]
+    lines += ["", "commands:"]
+    lines += [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    lines += ["", "distill COMMAND --help says more; distill --version."]
+    return "\n".join(lines)
+
+
+def command_help(name: str) -> str:
+    command = COMMANDS[name]
+    lines = [f"distill {name}: {command.summary}", "", "examples:"]
+    lines += [f"  {example}" for example in command.examples]
+    lines += ["", f"usage: distill {name} {command.usage}".rstrip()]
+    if command.primary is not None:
+        lines += ["", FLAGS_HELP, "", f"All keys with their values: distill {name} --cfg job"]
+    return "\n".join(lines)

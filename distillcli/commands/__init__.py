@@ -1,0 +1,1 @@
+"""One file per verb, each with ``run``; the table is in :mod:`distillcli.cli`."""

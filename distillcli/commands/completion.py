@@ -1,0 +1,132 @@
+"""``distill completion SHELL``: a script for the shell, which asks ``distill complete`` for the candidates.
+
+Hydra's own completion does not know our commands, our spelling of ``experiment=`` or timm's models, so it is not used.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from distillcli.errors import UserError
+
+# Bash splits words at = and :, so it is given only what follows the last of them.
+_BASH = """_distill() {
+    local line=${COMP_LINE:0:COMP_POINT} IFS=$'\\n'
+    local word=${line##* }
+    COMPREPLY=($(distill complete "$line" 2>/dev/null))
+    local head=${word%"${word##*[=:]}"}
+    COMPREPLY=("${COMPREPLY[@]#"$head"}")
+    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} != *= && ${COMPREPLY[0]} != */ ]] && COMPREPLY[0]+=' '
+}
+complete -o nospace -F _distill distill
+"""
+_ZSH = """#compdef distill
+_distill() {
+    local -a found
+    found=(${(f)"$(distill complete "$LBUFFER" 2>/dev/null)"})
+    compadd -Q -S '' -- $found
+}
+compdef _distill distill
+"""
+_FISH = """complete -c distill -f -a '(distill complete (commandline -cp) 2>/dev/null)'
+"""
+SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+
+
+def run(arguments: list[str]) -> None:
+    if len(arguments) != 1 or arguments[0] not in SCRIPTS:
+        raise UserError(f"distill completion needs one of {', '.join(SCRIPTS)}")
+    print(SCRIPTS[arguments[0]], end="")
+
+
+def complete(arguments: list[str]) -> None:
+    """Print what can follow a half-typed command line, one candidate per line."""
+    line = arguments[0] if arguments else ""
+    words = line.split()[1:]
+    current = "" if not words or line[-1:].isspace() else words.pop()
+    for candidate in candidates(words, current):
+        print(candidate)
+
+
+def candidates(words: list[str], current: str) -> list[str]:
+    """``words``: what stands before, without "distill"; ``current``: the word being typed, possibly empty."""
+    from distillcli.cli import COMMANDS
+
+    if not words:
+        found: Iterable[str] = [*COMMANDS, "--help", "--version"]
+    elif words[0] not in COMMANDS:
+        found = []
+    elif COMMANDS[words[0]].primary is None:
+        found = _plain(words)
+    else:
+        found = _hydra(words[0], words[1:], current)
+    return sorted(candidate for candidate in set(found) if candidate.startswith(current))
+
+
+def _plain(words: list[str]) -> list[str]:
+    from distillcli.commands.show import TOPICS
+    from distillcli.config import search
+
+    match words:
+        case ["show"]:
+            return list(TOPICS)
+        case ["completion"]:
+            return list(SCRIPTS)
+        case ["configs"]:
+            return ["ls", "cp"]
+        case ["configs", "cp"]:
+            return [f"{group}/{option}" for group, options in search.groups().items() for option in options]
+    return []
+
+
+def _hydra(command: str, words: list[str], current: str) -> list[str]:
+    from distillcli.config import search
+    from distillcli.config.arguments import FLAGS
+    from distillcli.config.keys import dotted_keys
+    from distillcli.config.overrides import PATH_KEYS, SCHEMAS
+
+    if current.startswith("-"):
+        return [*FLAGS, "-m"]
+    search.use([after for before, after in itertools.pairwise(words) if before == "--config-dir"])
+    known = dotted_keys(SCHEMAS[command])
+    groups = {name: options for name, options in search.groups().items() if name in known or command == "train"}
+    key, equals, value = current.partition("=")
+    if not equals:
+        keys = [f"{name}=" for name, word in known.items() if word not in ("config", "mapping")]
+        return [*keys, *(f"{name}=" for name in groups)]
+    values = _values(key.lstrip("+"), groups, known.get(key, ""), value if key in PATH_KEYS else None)
+    return [f"{key}={option}" for option in values]
+
+
+def _values(key: str, groups: dict[str, dict[str, Path]], word: str, path: str | None) -> Iterable[str]:
+    from distillcli.config import checks, model_names
+
+    if path is not None:
+        return _paths(path)
+    if key in ("teacher.name", "student.name"):
+        return model_names.model_names()
+    if word == "true or false":
+        return ("true", "false")
+    choices: dict[str, Iterable[str]] = {
+        "trainer.precision": checks.PRECISIONS,
+        "teacher.precision": checks.PRECISIONS,
+        "teacher.fit.mode": checks.FIT_MODES,
+        "format": checks.FORMATS,
+        "optimizer.name": model_names.optimizer_names(),
+        "schedule.name": model_names.SCHEDULES,
+        "trainer.device": ("auto", "cpu", "cuda", "mps"),
+    }
+    return choices.get(key, groups.get(key, {}))
+
+
+def _paths(typed: str) -> list[str]:
+    folder = Path(os.path.dirname(typed) or ".").expanduser()  # noqa: PTH120 - keeps what was typed, "./" included
+    head = typed[: len(typed) - len(typed.rsplit("/", 1)[-1])]
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [f"{head}{entry.name}{'/' * entry.is_dir()}" for entry in entries if not entry.name.startswith(".")]

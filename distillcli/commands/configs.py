@@ -1,0 +1,52 @@
+"""``distill configs``: list the shipped configs, copy one to edit it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from distillcli.config import search
+from distillcli.errors import UserError, did_you_mean
+
+USAGE = "usage: distill configs ls, or distill configs cp NAME DIR (e.g. distill configs cp distill/kd my_configs)"
+
+
+def run(arguments: list[str]) -> None:
+    search.use([])
+    match arguments:
+        case ["ls"]:
+            _list()
+        case ["cp", name, folder]:
+            _copy(name, Path(folder).expanduser())
+        case _:
+            raise UserError(USAGE)
+
+
+def _list() -> None:
+    for group, options in sorted(search.groups().items()):
+        for option in options:
+            print(f"{group}/{option}")
+
+
+def _copy(name: str, folder: Path) -> None:
+    name = name.removesuffix(".yaml")
+    files = {
+        f"{group}/{option}": file for group, options in search.groups().items() for option, file in options.items()
+    }
+    if name not in files:
+        # "kd" alone is near "distill/kd".
+        ends = [full for full in files if full.rsplit("/", 1)[-1] == name]
+        hint = f"; did you mean {' or '.join(ends)}?" if ends else did_you_mean(name, files)
+        raise UserError(f"no config named {name!r}{hint or '; see distill configs ls'}")
+    target = folder / f"{name}.yaml"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("x", encoding="utf-8") as file:  # x: an edited copy is never overwritten
+            file.write(files[name].read_text("utf-8"))
+    except FileExistsError as error:
+        raise UserError(f"{target} exists already and stays as it is; edit it, or name another folder") from error
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+    group, _, option = name.rpartition("/")
+    print(f"copied to {target}")
+    print(f"edit it, then: distill train {group}={option} --config-dir {shlex.quote(str(folder))}")

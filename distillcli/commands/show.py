@@ -1,0 +1,201 @@
+"""``distill show``: what can be chosen, and the runs so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from distillcli.config import search
+from distillcli.errors import UserError, did_you_mean
+
+Rows = list[tuple[str, ...]]
+
+
+def run(arguments: list[str]) -> None:
+    topics = ", ".join(TOPICS)
+    if not arguments:
+        raise UserError(f"distill show needs one of {topics}")
+    topic, *patterns = arguments
+    if topic not in TOPICS:
+        raise UserError(f"unknown topic {topic!r}{did_you_mean(topic, TOPICS) or ';'} one of {topics}")
+    if len(patterns) > 1:
+        raise UserError(f"one PATTERN at most; quote it for the shell: distill show {topic} '*{patterns[0]}*'")
+    search.use([])
+    headers, rows = TOPICS[topic]()
+    if patterns:
+        known = [row[0] for row in rows]
+        rows = [row for row in rows if fnmatch.fnmatch(row[0], _wild(patterns[0]))]
+        if not rows:
+            raise UserError(f"no {topic} match {patterns[0]!r}{did_you_mean(patterns[0], known)}")
+    if not rows:
+        print(_EMPTY.get(topic, f"no {topic} found"))
+        return
+    print_table(headers, rows)
+    if topic in _FOOTERS:
+        print(f"\n{_FOOTERS[topic]}")
+
+
+def _wild(pattern: str) -> str:
+    """A plain word matches anywhere in the name."""
+    return pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
+
+
+def print_table(headers: tuple[str, ...], rows: Rows) -> None:
+    """A rich table on a terminal; aligned text for files and pipes, never cut."""
+    rows = [tuple(_printable(cell) for cell in row) for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for header in headers:
+            table.add_column(header, overflow="fold")
+        for row in rows:
+            table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        Console().print(table)
+        return
+    lines = [cell.split("\n") for row in (headers, *rows) for cell in row]
+    count = len(headers)
+    widths = [max(len(line) for cell in lines[column::count] for line in cell) for column in range(count)]
+    for start in range(0, len(lines), count):
+        cells = lines[start : start + count]
+        for height in range(max(map(len, cells))):
+            parts = [
+                (cell[height] if height < len(cell) else "").ljust(width)
+                for cell, width in zip(cells, widths, strict=True)
+            ]
+            print("  ".join(parts).rstrip())
+
+
+def _printable(text: str) -> str:
+    """Names of files and classes are foreign text: no escape codes reach the terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+
+
+def _comment(file: Path) -> str:
+    """The comment that opens a YAML file: what it is, the command that runs it, the measured result."""
+    lines = []
+    for line in file.read_text("utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.removeprefix("#").strip()
+        if text and not text.startswith("@package"):
+            lines.append(text)
+    return "\n".join(lines)
+
+
+def _options(group: str) -> Iterator[tuple[str, Path]]:
+    yield from sorted(search.groups().get(group, {}).items())
+
+
+def _experiments() -> tuple[tuple[str, ...], Rows]:
+    return ("experiment", "how to run it, what it gave"), [
+        (name, _comment(file)) for name, file in _options("experiment")
+    ]
+
+
+def _datasets() -> tuple[tuple[str, ...], Rows]:
+    return ("dataset", "what it is"), [(name, _comment(file)) for name, file in _options("dataset")]
+
+
+def _models_of(group: str) -> tuple[tuple[str, ...], Rows]:
+    import yaml
+
+    rows: Rows = []
+    for name, file in _options(group):
+        content = yaml.safe_load(file.read_text("utf-8")) or {}
+        rows.append((name, str(content.get("name", "")), _comment(file)))
+    return (group, "timm model", "notes"), rows
+
+
+def _models() -> tuple[tuple[str, ...], Rows]:
+    from distillcli.config.model_names import model_names, weight_tags
+
+    tags = weight_tags()
+    rows: Rows = [(name, " ".join(tag for tag in tags.get(name, ()) if tag)) for name in model_names()]
+    return ("model", "published weights (as NAME.TAG)"), rows
+
+
+def _terms() -> tuple[tuple[str, ...], Rows]:
+    from distillcli.terms import TERMS
+
+    rows: Rows = []
+    for name, term in sorted(TERMS.items()):
+        summary = (term.__doc__ or "").strip().split("\n")[0]
+        rows.append((name, "\n".join([summary, *_term_options(term)])))
+    return ("term", "what it is, and its options with their defaults"), rows
+
+
+def _term_options(term: Any) -> Iterator[str]:
+    for option in dataclasses.fields(term.Options):
+        if option.default is not dataclasses.MISSING:
+            default = option.default
+        elif option.default_factory is not dataclasses.MISSING:
+            default = option.default_factory()
+        else:
+            default = "(required)"
+        yield f"  {option.name}={_as_yaml(default)}"
+
+
+def _as_yaml(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def _runs() -> tuple[tuple[str, ...], Rows]:
+    rows: Rows = []
+    for file in sorted(Path("runs").glob("**/result.json")):
+        # Fitted teachers and controls are runs too; only the links named "latest" would show a run twice.
+        if any(part.is_symlink() for part in file.parents):
+            continue
+        try:
+            result = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(result, dict):
+            rows.append(_run_row(result, file.parent))
+    return ("name", "status", "student", "top-1", "teacher", "its top-1", "gap closed", "folder"), rows
+
+
+def _run_row(result: dict[str, Any], folder: Path) -> tuple[str, ...]:
+    student, teacher = result.get("student") or {}, result.get("teacher") or {}
+    gap = result.get("gap_closed")
+    return (
+        str(result.get("name", "")),
+        str(result.get("status", "")),
+        str(student.get("model", "")),
+        _percent(student.get("top1")),
+        str(teacher.get("model", "")),
+        _percent(teacher.get("top1")),
+        f"{gap:.0%}" if isinstance(gap, (int, float)) else "-",
+        str(folder),
+    )
+
+
+def _percent(value: Any) -> str:
+    return f"{value:.2f}%" if isinstance(value, (int, float)) else "-"
+
+
+TOPICS: dict[str, Callable[[], tuple[tuple[str, ...], Rows]]] = {
+    "experiments": _experiments,
+    "teachers": lambda: _models_of("teacher"),
+    "students": lambda: _models_of("student"),
+    "datasets": _datasets,
+    "terms": _terms,
+    "runs": _runs,
+    "models": _models,
+}
+_EMPTY = {"runs": "no runs here yet; start one with distill train"}
+_FOOTERS = {
+    "experiments": "run one: distill train experiment=NAME",
+    "teachers": "choose: teacher=NAME, or any timm model: teacher.name=MODEL (distill show models)",
+    "students": "choose: student=NAME, or any timm model: student.name=MODEL (distill show models)",
+    "datasets": "choose: dataset=NAME",
+    "terms": "add or change one: distill.terms.NAME.OPTION=VALUE; take one away: '~distill.terms.NAME'",
+}

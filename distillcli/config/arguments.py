@@ -1,0 +1,68 @@
+"""The arguments of a Hydra command: flags apart from overrides, in whatever order they were typed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from distillcli.errors import UserError, did_you_mean
+
+_ALIASES = {"-m": "--multirun", "-c": "--cfg", "-i": "--info", "-p": "--package", "-cd": "--config-dir"}
+_CHOICES = {
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
+_WITH_VALUE = ("--cfg", "--info", "--package", "--config-dir")
+FLAGS = ("--multirun", "--cfg", "--info", "--package", "--resolve", "--config-dir", "--help")
+
+
+@dataclass
+class Arguments:
+    """``flags`` are what Hydra gets, before any override; ``--config-dir`` is ours and stands apart."""
+
+    multirun: bool = False
+    inspect: bool = False  # --cfg or --info: show the config, run nothing
+    package: str | None = None  # with --cfg: only this part
+    flags: list[str] = field(default_factory=list)
+    config_folders: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+
+
+def parse(arguments: list[str]) -> Arguments:
+    """Raises UserError for an unknown flag or a flag without its value."""
+    found = Arguments()
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            found.overrides.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        flag = _ALIASES.get(flag, flag)
+        if flag not in FLAGS:
+            raise UserError(f"unknown flag {flag}{did_you_mean(flag, [*FLAGS, *_ALIASES])}")
+        if flag in _WITH_VALUE and not equals:
+            value = _take_value(flag, rest)
+        _add(found, flag, value)
+    if found.multirun and found.inspect:
+        raise UserError("--cfg and --info show one config; leave -m away")
+    return found
+
+
+def _take_value(flag: str, rest: list[str]) -> str:
+    if flag in _CHOICES and (not rest or rest[0] not in _CHOICES[flag]):
+        if flag == "--info":
+            return "all"
+        raise UserError(f"{flag} needs one of {', '.join(_CHOICES[flag])}, e.g. {flag} {_CHOICES[flag][0]}")
+    if not rest:
+        raise UserError(f"{flag} needs a value")
+    return rest.pop(0)
+
+
+def _add(found: Arguments, flag: str, value: str) -> None:
+    if flag == "--config-dir":
+        found.config_folders.append(value)
+        return
+    found.flags.extend([flag, value] if flag in _WITH_VALUE else [flag])
+    found.package = value if flag == "--package" else found.package
+    found.multirun = found.multirun or flag == "--multirun"
+    found.inspect = found.inspect or flag in ("--cfg", "--info")

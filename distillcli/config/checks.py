@@ -1,0 +1,284 @@
+"""Ranges and cross-checks of a composed config: everything that can be refused before anything heavy is imported.
+
+Every refusal is a UserError of one line: key, value, fix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from distillcli.config.model_names import HUB_PREFIXES, SCHEDULES, deprecated_names, model_names, optimizer_names
+from distillcli.config.schema import (
+    AugmentConfig,
+    DatasetConfig,
+    DistillConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TeacherConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from distillcli.errors import UserError, did_you_mean
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+FIT_MODES = ("auto", "never", "always")
+FORMATS = ("table", "json")
+
+
+def check(config: TrainConfig | EvalConfig) -> None:
+    """Raise UserError for the first thing in ``config`` that cannot work."""
+    _check_finite(dataclasses.asdict(config))
+    _check_trainer(config.trainer)
+    if isinstance(config, TrainConfig):
+        _check_train(config)
+    else:
+        _check_eval(config)
+
+
+def _check_train(config: TrainConfig) -> None:
+    _check_run_name(config.name)
+    _at_least("seed", config.seed, 0)
+    _check_distill(config.distill)
+    _check_optimizer(config.optimizer)
+    _check_schedule(config.schedule, config.trainer.epochs)
+    _check_augment(config.augment)
+    _check_model("student", config.student)
+    _check_model("teacher", config.teacher)
+    _check_teacher(config.teacher)
+    _check_dataset(config.dataset)
+    _check_folders(config)
+
+
+def _check_eval(config: EvalConfig) -> None:
+    if config.checkpoint is None:
+        raise UserError("distill eval needs checkpoint=...: a run folder, a checkpoint file or a timm model name")
+    _one_of("format", config.format, FORMATS)
+    _check_checkpoint("checkpoint", config.checkpoint, model_name_allowed=True)
+    if config.dataset is not None:
+        _check_dataset(config.dataset)
+
+
+def _check_run_name(name: str) -> None:
+    if not re.fullmatch(r"[\w.+-]+", name, re.ASCII) or name.startswith("."):
+        raise UserError(f"name={name!r}: it becomes a folder; use letters, digits and . _ + -")
+
+
+def _check_distill(config: DistillConfig) -> None:
+    if config.temperature <= 0:
+        raise UserError(f"distill.temperature={config.temperature}: must be above 0; 1 to 8 is usual")
+    if config.alpha is not None and not 0 <= config.alpha <= 1:
+        raise UserError(f"distill.alpha={config.alpha}: must be in [0, 1], or null for a plain weighted sum")
+    if not config.terms:
+        raise UserError("distill.terms is empty: add at least one, e.g. distill.terms.kl.weight=1 (distill show terms)")
+
+
+def _check_optimizer(config: OptimizerConfig) -> None:
+    name = config.name.lower().removeprefix("lookahead_")
+    _known("optimizer.name", name, optimizer_names())
+    _above_zero("optimizer.lr", config.lr)
+    _at_least("optimizer.weight_decay", config.weight_decay, 0)
+    if not 0 <= config.momentum < 1:
+        raise UserError(f"optimizer.momentum={config.momentum}: must be in [0, 1)")
+
+
+def _check_schedule(config: ScheduleConfig, epochs: int) -> None:
+    _known("schedule.name", config.name, SCHEDULES)
+    for key in ("warmup_epochs", "warmup_lr", "min_lr"):
+        _at_least(f"schedule.{key}", getattr(config, key), 0)
+    if config.warmup_epochs > epochs:
+        raise UserError(f"schedule.warmup_epochs={config.warmup_epochs}: longer than trainer.epochs={epochs}")
+    _above_zero("schedule.decay_epochs", config.decay_epochs)
+    _above_zero("schedule.decay_rate", config.decay_rate)
+    if config.name == "multistep" and not config.milestones:
+        raise UserError("schedule.milestones is empty: multistep needs epochs, e.g. schedule.milestones=[6,8]")
+    if sorted(set(config.milestones)) != list(config.milestones) or any(epoch < 1 for epoch in config.milestones):
+        raise UserError(f"schedule.milestones={config.milestones}: must be ascending epochs from 1")
+
+
+def _check_augment(config: AugmentConfig) -> None:
+    for key in ("flip", "erase"):
+        _share(f"augment.{key}", getattr(config, key))
+    for key in ("crop_area", "crop_ratio", "zoom"):
+        _ascending(f"augment.{key}", getattr(config, key))
+    if config.crop_area[1] > 1:
+        raise UserError(f"augment.crop_area={list(config.crop_area)}: a share of the image, at most 1")
+    for key in ("translate", "rotate", "shear", "brightness", "contrast", "saturation"):
+        _at_least(f"augment.{key}", getattr(config, key), 0)
+    for key in ("translate", "brightness", "contrast", "saturation"):
+        _share(f"augment.{key}", getattr(config, key))
+    if config.shear >= 90:
+        raise UserError(f"augment.shear={config.shear}: degrees, must be below 90")
+
+
+def _check_trainer(config: TrainerConfig) -> None:
+    for key in ("epochs", "batch_size", "accumulate"):
+        _at_least(f"trainer.{key}", getattr(config, key), 1)
+    if config.batch_size % config.accumulate:
+        sizes = f"trainer.batch_size={config.batch_size} is not divisible by trainer.accumulate={config.accumulate}"
+        raise UserError(f"{sizes}; every micro-batch must have the same size")
+    _one_of("trainer.precision", config.precision, PRECISIONS)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
+        hint = did_you_mean(config.device, ("auto", "cpu", "cuda", "mps"))
+        if config.device.lower().startswith("gpu"):
+            hint = f"; did you mean '{config.device.lower().replace('gpu', 'cuda')}'?"
+        raise UserError(f"trainer.device={config.device!r}: use auto, cpu, cuda, cuda:N or mps{hint}")
+    _at_least("trainer.workers", config.workers, 0)
+    _above_zero("trainer.checkpoint_minutes", config.checkpoint_minutes)
+    if config.threads is not None:
+        _at_least("trainer.threads", config.threads, 1)
+    if config.clip_grad is not None:
+        _above_zero("trainer.clip_grad", config.clip_grad)
+    if config.ema is not None and not 0 < config.ema < 1:
+        raise UserError(f"trainer.ema={config.ema}: a decay between 0 and 1, e.g. 0.9998, or null")
+
+
+def _check_model(key: str, config: ModelConfig) -> None:
+    if not config.name:
+        raise UserError(f"{key}.name is empty: give a timm model name (distill show models)")
+    if config.name.startswith("local-dir:"):
+        _check_existing(f"{key}.name", config.name.removeprefix("local-dir:"), shown=config.name)
+    elif not config.name.startswith(HUB_PREFIXES):
+        _known_model(f"{key}.name", config.name)
+    if config.checkpoint is not None:
+        _check_checkpoint(f"{key}.checkpoint", config.checkpoint)
+        if config.pretrained:
+            raise UserError(f"{key}.pretrained=true and {key}.checkpoint={config.checkpoint}: weights from two places")
+
+
+def _check_teacher(config: TeacherConfig) -> None:
+    _one_of("teacher.precision", config.precision, PRECISIONS)
+    _one_of("teacher.fit.mode", config.fit.mode, FIT_MODES)
+    _at_least("teacher.fit.epochs", config.fit.epochs, 1)
+    _above_zero("teacher.fit.lr", config.fit.lr)
+    _at_least("teacher.fit.weight_decay", config.fit.weight_decay, 0)
+
+
+def _check_dataset(config: DatasetConfig) -> None:
+    _at_least("dataset.image_size", config.image_size, 8)
+    if not 0 < config.val_fraction < 1:
+        raise UserError(f"dataset.val_fraction={config.val_fraction}: must be above 0 and below 1, e.g. 0.1")
+    if not 0 < config.crop_fraction <= 1:
+        raise UserError(f"dataset.crop_fraction={config.crop_fraction}: must be above 0 and at most 1")
+    _at_least("dataset.split_seed", config.split_seed, 0)
+    _at_least("dataset.memory_gb", config.memory_gb, 0)
+    _at_least("dataset.classes", config.classes, 2)
+    _at_least("dataset.samples", config.samples, 2)
+    if config.name == "folder":
+        _check_image_folder(config.root)
+
+
+def _check_image_folder(root: str | None) -> None:
+    layout = "expected ROOT/train/CLASS/*.jpg with ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg"
+    if root is None:
+        raise UserError(f"dataset.root is missing: dataset=folder needs dataset.root=PATH; {layout}")
+    _check_existing("dataset.root", root)
+    if not Path(root).is_dir():
+        raise UserError(f"dataset.root={root}: is a file, not a folder; {layout}")
+    if not any(entry.is_dir() for entry in Path(root).iterdir()):
+        raise UserError(f"dataset.root={root}: has no class folders; {layout}")
+
+
+def _check_folders(config: TrainConfig) -> None:
+    if config.resume is not None:
+        return
+    for key, value in (("out", config.out), ("runs", config.runs)):
+        if value is not None and Path(value).exists() and not Path(value).is_dir():
+            raise UserError(f"{key}={value}: is a file; name a folder")
+    if config.out is not None and Path(config.out).is_dir() and any(Path(config.out).iterdir()):
+        fix = f"continue it with resume={config.out}, or name another folder"
+        raise UserError(f"out={config.out}: the folder exists and is not empty; {fix}")
+
+
+def _check_checkpoint(key: str, value: str, model_name_allowed: bool = False) -> None:
+    if value.startswith("local-dir:"):
+        _check_existing(key, value.removeprefix("local-dir:"), shown=value)
+    elif not value.startswith(HUB_PREFIXES) and not (model_name_allowed and _is_model(value)):
+        _check_existing(key, value, others=model_names() if model_name_allowed else ())
+
+
+def _check_existing(key: str, value: str, shown: str | None = None, others: Collection[str] = ()) -> None:
+    path = Path(value).expanduser()
+    if not path.exists():
+        raise UserError(f"{key}={shown or value}: does not exist{nearest_path(path, others)}")
+
+
+def nearest_path(path: Path, others: Collection[str] = ()) -> str:
+    """``"; did you mean ...?"`` with the nearest names beside a path that does not exist, or where the path ends."""
+    parent = path.parent
+    if not parent.is_dir():
+        while not parent.is_dir() and parent != parent.parent:
+            parent = parent.parent
+        return f"; {parent} does" if str(parent) not in (".", "/") else ""
+    siblings = {entry.name: str(parent / entry.name) for entry in parent.iterdir()}
+    known = {**{name: name for name in others}, **siblings}
+    hint = did_you_mean(path.name, known)
+    for name, full in siblings.items():
+        hint = hint.replace(f"'{name}'", f"'{full}'")
+    return hint
+
+
+def _known_model(key: str, name: str) -> None:
+    if not _is_model(name):
+        hint = did_you_mean(name.split(".")[0], model_names())
+        raise UserError(f"{key}={name}: timm has no such model{hint or '; see distill show models PATTERN'}")
+
+
+def _is_model(name: str) -> bool:
+    """Whether timm knows ``name``, with or without a tag of weights. True when its names cannot be read."""
+    known = model_names()
+    return not known or name.split(".")[0] in known or name in deprecated_names()
+
+
+def _check_finite(config: dict[str, Any]) -> None:
+    for key, value in _numbers(config):
+        if not math.isfinite(value):
+            raise UserError(f"{key}={value}: must be a finite number")
+
+
+def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in pairs:
+        inner = f"{path}.{key}" if path else str(key)
+        if isinstance(value, float):
+            yield inner, value
+        else:
+            yield from _numbers(value, inner)
+
+
+def _at_least(key: str, value: float, low: float) -> None:
+    if value < low:
+        raise UserError(f"{key}={value}: must be at least {low}")
+
+
+def _above_zero(key: str, value: float) -> None:
+    if value <= 0:
+        raise UserError(f"{key}={value}: must be above 0")
+
+
+def _share(key: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"{key}={value}: must be in [0, 1]")
+
+
+def _ascending(key: str, value: list[float]) -> None:
+    if len(value) != 2 or not 0 < value[0] <= value[1]:
+        raise UserError(f"{key}={list(value)}: must be two ascending positive numbers, [low,high]")
+
+
+def _one_of(key: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{key}={value}: must be one of {', '.join(choices)}")
+
+
+def _known(key: str, value: str, choices: Collection[str]) -> None:
+    """Like ``_one_of`` for lists too long to print whole; an empty list means that it could not be read."""
+    if choices and value not in choices:
+        listed = f"; known: {', '.join(sorted(choices))}" if len(choices) < 15 else ""
+        raise UserError(f"{key}={value}: unknown{did_you_mean(value, choices) or listed}")

@@ -1,0 +1,182 @@
+"""From overrides to a typed, checked config, with every mistake as one readable line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, cast
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from distillcli.config import guard, search
+from distillcli.config.checks import check
+from distillcli.config.keys import dotted_keys, is_open
+from distillcli.config.overrides import SCHEMAS, normalise, quote, split, unknown_key
+from distillcli.config.schema import EvalConfig, TrainConfig
+from distillcli.errors import UserError, did_you_mean
+
+
+def compose(primary: str, overrides: list[str]) -> TrainConfig | EvalConfig:
+    """The typed config of one job.
+
+    ``primary``: "train" or "eval". Raises UserError, one line, for anything a user can mend.
+    """
+    return typed(primary, compose_raw(primary, normalise(primary, overrides)))
+
+
+def compose_raw(primary: str, overrides: list[str]) -> DictConfig:
+    """The composed config with its ``hydra`` node, guarded against code but not yet typed."""
+    register()
+    groups = search.groups()
+    for override in overrides:
+        check_override(primary, parse(override), groups)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(search.builtin_folder()), version_base="1.3"):
+            config = hydra_compose(primary, overrides, return_hydra_config=True)
+    except YAMLError as error:
+        raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
+    except (HydraException, OmegaConfBaseException, ValueError, KeyError, AssertionError) as error:
+        # The last three are how Hydra 1.3 answers some malformed files and options.
+        raise UserError(_message(primary, error, groups)) from error
+    if OmegaConf.get_type(config) is not SCHEMAS[primary]:
+        raise UserError(f"{primary}.yaml in your config folder must open its defaults with {primary}_schema")
+    guard.check_hydra(cast("dict[str, Any]", OmegaConf.to_container(config.hydra, resolve=False)))
+    return config
+
+
+def typed(primary: str, config: DictConfig) -> TrainConfig | EvalConfig:
+    """The dataclass of a composed config: nothing missing, nothing unknown, everything resolved and in range."""
+    known = dotted_keys(SCHEMAS[primary])
+    config = config.copy()
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra", None)
+    plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
+    guard.check_targets(plain)
+    for key in _keys(plain):
+        if key not in known and not is_open(key, known):
+            raise UserError(unknown_key(key, known))
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or _unresolved(config, plain)}: {str(error).splitlines()[0]}") from error
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(_missing(primary, missing[0]))
+    result = cast("TrainConfig | EvalConfig", OmegaConf.to_object(config))
+    check(result)
+    return result
+
+
+def register() -> None:
+    """Make the schemas and the user's folders known to Hydra; doing it twice does no harm."""
+    for primary, schema in SCHEMAS.items():
+        ConfigStore.instance().store(f"{primary}_schema", schema)
+    search.register()
+
+
+def parse(override: str) -> Override:
+    """Hydra's reading of one override. Raises UserError that says how to quote."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except (OverrideParseException, HydraException) as error:
+        key, value = split(override)[1:]
+        advice = f"""quote the value for distill and for the shell: "{key}={quote(value)}\""""
+        raise UserError(f"cannot read {override!r}; {advice}") from error
+
+
+def check_override(primary: str, override: Override, groups: dict[str, dict[str, Any]]) -> None:
+    """Raise UserError for an unknown key or an unknown option of a group, with the nearest names."""
+    key = override.get_key_element().lstrip("+~")
+    guard.check_override(key)
+    if key.startswith(("hydra.", "hydra/")):
+        return
+    if override.is_sweep_override():
+        raise UserError(
+            f"{override.input_line}: several values are a sweep; add -m, or quote the value to keep the commas"
+        )
+    known = dotted_keys(SCHEMAS[primary])
+    if key in groups and (key in known or primary == "train"):
+        option = override.value()
+        if not override.is_delete() and option not in list(groups[key]):
+            raise UserError(_unknown_option(key, "null" if option is None else str(option), list(groups[key])))
+    elif key not in known and not is_open(key, known):
+        raise UserError(unknown_key(key, known))
+
+
+def _unknown_option(group: str, option: str, options: list[str]) -> str:
+    hint = did_you_mean(option, options)
+    models = " (any timm model: " + group + ".name=NAME)" if group in ("teacher", "student") else ""
+    return f"unknown {group} {option!r}{hint or ';'} available: {', '.join(sorted(options))}{models}"
+
+
+def _keys(node: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{path}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{path}{key}.")
+
+
+def _missing(primary: str, key: str) -> str:
+    group = key.split(".")[0]
+    if primary == "eval" and group == "dataset":
+        return "dataset.name is missing; choose the data first, e.g. dataset=folder dataset.root=PATH"
+    return f"distill {primary} needs {key}=...; set it, or choose a {group} with {group}=NAME (distill show {group}s)"
+
+
+def _message(primary: str, error: Exception, groups: dict[str, dict[str, Any]]) -> str:
+    """One line for what Hydra and OmegaConf say in several."""
+    text, cause = str(error), error.__cause__
+    if isinstance(error, MissingConfigException):
+        lost = re.search(r"Could not find '(?:(.*)/)?([^/']*)'", text)
+        if lost and lost[1] in ("hydra/launcher", "hydra/sweeper"):
+            return f"{lost[1]}={lost[2]} is not installed; launchers: pip install 'distillcli[joblib]' or [submitit]"
+        if lost and lost[1] in groups:
+            return _named_by(text, _unknown_option(lost[1], lost[2], list(groups[lost[1]])), primary)
+    if isinstance(error, AssertionError) and primary == "eval":
+        return "dataset.* needs a data set first, e.g. dataset=folder dataset.root=PATH"
+    detail = str(cause) if isinstance(cause, OmegaConfBaseException) else text
+    full_key = re.search(r"full_key: (\S+)", detail)
+    if full_key:
+        return _named_by(text, _bad_value(primary, full_key[1], detail, text, set(groups)), primary)
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _named_by(text: str, message: str, primary: str) -> str:
+    """Prefix the config file that Hydra blames, if it is not just the primary config."""
+    blamed = re.match(r"In '(.+?)'", text)
+    if not blamed or blamed[1] == primary:
+        return message
+    group, _, option = blamed[1].rpartition("/")
+    file = search.groups().get(group, {}).get(option)
+    return f"{file or blamed[1]}: {message}"
+
+
+def _bad_value(primary: str, key: str, detail: str, text: str, groups: set[str]) -> str:
+    known = dotted_keys(SCHEMAS[primary])
+    if key not in known and not is_open(key, known):
+        if key in groups:
+            return f"{key}.* is not part of the schema; the file needs '# @package _global_' as its first line"
+        return unknown_key(key, known)
+    value = re.search(r"Value '(.*?)' (?:of type|is not)", detail) or re.search(r"override [^=\s]+=(.*)", text)
+    shown = f"={value[1]}" if value else ""
+    return f"{key}{shown}: expected {known.get(key, 'another type')}"
+
+
+def _unresolved(config: DictConfig, plain: dict[str, Any]) -> str:
+    """The key whose interpolation fails; OmegaConf does not always name it."""
+    for key in _keys(plain):
+        try:
+            OmegaConf.select(config, key)
+        except OmegaConfBaseException:
+            return key
+    return "interpolation"

@@ -1,0 +1,14 @@
+"""What a command is told about the job it runs, beside its config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Job:
+    overrides: tuple[str, ...]  # this job's own overrides, in Hydra's spelling; they belong into environment.json
+    command: str  # the shell line as it was typed
+    sweep_folder: Path | None  # the folder of the whole sweep, None for a single run
+    folder: Path | None  # this job's folder inside the sweep; it exists already and may hold an interrupted run

@@ -1,0 +1,45 @@
+"""Every dotted key of a schema, for did-you-mean and shell completion."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+
+def schema_of(annotation: Any) -> type | None:
+    """The dataclass behind an annotation, Optional or not; None for a plain value."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        inner = [part for part in typing.get_args(annotation) if part is not type(None)]
+        annotation = inner[0] if len(inner) == 1 else None
+    return annotation if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) else None
+
+
+def dotted_keys(schema: type) -> dict[str, str]:
+    """Dotted key -> its type as a word. The type "mapping" marks a place where new keys are welcome."""
+    found: dict[str, str] = {}
+    for name, annotation in typing.get_type_hints(schema).items():
+        nested = schema_of(annotation)
+        found[name] = "config" if nested else _word(annotation)
+        if nested:
+            found |= {f"{name}.{key}": word for key, word in dotted_keys(nested).items()}
+    return found
+
+
+def _word(annotation: Any) -> str:
+    if typing.get_origin(annotation) is dict:
+        return "mapping"
+    plain = [part for part in typing.get_args(annotation) if part is not type(None)]
+    if typing.get_origin(annotation) is typing.Union:
+        return f"{_word(plain[0])} or null"
+    if typing.get_origin(annotation) is list:
+        return f"list of {_word(plain[0])}s"
+    words = {"bool": "true or false", "int": "whole number", "float": "number", "str": "text"}
+    return words.get(annotation.__name__, str(annotation.__name__))
+
+
+def is_open(key: str, known: dict[str, str]) -> bool:
+    """Whether ``key`` lies inside one of the open mappings, e.g. ``distill.terms.kl.weight``."""
+    parts = key.split(".")
+    return any(known.get(".".join(parts[:length])) == "mapping" for length in range(1, len(parts)))

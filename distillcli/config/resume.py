@@ -1,0 +1,89 @@
+"""``resume=RUN``: the recorded overrides again, and a refusal of every change that would make it another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from distillcli.config.checks import nearest_path
+from distillcli.config.overrides import key_of
+from distillcli.config.schema import TrainConfig
+from distillcli.errors import UserError
+
+# What may differ between the parts of one run: it changes where and how fast, never what is computed.
+NEUTRAL_KEYS = frozenset(
+    {
+        "trainer.workers",
+        "trainer.device",
+        "trainer.threads",
+        "trainer.checkpoint_minutes",
+        "dataset.root",
+        "dataset.memory_gb",
+        "runs",
+        "resume",
+        "out",
+    }
+)
+
+
+def recorded_overrides(run: Path) -> list[str]:
+    """The overrides with which ``run`` was started. Raises UserError if it is not a run folder."""
+    if not run.is_dir():
+        raise UserError(
+            f"resume={run}: {'is a file, not a run folder' if run.exists() else 'does not exist'}" + near(run)
+        )
+    file = run / "environment.json"
+    try:
+        overrides = json.loads(file.read_text("utf-8"))["overrides"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"resume={run}: is not a run folder, {file.name} is missing or broken") from error
+    return [str(override) for override in overrides]
+
+
+def near(run: Path) -> str:
+    return "" if run.exists() else nearest_path(run)
+
+
+def merge(recorded: list[str], typed: list[str]) -> list[str]:
+    """``recorded`` with every key that was typed again replaced by its typed value, then the new ones."""
+    replaced = {key_of(override) for override in typed}
+    return [override for override in recorded if key_of(override) not in replaced] + typed
+
+
+def check_unchanged(run: Path, config: TrainConfig) -> list[str]:
+    """Compare with the config that ``run`` saved; return the allowed differences as ``key: old -> new``.
+
+    Raises UserError listing every other difference.
+    """
+    try:
+        saved = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"resume={run}: its config.yaml is missing or broken") from error
+    old, new = _flatten(saved), _flatten(dataclasses.asdict(config))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    lines = {key: f"{key}: {_show(old, key)} -> {_show(new, key)}" for key in changed}
+    refused = [line for key, line in lines.items() if key not in NEUTRAL_KEYS]
+    if refused:
+        raise UserError(
+            f"resume={run}: this would be another run: {'; '.join(refused)}; start a new run without resume="
+        )
+    return [line for key, line in lines.items() if key not in ("resume", "out")]
+
+
+def _show(flat: dict[str, Any], key: str) -> str:
+    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "(not set)"
+
+
+def _flatten(node: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict) or not node:
+        return {path: node} if path else {}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= _flatten(value, f"{path}.{key}" if path else str(key))
+    return flat

@@ -1,0 +1,72 @@
+"""Where configs are looked for: the user's folders first, then the built-in ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from distillcli.errors import UserError
+
+ENVIRONMENT_VARIABLE = "DISTILL_CONFIG_DIR"
+
+_user_folders: list[Path] = []
+_registered = False
+
+
+def builtin_folder() -> Path:
+    """The configs inside the installed package or, in a checkout, beside it."""
+    package = Path(__file__).resolve().parent.parent
+    packaged = package / "configs"
+    return packaged if packaged.is_dir() else package.parent / "configs"
+
+
+def use(folders: Iterable[str]) -> None:
+    """Set the user's folders, as given with ``--config-dir``; those of the environment come after them.
+
+    Raises UserError for a folder that does not exist.
+    """
+    from_environment = [part for part in os.environ.get(ENVIRONMENT_VARIABLE, "").split(os.pathsep) if part]
+    sources = [("--config-dir", folder) for folder in folders]
+    sources += [(ENVIRONMENT_VARIABLE, folder) for folder in from_environment]
+    found = []
+    for origin, folder in sources:
+        path = Path(folder).expanduser().absolute()
+        if not path.is_dir():
+            raise UserError(f"{origin}: {folder} is not a folder; it should hold configs as GROUP/NAME.yaml")
+        found.append(path)
+    _user_folders[:] = found
+
+
+def folders() -> list[Path]:
+    """All config folders; for a name that exists in several, the first one wins."""
+    return [*_user_folders, builtin_folder()]
+
+
+def groups() -> dict[str, dict[str, Path]]:
+    """Group -> option -> its YAML file, for all that can be chosen with ``group=option``."""
+    found: dict[str, dict[str, Path]] = {}
+    for folder in folders():
+        for file in sorted(folder.rglob("*.yaml")):
+            group = file.parent.relative_to(folder).as_posix()
+            if group != "." and not group.startswith("hydra"):
+                found.setdefault(group, {}).setdefault(file.stem, file)
+    return found
+
+
+def register() -> None:
+    """Tell Hydra about the user's folders. Hydra's own ``--config-dir`` puts them last, where they never win."""
+    global _registered
+    if _registered:
+        return
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class UserFoldersFirst(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for folder in _user_folders:
+                search_path.prepend("distill", f"file://{folder}", anchor="main")
+
+    Plugins.instance().register(UserFoldersFirst)
+    _registered = True

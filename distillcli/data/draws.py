@@ -1,0 +1,38 @@
+"""Random numbers as a pure function of what they are for.
+
+A counter-based generator: the number is a hash of (seed, stream, view, index, draw). No state, so a view can be asked for
+again in any order, by any process, and is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+# SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): an odd increment and a finaliser whose output passes BigCrush.
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _finalise(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    finalised: NDArray[np.uint64] = state ^ (state >> np.uint64(31))
+    return finalised
+
+
+def uniform(seed: int, stream: str, view: int, index: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
+    """``len(index)`` x ``draws`` numbers in [0, 1): row ``i`` belongs to (seed, stream, view, index[i])."""
+    digest = hashlib.blake2b(f"{seed}/{stream}/{view}".encode(), digest_size=8).digest()
+    start = np.uint64(int.from_bytes(digest, "little"))
+    with np.errstate(over="ignore"):
+        rows = _finalise(start + index.astype(np.uint64) * _INCREMENT)
+        cells = _finalise(rows[:, None] + np.arange(1, draws + 1, dtype=np.uint64) * _INCREMENT)
+    numbers: NDArray[np.float64] = (cells >> np.uint64(11)) * 2.0**-53
+    return numbers
+
+
+def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """The order in which ``count`` images are shown in ``epoch``."""
+    return np.argsort(uniform(seed, "order", epoch, np.arange(count), 1)[:, 0], kind="stable")

@@ -1,0 +1,281 @@
+"""Batches of views on the device.
+
+Small sets live decoded in memory, on the device, and whole batches are augmented at once. Large ones stream through loader
+processes that decode, crop and resize; everything after the crop happens on the device as well. Which images form a batch
+is a pure function of (seed, epoch, step, rank, world size): the loader's settings change nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import functools
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.synchronize import Event
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as image_ops
+
+from distillcli.config.schema import AugmentConfig, DatasetConfig
+from distillcli.data.draws import permutation
+from distillcli.data.source import ArrayImages, Images, Source, Split
+from distillcli.data.views import Floats, Views, centre_boxes, crop_boxes, cut, draw, plain, render
+from distillcli.errors import UserError
+from distillcli.runtime import Runtime
+from distillcli.types import Batch
+
+# Rows are computed in batches of one size wherever numbers are compared: sums in other shapes round differently.
+EVALUATION_BATCH = 256
+# Decoded images keep this much more than the view's side, so that random crops are not enlarged beyond need.
+STORED_MARGIN = 1.25
+WORKER_TIMEOUT_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Cropping:
+    """Which crops to take: those of ``recipe`` in ``view``, or the centred squares of evaluation if it is None."""
+
+    recipe: AugmentConfig | None
+    seed: int
+    view: int
+    fraction: float
+
+    def boxes(self, index: NDArray[np.int64], aspects: Floats) -> Floats:
+        if self.recipe is None:
+            return centre_boxes(aspects, self.fraction)
+        return crop_boxes(self.recipe, self.seed, self.view, index, aspects, self.fraction)
+
+
+class Store(Protocol):
+    """Holds the pixels of a split."""
+
+    @property
+    def crops(self) -> bool:
+        """Whether ``fetch`` returns the crops, or whole images that are still to be cropped."""
+        ...
+
+    def aspects(self, index: NDArray[np.int64]) -> Floats:
+        """Width / height of the images. Meaningful only where ``fetch`` does not crop."""
+        ...
+
+    def fetch(self, plan: Sequence[tuple[Cropping, NDArray[np.int64]]]) -> Iterator[Tensor]:
+        """For each batch of the plan its pixels on the device: B x H x W x 3, uint8."""
+        ...
+
+
+@dataclass(frozen=True)
+class MemoryStore:
+    """All images decoded, squeezed to one size: boxes are shares of the image, so nothing is lost but resolution."""
+
+    pixels: Tensor  # N x H x W x 3, uint8, on the device
+    widths_by_heights: Floats  # N
+    crops: bool = False
+
+    def aspects(self, index: NDArray[np.int64]) -> Floats:
+        return self.widths_by_heights[index]
+
+    def fetch(self, plan: Sequence[tuple[Cropping, NDArray[np.int64]]]) -> Iterator[Tensor]:
+        for _, index in plan:
+            yield self.pixels[torch.from_numpy(index).to(self.pixels.device)]
+
+
+class StreamStore:
+    """Images decoded, cropped and resized when they are asked for, in ``workers`` processes."""
+
+    crops = True
+
+    def __init__(self, images: Images, size: int, workers: int, runtime: Runtime) -> None:
+        self._plan: list[list[tuple[Cropping, int]]] = []
+        self._runtime = runtime
+        self._loader = _loader(_Crops(images, size), self._plan, workers, runtime)
+
+    def aspects(self, index: NDArray[np.int64]) -> Floats:
+        return np.ones(len(index))
+
+    def fetch(self, plan: Sequence[tuple[Cropping, NDArray[np.int64]]]) -> Iterator[Tensor]:
+        self._plan[:] = [[(cropping, int(position)) for position in index] for cropping, index in plan]
+        for item in self._loader:
+            yield _unwrap(item).to(self._runtime.device, non_blocking=self._runtime.non_blocking)
+
+
+class _Crops(Dataset["Tensor | UserError"]):
+    def __init__(self, images: Images, size: int) -> None:
+        self.images = images
+        self.size = size
+
+    def __getitem__(self, request: tuple[Cropping, int]) -> Tensor | UserError:
+        cropping, position = request
+        try:
+            pixels = self.images.read(position)
+        except UserError as error:
+            return error
+        aspects = np.array([pixels.shape[1] / pixels.shape[0]])
+        return cut(torch.from_numpy(pixels), cropping.boxes(np.array([position]), aspects)[0], self.size)
+
+
+class _Squeezed(Dataset["Tensor | UserError"]):
+    """Whole images resized to side x side, the aspect ratio kept apart as two trailing float32 in bytes."""
+
+    def __init__(self, images: Images, side: int) -> None:
+        self.images = images
+        self.side = side
+
+    def __getitem__(self, position: int) -> Tensor | UserError:
+        try:
+            pixels = self.images.read(position)
+        except UserError as error:
+            return error
+        squeezed = image_ops.resize(torch.from_numpy(pixels).permute(2, 0, 1), [self.side, self.side], antialias=True)
+        aspect = torch.tensor([pixels.shape[1] / pixels.shape[0]], dtype=torch.float64)
+        return torch.cat([squeezed.permute(1, 2, 0).reshape(-1), aspect.view(torch.uint8)])
+
+
+def _stack(items: list[Tensor | UserError]) -> Tensor | UserError:
+    """Collate: a broken image travels as its error, since a worker's exception arrives as a page of traceback."""
+    tensors = [item for item in items if isinstance(item, Tensor)]
+    if len(tensors) < len(items):
+        return next(item for item in items if isinstance(item, UserError))
+    return torch.stack(tensors)
+
+
+def _unwrap(item: Tensor | UserError) -> Tensor:
+    if isinstance(item, UserError):
+        raise item
+    return item
+
+
+def _spare_from_signals(closing: Event, _worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; only the main process may act on them, after saving.
+
+    At exit, multiprocessing ends its workers by SIGTERM and waits for them: from then on it must be obeyed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.is_set() else None)
+
+
+def _loader(
+    dataset: Dataset[Tensor | UserError], plan: Sequence[object], workers: int, runtime: Runtime
+) -> DataLoader[Tensor | UserError]:
+    closing = multiprocessing.Event()
+    if workers:
+        atexit.register(closing.set)  # runs before multiprocessing's own, which was registered earlier
+    return DataLoader(
+        dataset,
+        batch_sampler=plan,  # type: ignore[arg-type]  # any iterable of lists of requests
+        num_workers=workers,
+        collate_fn=_stack,
+        pin_memory=runtime.device.type == "cuda",
+        timeout=WORKER_TIMEOUT_SECONDS if workers else 0,
+        worker_init_fn=functools.partial(_spare_from_signals, closing),
+        persistent_workers=workers > 0,
+    )
+
+
+def open_store(images: Images, config: DatasetConfig, workers: int, runtime: Runtime, memory_bytes: float) -> Store:
+    """Decode ``images`` into memory when they take at most ``memory_bytes``, else prepare to stream them."""
+    stored = round(config.image_size * STORED_MARGIN)
+    if isinstance(images, ArrayImages):
+        height, width = images.pixels.shape[1:3]
+        if images.pixels.nbytes <= memory_bytes and max(height, width) <= stored:
+            pixels = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(runtime.device)
+            return MemoryStore(pixels, np.full(len(images), width / height))
+    if len(images) * stored**2 * 3 > memory_bytes:
+        return StreamStore(images, config.image_size, workers, runtime)
+    plan = [list(range(start, min(start + 64, len(images)))) for start in range(0, len(images), 64)]
+    rows = torch.cat([_unwrap(item) for item in _loader(_Squeezed(images, stored), plan, workers, runtime)])
+    aspects = rows[:, -8:].contiguous().view(torch.float64)[:, 0].numpy()
+    return MemoryStore(rows[:, :-8].reshape(-1, stored, stored, 3).to(runtime.device), aspects)
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loader:
+    """The batches of one split. ``labels``: N, int64, on the device."""
+
+    store: Store
+    labels: Tensor
+    config: DatasetConfig
+    runtime: Runtime
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches only: a last batch of one image has no batch statistics. A small set is one batch."""
+        return max(1, len(self) // batch_size)
+
+    def epoch(
+        self, recipe: AugmentConfig, seed: int, epoch: int, batch_size: int, micro_batches: int = 1, first_step: int = 0
+    ) -> Iterator[list[Batch]]:
+        """From ``first_step`` on, this rank's share of every global batch of ``epoch``, as ``micro_batches`` parts."""
+        order = permutation(seed, epoch, len(self))
+        world, rank = self.runtime.world, self.runtime.rank
+        share = min(batch_size, len(self)) // (world * micro_batches)
+        cropping = Cropping(recipe, seed, epoch, self.config.crop_fraction)
+        plan = []
+        for step in range(first_step, self.steps_per_epoch(batch_size)):
+            mine = order[step * batch_size : (step + 1) * batch_size][rank::world]
+            plan += [(cropping, mine[part * share : (part + 1) * share]) for part in range(micro_batches)]
+        parts: list[Batch] = []
+        for (_, index), pixels in zip(plan, self.store.fetch(plan), strict=True):
+            views = draw(
+                recipe,
+                seed,
+                epoch,
+                index,
+                self.store.aspects(index),
+                self.config.crop_fraction,
+                self.config.image_size,
+            )
+            parts.append(self._batch(index, pixels, views))
+            if len(parts) == micro_batches:
+                yield parts
+                parts = []
+
+    def plain(self) -> Iterator[Batch]:
+        """This rank's share of the split for evaluation: every image once over all ranks, none twice."""
+        mine = np.arange(self.runtime.rank, len(self), self.runtime.world)
+        cropping = Cropping(None, 0, 0, self.config.crop_fraction)
+        plan = [(cropping, mine[start : start + EVALUATION_BATCH]) for start in range(0, len(mine), EVALUATION_BATCH)]
+        for (_, index), pixels in zip(plan, self.store.fetch(plan), strict=True):
+            yield self._batch(index, pixels, plain(self.store.aspects(index), self.config.crop_fraction))
+
+    def _batch(self, index: NDArray[np.int64], pixels: Tensor, views: Views) -> Batch:
+        if self.store.crops:
+            views = dataclasses.replace(views, boxes=np.tile([0.0, 0.0, 1.0, 1.0], (len(index), 1)))
+        positions = torch.from_numpy(index).to(self.runtime.device)
+        return Batch(render(pixels, views, self.config.image_size), self.labels[positions], positions)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A source, opened for training."""
+
+    source: Source
+    train: Loader
+    val: Loader
+    evaluation: Loader  # the split that is reported: test, or val when there is no test part
+
+
+def open_data(source: Source, config: DatasetConfig, workers: int, runtime: Runtime) -> Data:
+    """Loaders for the parts of ``source``; each part takes its share of ``dataset.memory_gb``."""
+    total = len(source.train.labels) + len(source.val.labels) + (len(source.test.labels) if source.test else 0)
+
+    def loader(split: Split) -> Loader:
+        share = config.memory_gb * 1e9 * len(split.labels) / total
+        store = open_store(split.images, config, workers, runtime, share)
+        return Loader(store, torch.from_numpy(split.labels).to(runtime.device), config, runtime)
+
+    train, val = loader(source.train), loader(source.val)
+    return Data(source, train, val, val if source.test is None else loader(source.test))

@@ -1,0 +1,74 @@
+"""The table of data sets, and the checks that hold for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from distillcli.config.schema import DatasetConfig
+from distillcli.data.builtin import open_digits, open_fake
+from distillcli.data.folder import open_folder
+from distillcli.data.source import Source
+from distillcli.data.torchvision_sets import TORCHVISION_SETS, open_torchvision
+from distillcli.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class KnownDataset:
+    open: Callable[[DatasetConfig], Source]
+    about: str  # one line
+
+
+DATASETS: dict[str, KnownDataset] = {
+    "digits": KnownDataset(open_digits, "handwritten digits, 8 x 8 gray, comes with scikit-learn: 10 classes"),
+    "folder": KnownDataset(open_folder, "your images: dataset.root=PATH with a folder per class, or train/ and val/"),
+    "fake": KnownDataset(open_fake, "synthetic patterns to try things out: dataset.classes and dataset.samples"),
+} | {
+    name: KnownDataset(open_torchvision, f"{record.about}: {record.count} classes")
+    for name, record in TORCHVISION_SETS.items()
+}
+
+
+def open_source(config: DatasetConfig) -> Source:
+    """The data set called ``config.name``, checked. Raises UserError, naming the row, for a label that is no class.
+
+    An unknown name is an error and never taken for a folder.
+    """
+    if config.name not in DATASETS:
+        raise UserError(
+            f"unknown data set {config.name!r}{did_you_mean(config.name, DATASETS)}"
+            " (a folder of images is dataset=folder dataset.root=PATH; all sets: distill show datasets)"
+        )
+    source = DATASETS[config.name].open(config)
+    check_source(source)
+    return source
+
+
+def check_source(source: Source) -> None:
+    """What training relies on. Raises UserError for data with fewer than two classes, empty parts or stray labels."""
+    count = len(source.classes)
+    if count < 2:
+        raise UserError(f"{source.name}: {count} class; a classifier needs at least two")
+    if len(set(source.classes)) < count:
+        twice = sorted(name for name in set(source.classes) if source.classes.count(name) > 1)
+        raise UserError(f"{source.name}: two classes are called {twice[0]!r}; rename one")
+    for part, split in (("train", source.train), ("val", source.val), ("test", source.test)):
+        if split is None:
+            continue
+        if len(split.images) != len(split.labels):
+            raise UserError(
+                f"{source.name}: the {part} part has {len(split.images)} images but {len(split.labels)} labels;"
+                " the files are incomplete, fetch them again"
+            )
+        if not len(split.labels):
+            raise UserError(f"{source.name}: the {part} part is empty; add images to it")
+        assert split.labels.dtype == np.int64
+        stray = np.flatnonzero((split.labels < 0) | (split.labels >= count))
+        if len(stray):
+            row = int(stray[0])
+            raise UserError(
+                f"{source.name}: row {row} of the {part} part ({split.images.name(row)!r}) has label"
+                f" {split.labels[row]}, outside 0..{count - 1}; correct or remove it"
+            )

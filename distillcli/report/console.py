@@ -1,0 +1,332 @@
+"""What a person sees on the terminal: the opening panel, the epochs, the closing table, warnings.
+
+Printing never ends a training: a closed pipe, a full disk behind ``> log`` or a terminal without Unicode only costs
+the output. Class names, paths and config values are user text and are never read as markup or escape codes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, TextIO, cast
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from distillcli.report.format import (
+    DASH,
+    Grid,
+    best_sentence,
+    clean,
+    closing_grid,
+    count,
+    evaluation_grid,
+    fixed,
+    gap_sentence,
+    heading,
+    load_line,
+    number,
+    significant,
+    size_words,
+    status_sentence,
+    text,
+    timing_words,
+    transposed,
+)
+
+# For terminals that cannot show them (LANG=C).
+_ASCII = str.maketrans({"×": "x", "–": "-", "—": "-", "±": "+/-", "·": "*", "…": "...", "→": "->"})  # noqa: RUF001
+
+
+class _Stream:
+    """``sys.stdout`` or ``sys.stderr`` as it is at the time of writing, which may be None, closed or not Unicode.
+
+    rich would end the process on a closed pipe; here the stream falls silent and the training goes on.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.dead: TextIO | None = None
+
+    def _target(self) -> TextIO | None:
+        stream: TextIO | None = sys.stdout if self.name == "stdout" else sys.stderr
+        return None if stream is None or stream is self.dead or stream.closed else stream
+
+    @property
+    def encoding(self) -> str:
+        stream = self._target()
+        return (stream.encoding if stream else None) or "utf-8"
+
+    def isatty(self) -> bool:
+        stream = self._target()
+        return stream is not None and stream.isatty()
+
+    def fileno(self) -> int:
+        stream = self._target()
+        if stream is None:
+            raise OSError(f"{self.name} is closed")
+        return stream.fileno()
+
+    def write(self, words: str) -> int:
+        stream = self._target()
+        if stream is None:
+            return len(words)
+        try:
+            try:
+                stream.write(words)
+            except UnicodeEncodeError:
+                plain = words.translate(_ASCII).encode(self.encoding, "replace")
+                stream.write(plain.decode(self.encoding))
+        except OSError as error:
+            self._give_up(stream, error)
+        return len(words)
+
+    def flush(self) -> None:
+        stream = self._target()
+        if stream is None:
+            return
+        try:
+            stream.flush()
+        except OSError as error:
+            self._give_up(stream, error)
+
+    def _give_up(self, stream: TextIO, error: OSError) -> None:
+        self.dead = stream
+        # Python flushes what is left once more at exit, and would then end with code 120.
+        with contextlib.suppress(OSError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+        if self.name == "stdout" and not isinstance(error, BrokenPipeError):
+            warn(f"nothing more is written to stdout: {error}")
+
+
+def _console(name: str) -> Console:
+    return Console(file=cast(IO[str], _Stream(name)), highlight=False, markup=False, emoji=False)
+
+
+CONSOLE = _console("stdout")
+ERRORS = _console("stderr")
+
+_live: list[Bar] = []  # the bar that is on the terminal now, at most one
+
+
+@contextlib.contextmanager
+def _bar_paused() -> Iterator[None]:
+    """Take the bar off the terminal while something is written to the other stream."""
+    for bar in _live:
+        bar.stop()
+    try:
+        yield
+    finally:
+        for bar in _live:
+            bar.start()
+
+
+def say(words: str = "") -> None:
+    """One line on stdout, never broken, so that it can be copied and searched."""
+    CONSOLE.print(Text(clean(words)), soft_wrap=True)
+
+
+def warn(words: str) -> None:
+    """One yellow line on stderr."""
+    with _bar_paused():
+        ERRORS.print(Text(f"warning: {clean(words)}", style="yellow"), soft_wrap=True)
+
+
+def sentence(words: str, style: str = "") -> None:
+    """A sentence on stdout, broken between words at the terminal's width; nothing when it is empty."""
+    if words:
+        CONSOLE.print(Text(clean(words), style=style))
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The facts of a run before its first step. ``teacher`` is None for the run of a teacher or a control."""
+
+    student: str  # timm name
+    student_params: int | None
+    student_macs: int | None  # per image
+    teacher: str | None
+    teacher_params: int | None
+    teacher_macs: int | None
+    dataset: str
+    classes: int
+    train: int  # images of each part
+    val: int
+    test: int
+    objective: str  # in words: "0.1·ce + 0.9·kl(T=4)"
+    device: str  # "cpu, 8 threads" or the GPU's name
+    precision: str
+    run: str  # path of the run folder
+
+
+def _model_words(name: str, params: int | None, macs: int | None) -> str:
+    sizes = [f"{count(value)} {unit}" for value, unit in ((params, "parameters"), (macs, "MACs")) if value is not None]
+    return ", ".join([name, *sizes])
+
+
+def opening(facts: Opening) -> None:
+    """The panel at the start of a run."""
+    rows = []
+    if facts.teacher is not None:
+        rows.append(("teacher", _model_words(facts.teacher, facts.teacher_params, facts.teacher_macs)))
+    rows.append(("student", _model_words(facts.student, facts.student_params, facts.student_macs)))
+    if facts.teacher is not None:
+        rows.append(
+            ("", size_words(facts.teacher_params, facts.student_params, facts.teacher_macs, facts.student_macs))
+        )
+    parts = ", ".join(
+        f"{size:,} {part}" for part, size in (("train", facts.train), ("val", facts.val), ("test", facts.test)) if size
+    )
+    rows.append(("data", f"{facts.dataset}, {facts.classes} classes: {parts}"))
+    rows.append(("objective", facts.objective))
+    rows.append(("device", f"{facts.device}, {facts.precision}"))
+    rows.append(("run folder", facts.run))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, words in rows:
+        if words:
+            table.add_row(name, Text(clean(words), overflow="fold"))
+    CONSOLE.print(Panel(table, title=Text("distill"), title_align="left", expand=False, padding=(0, 1)))
+
+
+def epoch_line(label: str, epochs: int, train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """``student  epoch  3/10  loss 1.234  ce 0.900  kl 0.300  val top-1 81.5  lr 0.0029  912 img/s``"""
+    number_of_epoch = number(train, "epoch")
+    counter = DASH if number_of_epoch is None else f"{number_of_epoch:.0f}"
+    cells = [label, f"epoch {counter:>{len(str(epochs))}}/{epochs}", f"loss {fixed(number(train, 'loss'), 3)}"]
+    cells += [f"{key[5:]} {fixed(number(train, key), 3)}" for key in train if key.startswith("loss/")]
+    if evaluation:
+        cells.append(f"{text(evaluation, 'split') or 'val'} top-1 {fixed(number(evaluation, 'top1'))}")
+    cells.append(f"lr {significant(number(train, 'lr'), 2)}")
+    cells.append(f"{fixed(number(train, 'images_per_second'), 0)} img/s")
+    return "  ".join(cells)
+
+
+class Progress:
+    """The running epoch as a bar, on a terminal only, and one plain line per finished epoch, always.
+
+    ``done`` is the number of optimizer steps a resumed run has behind it.
+    """
+
+    def __init__(self, label: str, epochs: int, steps_per_epoch: int, done: int = 0) -> None:
+        self.label = clean(label)
+        self.epochs = epochs
+        self.steps = max(1, steps_per_epoch)
+        self.finished = done // self.steps
+        self.start = done % self.steps
+        self.bar: Bar | None = None
+        self.task = TaskID(0)
+
+    def _title(self) -> str:
+        return f"{self.label}  epoch {min(self.finished + 1, self.epochs)}/{self.epochs}"
+
+    def __enter__(self) -> Progress:
+        # Not Console.is_terminal: FORCE_COLOR makes that true for a file, which a moving bar would fill.
+        if cast(_Stream, CONSOLE.file).isatty() and not CONSOLE.is_dumb_terminal:
+            self.bar = Bar(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[loss]}", markup=False),
+                TimeRemainingColumn(compact=True),
+                console=CONSOLE,
+                transient=True,
+                # rich would put its own proxies in place of sys.stdout and sys.stderr.
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self.task = self.bar.add_task(self._title(), total=self.steps, completed=self.start, loss="")
+            self.bar.start()
+            _live.append(self.bar)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            _live.remove(self.bar)
+            self.bar.stop()
+            self.bar = None
+
+    def step(self, loss: float | None) -> None:
+        """After every optimizer step. None leaves the loss shown as it is: reading it may cost a synchronisation."""
+        if self.bar is None:
+            return
+        if loss is None:
+            self.bar.update(self.task, advance=1)
+        else:
+            self.bar.update(self.task, advance=1, loss=f"loss {loss:.3f}")
+
+    def epoch(self, train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
+        """After every epoch, with the two objects that go to ``metrics.jsonl``; ``evaluation`` may be empty."""
+        say(epoch_line(self.label, self.epochs, train, evaluation))
+        self.finished += 1
+        if self.bar is not None:
+            if self.finished < self.epochs:
+                self.bar.reset(self.task, description=self._title(), total=self.steps, loss="")
+            else:
+                self.bar.update(self.task, visible=False)
+
+
+def grid_width(grid: Grid) -> int:
+    """Columns of the terminal that a grid needs without breaking a cell."""
+    widths = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in transposed(grid)]
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def print_grid(grid: Grid, numbers_from: int = 1, upright: bool = True) -> None:
+    """A plain table; columns from ``numbers_from`` on are right-aligned.
+
+    With ``upright=False`` the rows become the columns, and line breaks of the header become spaces.
+    """
+    if not upright:
+        grid = transposed([[cell.replace("\n", " ") for cell in grid[0]], *grid[1:]])
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for index, name in enumerate(grid[0]):
+        justify = "left" if index < numbers_from else "right"
+        table.add_column(Text(name, style="bold"), justify=justify, vertical="top", overflow="fold")  # type: ignore[arg-type]
+    for row in grid[1:]:
+        table.add_row(*[Text(cell, overflow="fold") for cell in row])
+    CONSOLE.print(table)
+
+
+def closing_table(result: Mapping[str, Any], folder: Path) -> None:
+    """Teacher, student and control side by side, what the teacher was worth, and how to load the student."""
+    CONSOLE.print()
+    sentence(heading(result), "bold")
+    sentence(status_sentence(result), "red")
+    grid = closing_grid(result)
+    if len(grid) > 1:
+        CONSOLE.print()
+        print_grid(grid, upright=grid_width(grid) <= CONSOLE.width)
+        CONSOLE.print()
+    sentence(gap_sentence(result) if text(result, "status") == "ok" else "", "bold")
+    sentence(best_sentence(result))
+    timings = timing_words(result)
+    sentence(f"Time: {timings}." if timings else "")
+    if (folder / "student").is_dir():
+        CONSOLE.print()
+        sentence("Load the student:")
+        say(f"  {load_line(folder)}")
+
+
+def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Every metric of one model, or of several side by side."""
+    if not rows:
+        return
+    grid = evaluation_grid(rows)
+    print_grid(grid, upright=len(rows) > 1 and grid_width(grid) <= CONSOLE.width)

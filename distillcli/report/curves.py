@@ -1,0 +1,154 @@
+"""``curves.png``: how the student learned, beside its control and its teacher.
+
+matplotlib is used through its objects and never through pyplot, whose state is global and which may ask for a display.
+It takes a good part of a second to import and is therefore imported where something is drawn.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distillcli.report.format import MODELS, clean, fixed, number, part, text
+from distillcli.run_folder import read_metrics, read_result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart with any colour vision, and in grey by its brightness.
+COLOURS = {"student": "#0072B2", "baseline": "#D55E00", "teacher": "#000000"}
+TERM_COLOURS = ["#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"]
+DPI = 120
+
+
+def plot_text(words: str) -> str:
+    """User text for matplotlib, which reads what stands between dollar signs as mathematics."""
+    return clean(words).replace("$", r"\$")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a PNG. A letter that the font does not have is drawn as a box and is no reason for a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(path, format="png")
+    return path
+
+
+def tidy(axes: Axes) -> None:
+    """Light grid lines behind the data, no box around it."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Epochs and values of one number, without the rows that lack it."""
+    pairs = [(number(row, "epoch"), number(row, key)) for row in rows]
+    known = [(epoch, value) for epoch, value in pairs if epoch is not None and value is not None]
+    return [epoch for epoch, _ in known], [value for _, value in known]
+
+
+def _evaluations(folder: Path) -> list[dict[str, Any]]:
+    rows = [row for row in read_metrics(folder) if text(row, "kind") == "eval"]
+    on_val = [row for row in rows if text(row, "split") == "val"]
+    return on_val or rows
+
+
+def _other_run(result: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The evaluations of the control's or the teacher's own run folder, as far as it is still there."""
+    run = part(result, name)
+    return _evaluations(Path(str(run["run"]))) if text(run, "run") else []
+
+
+def _draw_accuracy(axes: Axes, folder: Path, result: Mapping[str, Any], marker: str | None) -> None:
+    control = {"baseline": _other_run(result, "baseline")}
+    for name, rows in {**control, "student": _evaluations(folder)}.items():
+        epochs, top1 = points(rows, "top1")
+        if epochs:
+            role = text(result, "role")
+            label = MODELS[name] if name == "baseline" or role in {"", "student"} else role
+            axes.plot(
+                epochs,
+                top1,
+                color=COLOURS[name],
+                linewidth=2,
+                marker=marker,
+                markersize=4,
+                linestyle="--" if name == "baseline" else "-",
+                label=f"{label} {fixed(top1[-1])} %",
+            )
+            if name == "student":
+                best = number(result, "best", "epoch")
+                if best in epochs:
+                    at = epochs.index(best)
+                    circle = {"markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.5}
+                    axes.plot([best], [top1[at]], "o", color=COLOURS[name], label=f"best epoch {best:.0f}", **circle)  # type: ignore[arg-type]
+    _, teacher = points(_other_run(result, "teacher"), "top1")
+    level, where = (teacher[-1], "") if teacher else (number(result, "teacher", "top1"), text(result, "evaluated_on"))
+    if level is not None:
+        label = f"teacher {fixed(level)} %" + (f" (on {where})" if where and where != "val" else "")
+        axes.axhline(level, color=COLOURS["teacher"], linewidth=1.5, linestyle=":", label=label)
+    axes.set_title("Top-1 accuracy on val")
+    axes.set_ylabel("%")
+
+
+def _draw_loss(axes: Axes, folder: Path, marker: str | None) -> None:
+    rows = [row for row in read_metrics(folder) if text(row, "kind") == "train"]
+    terms = list(dict.fromkeys(key for row in rows for key in row if key.startswith("loss/")))
+    drawn: list[float] = []
+    for index, key in enumerate(["loss", *terms]):
+        epochs, values = points(rows, key)
+        if not epochs:
+            continue
+        total = key == "loss"
+        drawn += values
+        axes.plot(
+            epochs,
+            values,
+            color=COLOURS["teacher"] if total else TERM_COLOURS[(index - 1) % len(TERM_COLOURS)],
+            linewidth=2.5 if total else 1.5,
+            linestyle="-" if total else ["--", "-.", ":"][(index - 1) % 3],
+            marker=marker,
+            markersize=4,
+            label="total" if total else plot_text(key.removeprefix("loss/")),
+        )
+    if drawn and min(drawn) > 0 and max(drawn) / min(drawn) > 50:
+        axes.set_yscale("log")
+    axes.set_title("Training loss and its terms")
+
+
+def draw_curves(folder: Path) -> Path:
+    """Draw ``curves.png`` from ``metrics.jsonl``: validation accuracy per epoch, and the loss with its terms.
+
+    The control's and the teacher's curves come from the run folders that ``result.json`` names. A run that has no
+    result yet, or no metrics, gives a picture that says so.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    result = read_result(folder) or {}
+    longest = max(len(_evaluations(folder)), len(_other_run(result, "baseline")))
+    marker = "o" if longest <= 30 else None  # a single epoch is a point, which a line alone does not show
+    figure = Figure(figsize=(11, 4.2), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    accuracy, loss = figure.subplots(1, 2)
+    _draw_accuracy(accuracy, folder, result, marker)
+    _draw_loss(loss, folder, marker)
+    for axes in (accuracy, loss):
+        tidy(axes)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if longest <= 1:
+            axes.set_xlim(0.5, 1.5)
+        if axes.lines:
+            axes.legend(frameon=False)
+        else:
+            axes.text(0.5, 0.5, "no finished epoch", transform=axes.transAxes, ha="center", color="#666666")
+    name = text(result, "name")
+    if name:
+        figure.suptitle(plot_text(name if len(name) <= 80 else name[:79] + "…"))
+    return save(figure, folder / "curves.png")

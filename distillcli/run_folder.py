@@ -1,0 +1,216 @@
+"""The run folder: the files a run leaves behind, and the rules for claiming, reading and writing them.
+
+Files are the product. Everything here works without torch, so that other commands can read runs in a moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import distillcli
+from distillcli.errors import UserError
+
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "torchmetrics",
+)
+
+
+# --- claiming a folder ---------------------------------------------------------------------------------------------
+
+
+def claim_new(parent: Path) -> Path:
+    """Create and return ``parent/<YYYY-MM-DD_HH-MM-SS>``; runs started within one second get ``-2``, ``-3``, ...
+
+    Raises UserError when the parent cannot be written.
+    """
+    stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    with _writable(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        attempt = 1
+        while True:
+            folder = parent / (stamp if attempt == 1 else f"{stamp}-{attempt}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                attempt += 1
+            else:
+                return folder
+
+
+def claim(folder: Path) -> Path:
+    """Create ``folder``, which must be absent or empty. Raises UserError otherwise, or when it cannot be written."""
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(
+                f"out={folder}: the folder is not empty; use resume={folder} to continue it, or another out="
+            )
+        probe = folder / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    return folder
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); choose another place with out= or runs="
+        ) from error
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold ``folder`` for this process. A second process is refused with the holder's pid and host, or waits.
+
+    POSIX record locks vanish with the process, however it dies, and are not inherited by loader workers.
+    """
+    with (folder / ".lock").open("a+") as handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            handle.seek(0)
+            raise UserError(
+                f"{folder}: another process is working in this folder ({handle.read().strip()}); "
+                "wait for it or use another folder"
+            ) from None
+        handle.truncate(0)
+        handle.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        handle.flush()
+        yield
+
+
+def point_latest(folder: Path) -> None:
+    """Let ``folder/../latest`` name this run; replaced atomically so that a reader always finds a run."""
+    link, fresh = folder.parent / "latest", folder.parent / f".latest.{os.getpid()}"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(folder.name)
+    fresh.replace(link)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new one and nothing in between."""
+    fresh = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    # Names of files that are not valid Unicode reach us as surrogates.
+    with fresh.open("w", encoding="utf-8", errors="backslashreplace") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    fresh.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    write_json(folder / "result.json", result)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None when the file is missing or torn."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    return read_json(folder / "result.json")
+
+
+def append_metrics(folder: Path, row: dict[str, Any]) -> None:
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``; a last line torn by a crash is ignored."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def rewind_metrics(folder: Path, epoch: int) -> None:
+    """Drop the rows of epochs after ``epoch``: a resumed run writes them again."""
+    kept = [row for row in read_metrics(folder) if row["epoch"] <= epoch]
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+
+# --- identity ------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(content: Any) -> str:
+    """16 hexadecimal digits naming plain data: equal content, whatever the order of its keys, gives equal digits."""
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of the libraries that decide the numbers; nothing is imported."""
+    found = {"python": platform.python_version(), "distillcli": distillcli.__version__}
+    return found | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def environment(command: str, overrides: list[str]) -> dict[str, Any]:
+    """What is needed to say later on what this run was run. No environment variables: they hold secrets."""
+    return {
+        "command": command,
+        "overrides": overrides,
+        "versions": versions(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "git": _git_revision(),
+    }
+
+
+def _git_revision() -> str | None:
+    """The commit of the working directory, marked ``+changes`` when the tree is dirty; None outside a repository."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,454 @@
+"""What a person reads about one run: console, curves, Markdown."""
+
+# ruff: noqa: RUF001
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distillcli.report import console
+from distillcli.report.curves import draw_curves
+from distillcli.report.format import (
+    DASH,
+    best_sentence,
+    clean,
+    count,
+    gap_sentence,
+    load_line,
+    number,
+    seconds,
+    size_words,
+)
+from distillcli.report.markdown import escaped, fenced, write_report
+
+EVIL = [
+    "[bold]x[/bold]",
+    "[/]",
+    "=cmd|' /C calc'!A0",
+    "a\x1b[31mred\x1b]0;t\x07",
+    "<script>alert(1)</script>",
+    "$x_1$ | `y`",
+]
+
+
+def model(name: str, top1: float | None, params: int | None = 1_528_106) -> dict[str, Any]:
+    measured = {"top5": 99.7, "nll": 0.21, "ece": 0.03, "agreement": 94.0, "kl_to_teacher": 0.1, "latency_ms": 4.2}
+    return {"model": name, "params": params, "macs": 57_000_000, "top1": top1, "run": None, **measured}
+
+
+def make_result(
+    student: float | None = 93.5, teacher: float | None = 96.0, control: float | None = 91.0
+) -> dict[str, Any]:
+    gap = None
+    if student is not None and teacher is not None and control is not None and teacher != control:
+        gap = (student - control) / (teacher - control)
+    return {
+        "status": "ok",
+        "error": None,
+        "role": "student",
+        "name": "resnet50_to_mobilenet",
+        "command": "distill train +experiment=resnet50_to_mobilenet",
+        "overrides": ["+experiment=resnet50_to_mobilenet"],
+        "evaluated_on": "test",
+        "student": model("mobilenetv3_small_100", student),
+        "teacher": None if teacher is None else model("resnet50", teacher, 23_528_522),
+        "baseline": None if control is None else model("mobilenetv3_small_100", control),
+        "gap_closed": gap,
+        "best": {"epoch": 9, "top1": 93.7, "val_top1": 94.5},
+        "last": {"epoch": 10, "top1": student, "val_top1": 94.0},
+        "epochs": 10,
+        "seconds": 25.1,
+        "images_per_second": 900.0,
+        "temperature": 4.0,
+        "alpha": 0.9,
+        "seed": 0,
+        "objective": "0.1·ce + 0.9·kl(T=4)",
+        "dataset": {"name": "digits", "classes": 10, "train": 1297, "val": 200, "test": 300},
+        "warnings": [],
+        "timings": {"teacher": 52.0, "student": 25.0, "control": 12.0},
+        "versions": {"distillcli": "0.1.0", "torch": "2.15.0"},
+        "fingerprints": {"data": "1a2b", "recipe": "3c4d"},
+    }
+
+
+def write_run(folder: Path, result: dict[str, Any] | None, epochs: int = 3, top1: float = 80.0) -> Path:
+    (folder / "student").mkdir(parents=True)
+    if result is not None:
+        (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    rows: list[dict[str, Any]] = []
+    for epoch in range(1, epochs + 1):
+        loss = {"loss": 2.0 / epoch, "loss/ce": 2.3 / epoch, "loss/kl": 5.0 / epoch}
+        rows.append({"kind": "train", "epoch": epoch, "step": 20 * epoch, **loss, "lr": 0.003})
+        rows.append({"kind": "eval", "epoch": epoch, "step": 20 * epoch, "split": "val", "top1": top1 + epoch})
+    lines = [json.dumps(row) for row in rows] + ['{"kind": "tra']
+    (folder / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(params=[60, 80, 120])
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(console.CONSOLE, "_width", request.param)
+    return int(request.param)
+
+
+def picture(path: Path) -> np.ndarray[Any, Any]:
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG"
+        return np.asarray(image.convert("L"))
+
+
+# --- numbers and words ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, DASH),
+        (0, "0"),
+        (850, "850"),
+        (1528106, "1.5 M"),
+        (12_345_678, "12.3 M"),
+        (999_960, "1.0 M"),
+        (4.09e9, "4.1 G"),
+    ],
+)
+def test_counts_have_one_decimal_and_a_unit(value: float | None, words: str) -> None:
+    assert count(value) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(9.97, "10 s"), (25.1, "25 s"), (59.7, "1 min 00 s"), (7500, "2 h 05 min")]
+)
+def test_durations(value: float, words: str) -> None:
+    assert seconds(value) == words
+
+
+def test_sizes_are_compared_in_the_direction_that_is_true() -> None:
+    assert size_words(27e6, 2e6, 4e9, 1e8) == "13.5× smaller, 40× fewer MACs"
+    assert size_words(1e6, 2e6, None, 1e8) == "2× larger"
+    assert size_words(1e6, 1e6, 0, 0) == "same size"
+
+
+@pytest.mark.parametrize("value", [None, "93.5", True, float("nan"), float("inf"), [1]])
+def test_what_is_not_a_finite_number_is_missing(value: Any) -> None:
+    assert number({"student": {"top1": value}}, "student", "top1") is None
+    assert number({"student": None}, "student", "top1") is None
+    assert number({}, "student", "top1") is None
+
+
+def test_clean_text_has_no_control_characters() -> None:
+    hostile = "".join(map(chr, range(0x2100))) + "\ud800\u2028\u202e\u2066"
+    assert not {unicodedata.category(char) for char in clean(hostile)} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    assert not set(clean(hostile)) & {"\x1b", "\x9b", "\x07", "\n", "\r", "\u202e"}
+    clean(hostile).encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "control", "words"),
+    [
+        (93.5, 96.0, 91.0, "closed 50 % of the gap"),
+        (90.0, 96.0, 91.0, "1.0 points below the same student without teacher: distillation did not help"),
+        (91.0, 96.0, 91.0, "none of the gap"),
+        (97.0, 96.0, 91.0, "1.0 points above the teacher and 6.0 points above the same student"),
+        (92.0, 91.0, 91.0, "there is no gap to close. The distilled student is 1.0 points above"),
+        (90.0, 89.0, 91.0, "there is no gap to close. The distilled student is 1.0 points below"),
+        (93.5, 96.0, None, "There is no control"),
+        (93.5, None, None, "There is no control"),
+        (93.5, None, 91.0, "the teacher was not measured"),
+        (None, 96.0, 91.0, "not measured"),
+    ],
+)
+def test_the_gap_is_told_honestly(
+    student: float | None, teacher: float | None, control: float | None, words: str
+) -> None:
+    said = gap_sentence(make_result(student, teacher, control))
+    assert words in said
+    assert ("closed 50 %" in said) == (words.startswith("closed"))
+
+
+def test_a_best_epoch_chosen_on_the_reported_data_says_so() -> None:
+    result = make_result()
+    assert "chosen on val (94.5 % there): epoch 9 of 10, top-1 93.7 % on test" in best_sentence(result)
+    assert "optimistic" not in best_sentence(result)
+    result["evaluated_on"] = "val"
+    assert "chosen on the data it is reported on" in best_sentence(result)
+
+
+def test_the_line_that_loads_the_student_is_python_for_any_path() -> None:
+    for name in ["runs/a b", "it's", 'quo"te', "new\nline", "émile"]:
+        line = load_line(Path(name))
+        assert "\n" not in line
+        found = eval(line, {"timm": type("Timm", (), {"create_model": staticmethod(lambda path, pretrained: path)})})
+        assert found == f"local-dir:{name}/student"
+
+
+# --- console --------------------------------------------------------------------------------------------------------
+
+
+def test_closing_table_holds_every_number_at_any_width(
+    tmp_path: Path, width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.closing_table(make_result(), write_run(tmp_path / "run", None))
+    out = capsys.readouterr().out
+    for words in [
+        "93.5",
+        "96.0",
+        "91.0",
+        "99.7",
+        "94.0",
+        "1.5 M",
+        "23.5 M",
+        "57.0 M",
+        "4.2",
+        "student distilled",
+        "agreement",
+    ]:
+        assert words in out
+    assert f"  {load_line(tmp_path / 'run')}\n" in out  # in one piece, for copying
+    assert all(len(line) <= width for line in out.splitlines() if "local-dir" not in line)
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted"])
+def test_a_run_that_did_not_finish_is_marked(status: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result: dict[str, Any] = {"status": status, "error": "the loss is [not] finite", "student": None, "role": "student"}
+    console.closing_table(result, tmp_path)
+    out = capsys.readouterr().out
+    assert "incomplete" in out
+    assert ("the loss is [not] finite" in out) == (status == "failed")
+    assert "gap" not in out
+
+
+def test_missing_numbers_are_dashes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    result = make_result()
+    result["student"] = dict.fromkeys(result["student"])
+    console.closing_table(result, tmp_path)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("student distilled"))
+    assert row.split()[2:] == [DASH] * 6
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_user_text_reaches_the_terminal_as_text(evil: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = console.Opening(evil, 1, 1, evil, 2, 2, evil, 10, 1, 1, 0, evil, "cpu", "fp32", evil)
+    console.opening(facts)
+    console.say(evil)
+    console.warn(evil)
+    result = make_result()
+    result["student"]["model"] = result["dataset"]["name"] = evil
+    console.closing_table(result, tmp_path)
+    console.evaluation_table([result["student"]])
+    console.evaluation_table([{**result["student"], "name": evil}, result["student"]])
+    out, err = capsys.readouterr()
+    assert clean(evil) in out
+    assert clean(evil) in err
+    assert not {"\x1b", "\x07"} & set(out + err)
+    assert err.count("\n") == 1
+
+
+def test_opening_says_how_much_smaller_the_student_is(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = console.Opening(
+        student="s",
+        student_params=2_000_000,
+        student_macs=100,
+        teacher="t",
+        teacher_params=27_000_000,
+        teacher_macs=4000,
+        dataset="digits",
+        classes=10,
+        train=1297,
+        val=200,
+        test=300,
+        objective="ce",
+        device="cpu",
+        precision="fp32",
+        run="runs/x",
+    )
+    console.opening(facts)
+    out = capsys.readouterr().out
+    assert "13.5× smaller, 40× fewer MACs" in out
+    assert all(len(line) <= width for line in out.splitlines())
+
+
+def test_one_plain_line_per_epoch_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    train = {"epoch": 3, "loss": 1.2341, "loss/ce": 0.9, "loss/kl": None, "lr": 0.00291, "images_per_second": 911.6}
+    with console.Progress("student", 10, 5, done=10) as progress:
+        for _ in range(5):
+            progress.step(None)
+        progress.epoch(train, {"split": "val", "top1": 81.5})
+    expected = "student  epoch  3/10  loss 1.234  ce 0.900  kl –  val top-1 81.5  lr 0.0029  912 img/s\n"
+    assert capsys.readouterr().out == expected
+
+
+class _Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_leaves_only_the_epoch_lines_and_warnings_pass_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = _Terminal(), _Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(console, "CONSOLE", console._console("stdout"))
+    monkeypatch.setattr(console.CONSOLE, "_width", 80)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.Progress("student", 2, 3) as progress:
+        for epoch in (1, 2):
+            for _ in range(3):
+                progress.step(0.5)
+            console.warn("careful")
+            progress.epoch({"epoch": epoch, "loss": 0.5}, {})
+    assert "epoch 1/2" in out.getvalue()
+    assert out.getvalue().count("img/s") == 2
+    assert "careful" not in out.getvalue()
+    assert err.getvalue().count("careful") == 2
+    assert not console._live
+
+
+SCRIPT = """
+import sys
+from distillcli.report import console
+with console.Progress("student", 3000, 1) as progress:
+    for epoch in range(3000):
+        progress.step(1.0)
+        progress.epoch({"epoch": epoch, "loss": 1.0}, {})
+console.say("13.5× smaller – ± done")
+print("finished", file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.parametrize("redirect", ["| head -n 1", ">&-", "> /dev/null"])
+def test_a_run_goes_on_when_nobody_reads_its_output(redirect: str) -> None:
+    command = f"{{ '{sys.executable}' -c \"$SCRIPT\"; echo code $? >&2; }} {redirect}"
+    done = subprocess.run(["sh", "-c", command], env={**os.environ, "SCRIPT": SCRIPT}, capture_output=True, text=True)
+    assert done.stderr.split() == ["finished", "code", "0"]
+
+
+def test_a_terminal_without_unicode_gets_plain_letters() -> None:
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    script = "from distillcli.report.console import say; say('13.5\\xd7 \\u2013 \\xb1 \\u2192 \\u4e2d')"
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, check=True)
+    assert done.stdout.decode("ascii").strip() == "13.5x - +/- -> ?"
+
+
+def test_evaluation_of_one_model_has_two_columns_and_all_metrics(
+    width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.evaluation_table([model("mobilenetv3_small_100", 93.5)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[2:]] == [
+        "93.5",
+        "99.7",
+        "0.210",
+        "0.030",
+        "94.0",
+        "0.100",
+        "M",
+        "M",
+        "4.2",
+    ]
+    console.evaluation_table([])
+    assert capsys.readouterr().out == ""
+
+
+# --- curves ---------------------------------------------------------------------------------------------------------
+
+
+def test_curves_show_student_control_and_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = make_result()
+    plain = draw_curves(write_run(tmp_path / "plain", result))
+    result["teacher"]["run"], result["baseline"]["run"] = "runs/teacher", "runs/control"  # relative to here
+    write_run(tmp_path / "runs/teacher", None, top1=95)
+    write_run(tmp_path / "runs/control", None, top1=70)
+    full = draw_curves(write_run(tmp_path / "full", result))
+    assert full == tmp_path / "full/curves.png"
+    assert picture(full).shape == picture(plain).shape
+    assert picture(full).shape[0] >= 400
+    assert picture(full).shape[1] >= 1000
+    assert (picture(full) != picture(plain)).any()
+    assert picture(full).std() > 5
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 40])
+def test_curves_of_any_length_and_without_a_result(epochs: int, tmp_path: Path) -> None:
+    assert picture(draw_curves(write_run(tmp_path / "run", None, epochs))).size
+
+
+@pytest.mark.parametrize("evil", [*EVIL, "$\\frac{", "数字 🙂", "a$b"])
+def test_curves_take_any_name(evil: str, tmp_path: Path) -> None:
+    assert picture(draw_curves(write_run(tmp_path / "run", {**make_result(), "name": evil}))).size
+
+
+# --- Markdown -------------------------------------------------------------------------------------------------------
+
+
+def test_report_holds_the_numbers_the_picture_and_the_way_to_use_it(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a run", {**make_result(), "warnings": ["the teacher was trained with BCE"]})
+    without = write_report(folder).read_text(encoding="utf-8")
+    draw_curves(folder)
+    report = write_report(folder).read_text(encoding="utf-8")
+    assert "curves.png" not in without
+    assert "(curves.png)" in report
+    for words in [
+        "| student distilled | 93.5 | 99.7 | 94.0 |",
+        "closed 50 % of the gap",
+        "- the teacher was trained with BCE",
+        load_line(folder),
+        f"distill eval checkpoint='{folder}'",
+        "| temperature | 4 |",
+        "torch 2.15.0",
+    ]:
+        assert words in report
+    assert report.count("distill train +experiment=resnet50_to_mobilenet") == 2
+
+
+def test_report_of_a_torn_result_says_incomplete(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", None)
+    (folder / "result.json").write_text('{"status": "ok", "stu', encoding="utf-8")
+    assert "incomplete" in write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_user_text_is_text_in_the_report(evil: str, tmp_path: Path) -> None:
+    result = make_result()
+    result["name"] = result["dataset"]["name"] = result["student"]["model"] = evil
+    result["warnings"] = result["overrides"] = [evil, "a\n\n# heading"]
+    report = write_report(write_run(tmp_path / "run", result)).read_text(encoding="utf-8")
+    assert "<script" not in report
+    assert "\x1b" not in report
+    assert "\n# heading" not in report
+    for line in report.splitlines():
+        if line.startswith("| "):
+            assert line.replace("\\|", "").count("|") in {3, 8}  # a pipe in a name makes no further column
+
+
+def test_escaping_leaves_model_names_readable_and_fences_closed() -> None:
+    assert escaped("mobilenetv3_small_100") == "mobilenetv3_small_100"
+    assert escaped("_a_ *b*") == "\\_a\\_ \\*b\\*"
+    assert fenced("a ``` b").splitlines()[0] == "````"
+
+
+def test_null_everywhere_breaks_nothing(tmp_path: Path) -> None:
+    full = make_result()
+    for key in full:
+        holed = copy.deepcopy(full)
+        holed[key] = None
+        console.closing_table(holed, tmp_path)
+        folder = write_run(tmp_path / key, holed)
+        draw_curves(folder) if key in {"student", "teacher", "baseline", "best", "name"} else None
+        write_report(folder)

@@ -1,0 +1,105 @@
+"""The commands that only look: show, configs, completion."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distillcli.commands import completion, configs, show
+from distillcli.commands.completion import candidates
+from distillcli.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISTILL_CONFIG_DIR", raising=False)
+
+
+def test_experiments_show_their_leading_comment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\n# distill train experiment=mine\n# 93.1 % top-1\nseed: 1\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    monkeypatch.setenv("DISTILL_CONFIG_DIR", str(tmp_path))
+    show.run(["experiments", "mine"])
+    out = capsys.readouterr().out
+    assert "mine        distill train experiment=mine\n            93.1 % top-1\n" in out
+    assert "@package" not in out
+
+
+@pytest.mark.parametrize(
+    ("topic", "expected"), [("teachers", "resnet50"), ("students", "mobilenetv3"), ("datasets", "digits")]
+)
+def test_groups_are_listed(topic: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    show.run([topic])
+    assert expected in capsys.readouterr().out
+
+
+def test_models_take_a_pattern(capsys: pytest.CaptureFixture[str]) -> None:
+    show.run(["models", "resnet1?"])
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if line.strip()]
+    assert names == ["resnet10t", "resnet14t"] or "resnet18" in names
+    with pytest.raises(UserError, match="resnet18"):
+        show.run(["models", "resnt18"])
+
+
+def test_runs_read_result_files(capsys: pytest.CaptureFixture[str]) -> None:
+    show.run(["runs"])
+    assert "no runs here yet" in capsys.readouterr().out
+    run = Path("runs/kd/2026-01-01_00-00-00")
+    run.mkdir(parents=True)
+    result = {"name": "k\x1b[31md", "status": "ok", "student": {"model": "resnet18", "top1": 91.234}, "gap_closed": 0.5}
+    (run / "result.json").write_text(json.dumps(result))
+    Path("runs/kd/latest").symlink_to(run.name)
+    torn = Path("runs/torn")
+    torn.mkdir()
+    (torn / "result.json").write_text('{"status": ')
+    show.run(["runs"])
+    out = capsys.readouterr().out
+    assert out.count("resnet18") == 1
+    assert "91.23%" in out
+    assert "50%" in out
+    assert "\x1b" not in out
+
+
+def test_a_config_is_copied_once(capsys: pytest.CaptureFixture[str]) -> None:
+    configs.run(["ls"])
+    assert "distill/kd" in capsys.readouterr().out.splitlines()
+    configs.run(["cp", "distill/kd", "my configs"])
+    assert "distill train distill=kd --config-dir 'my configs'" in capsys.readouterr().out
+    Path("my configs/distill/kd.yaml").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        configs.run(["cp", "distill/kd", "my configs"])
+    assert Path("my configs/distill/kd.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "current", "expected"),
+    [
+        ([], "tr", "train"),
+        (["show"], "te", "terms"),
+        (["train"], "distill.te", "distill.temperature="),
+        (["train"], "teacher.name=resnet5", "teacher.name=resnet50"),
+        (["train"], "teacher=res", "teacher=resnet50"),
+        (["train"], "--c", "--cfg"),
+        (["train"], "baseline=", "baseline=true"),
+        (["train", "seed=1"], "schedule.name=c", "schedule.name=cosine"),
+        (["eval"], "format=", "format=json"),
+        (["train"], "out=./mo", "out=./model_dir/"),
+        (["configs", "cp"], "distill/", "distill/kd"),
+    ],
+)
+def test_completion_knows(words: list[str], current: str, expected: str) -> None:
+    Path("model_dir").mkdir()
+    assert expected in candidates(words, current)
+
+
+def test_completion_keeps_to_what_was_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert candidates(["train"], "zzz") == []
+    assert candidates(["nonsense"], "") == []
+    completion.complete(["distill train schedule.name=mul"])
+    assert capsys.readouterr().out == "schedule.name=multistep\n"
