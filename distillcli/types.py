@@ -15,38 +15,50 @@ from torch import Tensor
 class Batch:
     """One batch of views, on the device.
 
-    ``images``: B x C x H x W, float in [0, 1]; every model normalises for itself. ``labels``: B, int64.
-    ``index``: B, int64, the position of each image in its split.
+    ``images``: B x C x H x W, float in [0, 1]; every model normalises for itself. ``targets``: class numbers, B, int64,
+    or distributions over classes, B x K. ``index``: B, int64, the position of each image in its split.
     """
 
     images: Tensor
-    labels: Tensor
+    targets: Tensor
     index: Tensor
+
+
+@dataclass(frozen=True)
+class Taps:
+    """What is wanted of a model beside its logits: which stages, and whether the embedding."""
+
+    stages: tuple[int, ...] = ()
+    embedding: bool = False
+
+
+LOGITS_ONLY = Taps()
 
 
 @dataclass(frozen=True)
 class Output:
     """What a model says about a batch.
 
-    ``logits``: B x K. ``embedding``: B x D, the pooled features before the classifier. ``stages``: stage number ->
-    B x C x H x W feature map, holding exactly the stages that were asked for.
+    ``logits``: B x K. ``embedding``: B x D, the pooled features before the classifier, or None if it was not tapped.
+    ``stages``: stage number, as it was tapped -> B x C x H x W feature map.
     """
 
     logits: Tensor
-    embedding: Tensor
+    embedding: Tensor | None
     stages: dict[int, Tensor]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What can be known of a model without running it on data.
+    """What is known of a model before it sees data.
 
-    ``stage_channels[i]`` and ``stage_sizes[i]`` (height, width) describe stage ``i``, counted from the input; negative
-    numbers count from the end as in a Python list.
+    ``stage_shapes``: channels, height and width of the feature map of every stage, counted from the input; negative
+    stage numbers count from the end as in a Python list. ``macs``: multiply-accumulates of one forward pass per image.
     """
 
     name: str
     classes: int
     embedding_width: int
-    stage_channels: tuple[int, ...]
-    stage_sizes: tuple[tuple[int, int], ...]
+    stage_shapes: tuple[tuple[int, int, int], ...]
+    params: int
+    macs: int

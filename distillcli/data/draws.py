@@ -1,6 +1,6 @@
 """Random numbers as a pure function of what they are for.
 
-A counter-based generator: the number is a hash of (seed, stream, view, index, draw). No state, so a view can be asked for
+A counter-based generator: the number is a hash of (seed, stream, view, index, draw). No state, so a view can be asked
 again in any order, by any process, and is the same.
 """
 

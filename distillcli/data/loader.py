@@ -1,8 +1,8 @@
 """Batches of views on the device.
 
-Small sets live decoded in memory, on the device, and whole batches are augmented at once. Large ones stream through loader
-processes that decode, crop and resize; everything after the crop happens on the device as well. Which images form a batch
-is a pure function of (seed, epoch, step, rank, world size): the loader's settings change nothing.
+Small sets live decoded in memory, on the device, and whole batches are augmented at once. Large ones stream through
+loader processes that decode, crop and resize; everything after the crop happens on the device as well. Which images
+form a batch is a pure function of (seed, epoch, step, rank, world size): the loader's settings change nothing.
 """
 
 from __future__ import annotations

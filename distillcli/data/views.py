@@ -136,7 +136,7 @@ def cut(pixels_HWC: Tensor, box: Floats, size: int) -> Tensor:
         round(share * side)
         for share, side in zip((box[0], box[1], box[0] + box[2], box[1] + box[3]), (width, height) * 2, strict=True)
     )
-    crop = image_ops.resized_crop(
+    crop: Tensor = image_ops.resized_crop(
         pixels_HWC.permute(2, 0, 1), top, left, max(1, bottom - top), max(1, right - left), [size, size], antialias=True
     )
     return crop.permute(1, 2, 0).contiguous()
@@ -169,9 +169,10 @@ def _recolour(images: Tensor, factors_B3: Tensor) -> Tensor:
     """Brightness, contrast and saturation as torchvision defines them, with one factor per image."""
     brightness, contrast, saturation = factors_B3[:, :, None, None, None].unbind(1)
     images = (images * brightness).clamp(0, 1)
-    grey = image_ops.rgb_to_grayscale(images)
+    grey: Tensor = image_ops.rgb_to_grayscale(images)
     images = grey.mean(dim=(2, 3), keepdim=True).lerp(images, contrast).clamp(0, 1)
-    return image_ops.rgb_to_grayscale(images).lerp(images, saturation).clamp(0, 1)
+    grey = image_ops.rgb_to_grayscale(images)
+    return grey.lerp(images, saturation).clamp(0, 1)
 
 
 def _erase(images: Tensor, boxes_B4: Tensor) -> Tensor:

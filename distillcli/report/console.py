@@ -7,6 +7,7 @@ the output. Class names, paths and config values are user text and are never rea
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,6 +120,8 @@ def _console(name: str) -> Console:
 CONSOLE = _console("stdout")
 ERRORS = _console("stderr")
 
+LOG = logging.getLogger("distillcli")  # train.log gets what was said, and the traceback of what failed
+
 _live: list[Bar] = []  # the bar that is on the terminal now, at most one
 
 
@@ -136,11 +139,13 @@ def _bar_paused() -> Iterator[None]:
 
 def say(words: str = "") -> None:
     """One line on stdout, never broken, so that it can be copied and searched."""
+    LOG.info("%s", words)
     CONSOLE.print(Text(clean(words)), soft_wrap=True)
 
 
 def warn(words: str) -> None:
     """One yellow line on stderr."""
+    LOG.warning("%s", words)
     with _bar_paused():
         ERRORS.print(Text(f"warning: {clean(words)}", style="yellow"), soft_wrap=True)
 

@@ -1,0 +1,58 @@
+"""``distill train``: claim a run folder, distil, and leave a result whatever happens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from distillcli.config.job import Job
+from distillcli.config.schema import TrainConfig
+from distillcli.data.open import open_source
+from distillcli.data.source import Source
+from distillcli.errors import Interrupted
+from distillcli.report.console import LOG, closing_table, say
+from distillcli.run_folder import claim, claim_new, locked, point_latest, read_result, write_result
+
+
+def run(config: TrainConfig, job: Job) -> None:
+    """Run one training. The data is opened before torch is imported: most mistakes are in the data."""
+    source = open_source(config.dataset)
+    folder = _folder(config, job)
+    with locked(folder):
+        done = read_result(folder)
+        if done is not None and done["status"] == "ok":
+            say(f"{folder} is finished already")
+            closing_table(done, folder)
+            return
+        if config.out is None and job.folder is None:
+            point_latest(folder)
+        _run(config, job, source, folder)
+
+
+def _folder(config: TrainConfig, job: Job) -> Path:
+    if config.resume is not None:
+        return Path(config.resume).resolve()
+    if job.folder is not None:
+        return job.folder
+    return claim(Path(config.out)) if config.out is not None else claim_new(Path(config.runs) / config.name)
+
+
+def _run(config: TrainConfig, job: Job, source: Source, folder: Path) -> None:
+    from distillcli.distillation import distill, session
+
+    facts: dict[str, Any] = {"name": config.name, "role": "student", "command": job.command}
+    facts |= {"overrides": list(job.overrides), "seed": config.seed}
+    with session(config, job.command, folder) as current:
+        try:
+            distill(config, job, source, folder, current)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            if current.runtime.is_main:
+                write_result(folder, facts | {"status": "interrupted", "error": None})
+            if isinstance(stop, KeyboardInterrupt):
+                raise
+            raise Interrupted(f"interrupted; continue with: distill train resume={folder}", stop.exit_code) from None
+        except Exception as error:
+            LOG.exception("failed")
+            if current.runtime.is_main:
+                write_result(folder, facts | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+            raise

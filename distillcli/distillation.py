@@ -1,0 +1,209 @@
+"""One distillation from beginning to end: teacher, student, control, evidence."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from distillcli.config.job import Job
+from distillcli.config.schema import TrainConfig
+from distillcli.data.loader import Data, open_data
+from distillcli.data.source import Source
+from distillcli.engine import Session, fit
+from distillcli.errors import NumericError, UserError
+from distillcli.fits import (
+    control_recipe,
+    describe_folder,
+    export_student,
+    fit_once,
+    measure,
+    new_backbone,
+    recipe_fingerprint,
+    run_facts,
+    teacher_recipe,
+)
+from distillcli.models import Backbone, describe
+from distillcli.objective import Objective, check_terms, needs_teacher
+from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
+from distillcli.report.curves import draw_curves
+from distillcli.report.markdown import write_report
+from distillcli.run_folder import read_result, write_result
+from distillcli.runtime import resolve_precision, start
+from distillcli.signals import listening
+from distillcli.teachers import FrozenTeacher, is_imagenet, open_teacher
+from distillcli.types import Taps
+
+# timm's recipes of "ResNet strikes back" train with binary cross-entropy; their softmax is not calibrated.
+BCE_TAGS = ("a1_", "a2_", "a3_", "a1h_", "b1k_", "b2k_", "c1_", "c2_")
+
+
+@contextmanager
+def session(config: TrainConfig, command: str, folder: Path) -> Iterator[Session]:
+    """The device, the ranks, the signals and the voice of one command; what is said goes to ``train.log`` as well."""
+    with start(config.trainer) as runtime, listening() as stop:
+        if not runtime.is_main:
+            yield Session(runtime, stop, command, lambda *_: nullcontext(Silence()), _say_nothing, _say_nothing)
+            return
+        handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger = logging.getLogger()
+        logger.addHandler(handler)
+        LOG.setLevel(logging.INFO)
+        try:
+            yield Session(runtime, stop, command, Progress, say, warn)
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+class Silence:
+    """Watches a fit on the ranks that do not speak."""
+
+    def step(self, loss: float | None) -> None:
+        pass
+
+    def epoch(self, train: dict[str, Any], evaluation: dict[str, Any]) -> None:
+        pass
+
+
+def _say_nothing(_words: str) -> None:
+    pass
+
+
+def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session: Session) -> dict[str, Any]:
+    """Fit or find the teacher, distil the student, fit or find the control; returns what ``result.json`` then holds."""
+    started = time.monotonic()
+    runtime = session.runtime
+    check_terms(config.distill)
+    classes = len(source.classes)
+    described = describe(config.student, classes, config.dataset.image_size, "student")
+    with_teacher = needs_teacher(config.distill)
+    teacher_spec = describe(config.teacher, classes, config.dataset.image_size, "teacher") if with_teacher else None
+    objective = Objective(config.distill, described, teacher_spec)
+    data = open_data(source, config.dataset, config.trainer.workers, runtime)
+    if runtime.is_main:
+        describe_folder(folder, config, job.command, list(job.overrides), data)
+        opening(
+            Opening(
+                student=described.name,
+                student_params=described.params,
+                student_macs=described.macs,
+                teacher=teacher_spec.name if teacher_spec else None,
+                teacher_params=teacher_spec.params if teacher_spec else None,
+                teacher_macs=teacher_spec.macs if teacher_spec else None,
+                dataset=source.name,
+                classes=classes,
+                train=len(source.train.labels),
+                val=len(source.val.labels),
+                test=len(source.test.labels) if source.test else 0,
+                objective=objective.words(),
+                device=str(runtime.device),
+                precision=resolve_precision(config.trainer.precision, runtime.device),
+                run=str(folder),
+            )
+        )
+    warnings: list[str] = []
+    teacher, teacher_facts, timings = None, None, {}
+    if with_teacher:
+        begun = time.monotonic()
+        teacher, run = find_teacher(config, data, objective.teacher_taps, session)
+        timings["teacher"] = time.monotonic() - begun
+        teacher_facts = measure(teacher.backbone, data, runtime, teacher.precision) | {"run": run}
+        if teacher_facts["nll"] != teacher_facts["nll"]:
+            raise NumericError(
+                f"teacher {config.teacher.name}: its answers are not finite (the student is not trained yet)"
+            )
+        warnings += teacher_warnings(config, teacher.backbone)
+        session.say(f"teacher: top-1 {teacher_facts['top1']:.2f} on {source.evaluated_on}")
+        for warning in warnings:
+            session.warn(warning)
+
+    begun = time.monotonic()
+    student = new_backbone(config, config.student, data, "student")
+    recipe = recipe_fingerprint(config, data, student, runtime, teacher.backbone if teacher else None)
+    fitted = fit(config, data, student, objective, teacher, folder, recipe, "student", session)
+    timings["student"] = time.monotonic() - begun
+    facts = run_facts(config, data, fitted, folder, recipe, objective, runtime, teacher)
+    if runtime.is_main:
+        export_student(fitted.backbone, folder, config, data)
+
+    baseline = None
+    if config.baseline and with_teacher:
+        begun = time.monotonic()
+        control = fit_once(control_recipe(config), "control", data, session)
+        timings["control"] = time.monotonic() - begun
+        result = read_result(control)
+        assert result is not None
+        baseline = result["student"] | {"run": str(control), "best": result["best"]}
+
+    late = comparison_warnings(facts["student"], teacher_facts)
+    for warning in late:
+        session.warn(warning)
+    result = facts | {
+        "status": "ok",
+        "error": None,
+        "role": "student",
+        "command": job.command,
+        "overrides": list(job.overrides),
+        "teacher": teacher_facts,
+        "baseline": baseline,
+        "gap_closed": gap_closed(facts["student"], teacher_facts, baseline),
+        "warnings": warnings + late,
+        "timings": timings,
+        "seconds": time.monotonic() - started,
+    }
+    if runtime.is_main:
+        write_result(folder, result)
+        draw_curves(folder)
+        write_report(folder)
+        closing_table(result, folder)
+    return result
+
+
+def find_teacher(config: TrainConfig, data: Data, taps: Taps, session: Session) -> tuple[FrozenTeacher, str | None]:
+    """The frozen teacher, and the run folder in which it was fitted, if it was.
+
+    Raises UserError when the teacher's classes are not those of the data and ``teacher.fit.mode`` allows no fit.
+    """
+    teacher, classes = config.teacher, data.source.classes
+    trusted = teacher.fit.mode != "always"
+    if trusted and teacher.checkpoint is not None:
+        return open_teacher(config, teacher.checkpoint, classes, taps, session.runtime), None
+    if trusted and teacher.pretrained and is_imagenet(classes):
+        return open_teacher(config, None, classes, taps, session.runtime), None
+    if teacher.fit.mode == "never":
+        raise UserError(
+            f"teacher.fit.mode=never: {teacher.name} has no weights for the {len(classes)} classes of the data; give "
+            "teacher.checkpoint=PATH, or let it be fitted with teacher.fit.mode=auto"
+        )
+    run = str(fit_once(teacher_recipe(config, session.runtime), "teacher", data, session))
+    return open_teacher(config, run, classes, taps, session.runtime), run
+
+
+def teacher_warnings(config: TrainConfig, backbone: Backbone) -> list[str]:
+    """What published results say against this teacher."""
+    tag = str(backbone.net.pretrained_cfg["tag"])
+    if config.teacher.pretrained and tag.startswith(BCE_TAGS):
+        return [
+            f"teacher {config.teacher.name}: its weights ({tag}) were trained with binary cross-entropy, which cost "
+            "students 0.6 to 1.9 points at T=4 in published runs; a tag trained with cross-entropy may teach better"
+        ]
+    return []
+
+
+def comparison_warnings(student: dict[str, Any], teacher: dict[str, Any] | None) -> list[str]:
+    if teacher is not None and teacher["top1"] <= student["top1"]:
+        return [f"the teacher ({teacher['top1']:.2f}) is no better than the student ({student['top1']:.2f})"]
+    return []
+
+
+def gap_closed(student: dict[str, Any], teacher: dict[str, Any] | None, control: dict[str, Any] | None) -> float | None:
+    """(student - control) / (teacher - control) in top-1; None without a control or without a gap to close."""
+    if teacher is None or control is None or teacher["top1"] <= control["top1"]:
+        return None
+    share: float = (student["top1"] - control["top1"]) / (teacher["top1"] - control["top1"])
+    return share

@@ -1,0 +1,222 @@
+"""Fitted once, found again: teachers and controls as ordinary run folders named by their recipe.
+
+A teacher is a student of the labels, and a control is a student without a teacher: both are a TrainConfig whose
+objective has label terms only. The fingerprint of that recipe and of its data names the folder, so a sweep over
+temperatures fits each of them once, and parallel jobs wait for the one that got there first.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distillcli.checkpoint import read_checkpoint
+from distillcli.config.schema import ModelConfig, StudentConfig, TrainConfig
+from distillcli.data.loader import Data
+from distillcli.engine import Fitted, Session, fit
+from distillcli.evaluation import evaluate, latency
+from distillcli.models import Backbone, build
+from distillcli.objective import Objective, labels_only
+from distillcli.run_folder import (
+    environment,
+    fingerprint,
+    locked,
+    read_result,
+    versions,
+    write_json,
+    write_result,
+    write_text,
+)
+from distillcli.runtime import Runtime, any_rank, barrier, resolve_precision, seed_everything
+from distillcli.teachers import FrozenTeacher
+from distillcli.weights import export, knows_classes, load_into, read_weights, weights_fingerprint
+
+# Raise this number when a change of the code changes what the same recipe trains.
+RECIPE_VERSION = 1
+
+
+def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:
+    """The run that fits the teacher to the labels, in the teacher's own budget and precision."""
+    teacher = config.teacher
+    return dataclasses.replace(
+        config,
+        name=f"teacher {teacher.name}",
+        baseline=False,
+        student=StudentConfig(teacher.name, teacher.pretrained, teacher.checkpoint, teacher.args),
+        distill=labels_only(config.distill),
+        optimizer=dataclasses.replace(config.optimizer, lr=teacher.fit.lr, weight_decay=teacher.fit.weight_decay),
+        trainer=dataclasses.replace(
+            config.trainer,
+            epochs=teacher.fit.epochs,
+            precision=resolve_precision(teacher.precision, runtime.device, teacher=True),
+        ),
+    )
+
+
+def control_recipe(config: TrainConfig) -> TrainConfig:
+    """The same student with the same budget and no teacher."""
+    name = f"control {config.student.name}"
+    return dataclasses.replace(config, name=name, baseline=False, distill=labels_only(config.distill))
+
+
+def recipe_fingerprint(
+    config: TrainConfig, data: Data, student: Backbone, runtime: Runtime, teacher: Backbone | None = None
+) -> str:
+    """Names what ``config`` trains on ``data``, from ``student`` as it is before step 1: all that decides the weights
+    afterwards, and nothing else.
+    """
+    trainer = config.trainer
+    return fingerprint(
+        {
+            "version": RECIPE_VERSION,
+            "data": data.source.fingerprint,
+            "views": [config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
+            "model": [config.student.name, config.student.args],
+            "start": weights_fingerprint(student.net.state_dict()),
+            "teacher": None if teacher is None else weights_fingerprint(teacher.net.state_dict()),
+            "teacher_precision": None if teacher is None else config.teacher.precision,
+            "objective": dataclasses.asdict(config.distill),
+            "optimizer": dataclasses.asdict(config.optimizer),
+            "schedule": dataclasses.asdict(config.schedule),
+            "augment": dataclasses.asdict(config.augment),
+            "budget": [trainer.epochs, trainer.batch_size, trainer.accumulate, trainer.clip_grad, trainer.ema],
+            "arithmetic": [resolve_precision(trainer.precision, runtime.device), trainer.channels_last, runtime.world],
+            "seed": config.seed,
+        }
+    )
+
+
+def new_backbone(config: TrainConfig, model: ModelConfig, data: Data, role: str) -> Backbone:
+    """The model to be trained: fresh, pretrained, or from own weights, with a new classifier if the classes differ.
+
+    Control and student start from the same weights: the seed of the initialisation does not depend on their role.
+    """
+    seed_everything(config.seed, "init", model.name)
+    classes = data.source.classes
+    backbone = build(model, len(classes), config.dataset.image_size, role)
+    if model.checkpoint is not None:
+        weights = read_weights(model.checkpoint)
+        load_into(backbone, weights, role, new_head=not knows_classes(weights, backbone, classes))
+    return backbone
+
+
+def fit_once(config: TrainConfig, role: str, data: Data, session: Session) -> Path:
+    """The run folder of this recipe: found if it is complete, else fitted, or continued where it was stopped.
+
+    ``role``: teacher or control, which names the parent folder.
+    """
+    runtime = session.runtime
+    student = new_backbone(config, config.student, data, role)
+    recipe = recipe_fingerprint(config, data, student, runtime)
+    safe_name = re.sub(r"[^A-Za-z0-9_.-]+", "_", config.student.name)
+    folder = Path(config.runs) / f"{role}s" / f"{safe_name}-{recipe[:8]}"
+    if runtime.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, wait=True) if runtime.is_main else nullcontext():
+        result = read_result(folder) if runtime.is_main else None
+        if any_rank(result is not None and result["status"] == "ok", runtime):
+            session.say(f"{role}: {config.student.name} found in {folder}")
+        else:
+            session.say(f"{role}: fitting {config.student.name} to the labels, {config.trainer.epochs} epochs")
+            started = time.monotonic()
+            if runtime.is_main:
+                describe_folder(folder, config, session.command, [], data)
+            objective = Objective(config.distill, student.spec, None)
+            fitted = fit(config, data, student, objective, None, folder, recipe, role, session)
+            outcome = run_facts(config, data, fitted, folder, recipe, objective, runtime) | {
+                "status": "ok",
+                "error": None,
+                "role": role,
+                "command": session.command,
+                "overrides": [],
+                "teacher": None,
+                "baseline": None,
+                "gap_closed": None,
+                "warnings": [],
+                "seconds": time.monotonic() - started,
+            }
+            if runtime.is_main:
+                export_student(fitted.backbone, folder, config, data)
+                write_result(folder, outcome)
+    barrier(runtime)
+    return folder
+
+
+# --- what every run folder holds ---------------------------------------------------------------------------------
+
+
+def describe_folder(folder: Path, config: TrainConfig, command: str, overrides: list[str], data: Data) -> None:
+    """Write the files that say what the run is, before it starts."""
+    write_text(folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
+    write_text(folder / "command.txt", command + "\n")
+    write_json(folder / "environment.json", environment(command, overrides))
+    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in data.source.classes))
+
+
+def export_student(backbone: Backbone, folder: Path, config: TrainConfig, data: Data) -> None:
+    size, crop = config.dataset.image_size, config.dataset.crop_fraction
+    export(backbone, folder / "student", data.source.classes, size, crop)
+
+
+def run_facts(
+    config: TrainConfig,
+    data: Data,
+    fitted: Fitted,
+    folder: Path,
+    recipe: str,
+    objective: Objective,
+    runtime: Runtime,
+    teacher: FrozenTeacher | None = None,
+) -> dict[str, Any]:
+    """The part of ``result.json`` that student, teacher and control have in common."""
+    source = data.source
+    student = measure(fitted.backbone, data, runtime, teacher=teacher)
+    best_top1 = student["top1"]
+    if fitted.best["epoch"] != fitted.last["epoch"]:
+        best = copy.deepcopy(fitted.backbone)
+        content = read_checkpoint(folder / "checkpoints" / "best.pt")
+        best.net.load_state_dict(content["ema"] or content["student"])
+        best_top1 = evaluate(best, data.evaluation, runtime)["top1"]
+    return {
+        "name": config.name,
+        "evaluated_on": source.evaluated_on,
+        "student": student,
+        "best": {"epoch": fitted.best["epoch"], "val_top1": fitted.best["top1"], "top1": best_top1},
+        "last": {"epoch": fitted.last["epoch"], "val_top1": fitted.last["top1"], "top1": student["top1"]},
+        "epochs": config.trainer.epochs,
+        "images_per_second": fitted.images_per_second,
+        "temperature": config.distill.temperature,
+        "alpha": config.distill.alpha,
+        "seed": config.seed,
+        "objective": objective.words(),
+        "dataset": {
+            "name": source.name,
+            "classes": len(source.classes),
+            "train": len(source.train.labels),
+            "val": len(source.val.labels),
+            "test": len(source.test.labels) if source.test else 0,
+        },
+        "versions": versions(),
+        "fingerprints": {"data": source.fingerprint, "recipe": recipe},
+    }
+
+
+def measure(
+    backbone: Backbone,
+    data: Data,
+    runtime: Runtime,
+    precision: str = "fp32",
+    teacher: FrozenTeacher | None = None,
+) -> dict[str, Any]:
+    """The numbers of one model as ``result.json`` holds them."""
+    spec = backbone.spec
+    numbers = {"model": spec.name, "params": spec.params, "macs": spec.macs, "agreement": None, "kl_to_teacher": None}
+    numbers |= evaluate(backbone, data.evaluation, runtime, precision, teacher)
+    return numbers | {"latency_ms": latency(backbone, data.evaluation.config.image_size, runtime.device)}

@@ -1,0 +1,140 @@
+"""Backbone: a timm model that normalises for itself and answers with logits, embedding and stages.
+
+Stages are addressed by number through timm's ``forward_intermediates``: no hooks, no layer names. The embedding comes
+from ``forward_head(pre_logits=True)``; applying ``get_classifier()`` to it instead is wrong for one family in eight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import huggingface_hub.constants
+import timm
+import torch
+from timm.models import resolve_model_input_args
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from distillcli.config.schema import ModelConfig
+from distillcli.errors import UserError
+from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
+
+
+class Backbone(nn.Module):
+    """A timm classifier. ``forward``: B x C x H x W images in [0, 1] -> Output."""
+
+    net: Any  # a timm model; nn.Module does not declare what timm adds
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: Any, spec: Spec) -> None:
+        super().__init__()
+        self.net = net
+        self.spec = spec
+        settings = net.pretrained_cfg
+        for name in ("mean", "std"):  # not saved: the exported config carries them
+            self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, taps: Taps = LOGITS_ONLY) -> Output:
+        normalised = (images - self.mean) / self.std
+        if not taps.stages and not taps.embedding:
+            return Output(self.net(normalised), None, {})
+        count = len(self.spec.stage_shapes)
+        wanted = sorted({stage % count for stage in taps.stages})
+        features, maps = self.net.forward_intermediates(normalised, indices=wanted)
+        by_number = dict(zip(wanted, maps, strict=True))
+        return Output(
+            logits=self.net.forward_head(features),
+            embedding=self.net.forward_head(features, pre_logits=True) if taps.embedding else None,
+            stages={stage: by_number[stage % count] for stage in taps.stages},
+        )
+
+
+def build(config: ModelConfig, classes: int, image_size: int, role: str) -> Backbone:
+    """The model of a config with a classifier for ``classes``, its weights fresh or, if ``pretrained``, timm's.
+
+    Own weights (``config.checkpoint``) are loaded by :mod:`distillcli.weights`. ``role`` names the config group in
+    messages. Raises UserError when timm cannot build the model so, or its weights cannot be fetched.
+    """
+    spec = describe(config, classes, image_size, role)
+    try:
+        with _quick_without_network() if config.pretrained else contextlib.nullcontext():
+            net = timm.create_model(pretrained=config.pretrained, **_arguments(config, classes, image_size))
+    except (OSError, RuntimeError) as error:
+        if not config.pretrained:
+            raise
+        raise UserError(
+            f"{role}.pretrained=true: no weights for {config.name} ({_first_line(error)}); run once with network "
+            f"access so that they are kept in {huggingface_hub.constants.HF_HUB_CACHE}, or use {role}.checkpoint=PATH"
+        ) from error
+    return Backbone(net, spec)
+
+
+def place(backbone: Backbone, device: torch.device, channels_last: bool) -> Backbone:
+    """Move the weights to the device, in the memory layout that decides which kernels run and how sums round."""
+    backbone.to(device)
+    return backbone.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def describe(config: ModelConfig, classes: int, image_size: int, role: str) -> Spec:
+    """Shapes, parameters and MACs, from a forward pass of one image on the meta device: no memory, no arithmetic.
+
+    Raises UserError if timm cannot build the model with these arguments, or it cannot take images of this size.
+    """
+    try:
+        with torch.device("meta"), torch.no_grad():
+            net = timm.create_model(**_arguments(config, classes, image_size)).eval()
+            images = torch.zeros(1, net.pretrained_cfg["input_size"][0], image_size, image_size)
+            with FlopCounterMode(display=False) as counter:
+                net(images)
+            features, maps = net.forward_intermediates(images)
+            embedding = net.forward_head(features, pre_logits=True)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"{role}.name={config.name}: cannot be built for {classes} classes and images of {image_size} pixels "
+            f"({_first_line(error)}); check dataset.image_size and {role}.args"
+        ) from error
+    return Spec(
+        name=config.name,
+        classes=classes,
+        embedding_width=embedding.shape[1],
+        stage_shapes=tuple((stage.shape[1], stage.shape[2], stage.shape[3]) for stage in maps),
+        params=sum(parameter.numel() for parameter in net.parameters()),
+        macs=counter.get_total_flops() // 2,
+    )
+
+
+def _arguments(config: ModelConfig, classes: int, image_size: int) -> dict[str, Any]:
+    """Arguments of timm.create_model; models of a fixed input size are built for ``image_size``."""
+    arguments: dict[str, Any] = resolve_model_input_args(
+        config.name, {"img_size": image_size}, num_classes=classes, **config.args
+    )
+    return arguments
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+@contextlib.contextmanager
+def _quick_without_network() -> Iterator[None]:
+    """Let the hub client look into its cache at once when there is no network, instead of retrying for a minute."""
+    constants = huggingface_hub.constants
+    before = constants.HF_HUB_OFFLINE
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    if not urllib.request.getproxies():
+        try:
+            host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+            socket.create_connection((host, 443), timeout=5).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

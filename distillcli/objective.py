@@ -1,0 +1,168 @@
+"""The objective: total = (1 - alpha) * sum of label terms + alpha * sum of teacher terms, each with its weight."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from distillcli.config.schema import DistillConfig
+from distillcli.errors import UserError, did_you_mean
+from distillcli.terms import TERMS
+from distillcli.terms.base import LogitOptions, Term, TermOptions
+from distillcli.types import Batch, Output, Spec, Taps
+
+
+class Objective(nn.Module):
+    """The weighted sum of named terms. ``forward`` -> (total, name -> unweighted value of each term, detached).
+
+    A term whose total factor is 0 is not built: it costs nothing and is not reported.
+    """
+
+    def __init__(self, config: DistillConfig, student: Spec, teacher: Spec | None) -> None:
+        super().__init__()
+        self.options = {name: parse_options(name, options) for name, options in config.terms.items()}
+        self.factors = {
+            name: options.weight * _share(TERMS[name], config.alpha) for name, options in self.options.items()
+        }
+        active = [name for name, factor in self.factors.items() if factor > 0]
+        if not active:
+            raise UserError(
+                f"distill.alpha={config.alpha}: every term has weight 0, so nothing is learned; change alpha or terms"
+            )
+        self.terms = nn.ModuleDict()
+        for name in active:
+            if TERMS[name].compares == "teacher":
+                assert teacher is not None, f"{name} needs a teacher"
+            self.terms[name] = TERMS[name](self.options[name], config.temperature, student, teacher)
+        self.temperature = config.temperature
+
+    @property
+    def student_taps(self) -> Taps:
+        return _join([term.student_taps for term in self._all()])
+
+    @property
+    def teacher_taps(self) -> Taps:
+        return _join([term.teacher_taps for term in self._all()])
+
+    @property
+    def whole_batch_terms(self) -> list[str]:
+        return [name for name, term in zip(self.terms, self._all(), strict=True) if term.whole_batch]
+
+    def forward(
+        self, student: Output, teacher: Output | None, batch: Batch, epoch: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``epoch``: how many epochs have passed, fractions included; it drives the ramps."""
+        with torch.autocast(student.logits.device.type, enabled=False):
+            student, teacher = _float(student), None if teacher is None else _float(teacher)
+            values = {name: term(student, teacher, batch) for name, term in zip(self.terms, self._all(), strict=True)}
+            total = sum((self._factor(name, epoch) * value for name, value in values.items()), torch.zeros(()))
+        assert isinstance(total, Tensor)
+        return total, {name: value.detach() for name, value in values.items()}
+
+    def words(self) -> str:
+        """The objective in words, e.g. ``0.1·ce + 0.9·kl(T=4)``."""
+        return " + ".join(f"{self.factors[name]:g}·{name}{self._details(name)}" for name in self.terms)
+
+    def _details(self, name: str) -> str:
+        options = self.options[name]
+        changed = [
+            f"{'T' if field.name == 'temperature' else field.name}={value:g}"
+            for field in dataclasses.fields(options)
+            if field.name != "weight" and (value := self._value(options, field)) not in (None, field.default)
+        ]
+        return f"({', '.join(changed)})" if changed else ""
+
+    def _value(self, options: TermOptions, field: dataclasses.Field[Any]) -> float | None:
+        value: float | None = getattr(options, field.name)
+        if isinstance(options, LogitOptions) and field.name == "temperature" and value is None:
+            return self.temperature
+        return value
+
+    def _factor(self, name: str, epoch: float) -> float:
+        ramp = self.options[name].ramp
+        return self.factors[name] * (min(1.0, epoch / ramp) if ramp > 0 else 1.0)
+
+    def _all(self) -> list[Term]:
+        return [term for term in self.terms.values() if isinstance(term, Term)]
+
+
+def needs_teacher(config: DistillConfig) -> bool:
+    """Whether a term that compares with the teacher has any weight."""
+    return any(
+        TERMS[name].compares == "teacher"
+        and parse_options(name, options).weight * _share(TERMS[name], config.alpha) > 0
+        for name, options in config.terms.items()
+    )
+
+
+def labels_only(config: DistillConfig) -> DistillConfig:
+    """The objective of the control: the label terms at full weight, no teacher.
+
+    An objective without label terms gets plain cross-entropy: the control learns from labels or from nothing.
+    """
+    terms = {
+        name: options
+        for name, options in config.terms.items()
+        if TERMS[name].compares == "labels" and parse_options(name, options).weight > 0
+    }
+    return DistillConfig(name="none", temperature=1.0, alpha=None, terms=terms or {"ce": {}})
+
+
+def check_terms(config: DistillConfig) -> None:
+    """Raise UserError for an unknown term or option, a wrong type, or a value out of range."""
+    for name, options in config.terms.items():
+        parse_options(name, options)
+
+
+def parse_options(name: str, given: dict[str, Any]) -> TermOptions:
+    """The typed options of term ``name``. Raises UserError naming key, value and fix."""
+    if name not in TERMS:
+        raise UserError(f"distill.terms.{name}: no such term{did_you_mean(name, TERMS) or '; see distill show terms'}")
+    schema = TERMS[name].Options
+    known = [field.name for field in dataclasses.fields(schema)]
+    for key in given:
+        if key not in known:
+            raise UserError(
+                f"unknown key distill.terms.{name}.{key}{did_you_mean(key, known) or f'; it has {chr(44).join(known)}'}"
+            )
+    for key, value in given.items():
+        try:
+            OmegaConf.merge(OmegaConf.structured(schema), {key: value})
+        except OmegaConfBaseException as error:
+            wanted = next(field.type for field in dataclasses.fields(schema) if field.name == key)
+            raise UserError(f"distill.terms.{name}.{key}={value}: expected {wanted}") from error
+    merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+    assert isinstance(merged, TermOptions)
+    for field in dataclasses.fields(merged):
+        value = getattr(merged, field.name)
+        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+            raise UserError(f"distill.terms.{name}.{field.name}={value}: must be a finite number, 0 or more")
+    if isinstance(merged, LogitOptions) and merged.temperature == 0:
+        raise UserError(f"distill.terms.{name}.temperature=0: must be above 0; 1 leaves the logits as they are")
+    return merged
+
+
+def _share(term: type[Term], alpha: float | None) -> float:
+    if alpha is None:
+        return 1.0
+    return alpha if term.compares == "teacher" else 1 - alpha
+
+
+def _join(taps: list[Taps]) -> Taps:
+    stages = sorted({stage for tap in taps for stage in tap.stages})
+    return Taps(tuple(stages), any(tap.embedding for tap in taps))
+
+
+def _float(output: Output) -> Output:
+    """Softmax, norms and squares overflow or vanish in half precision."""
+    return Output(
+        output.logits.float(),
+        None if output.embedding is None else output.embedding.float(),
+        {stage: maps.float() for stage, maps in output.stages.items()},
+    )

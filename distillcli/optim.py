@@ -1,0 +1,49 @@
+"""timm's optimizers and learning-rate schedules, from the config."""
+
+from __future__ import annotations
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from distillcli.config.schema import OptimizerConfig, ScheduleConfig
+from distillcli.errors import UserError
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Norm layers and biases get no weight decay, as timm does by default."""
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model,
+            opt=config.name,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            **config.args,
+        )
+        return optimizer
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer.name={config.name}: {error}; check optimizer.args") from error
+
+
+def build_schedule(
+    config: ScheduleConfig, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int
+) -> Scheduler:
+    """A schedule of the step number alone: ``step_update(step)`` sets the learning rates, and no state is saved."""
+    schedule: Scheduler
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.name,
+        num_epochs=epochs,
+        warmup_epochs=config.warmup_epochs,
+        warmup_lr=config.warmup_lr,
+        min_lr=config.min_lr,
+        decay_epochs=config.decay_epochs,
+        decay_rate=config.decay_rate,
+        decay_milestones=config.milestones,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    return schedule

@@ -1,0 +1,55 @@
+"""A finished model again, from any form of checkpoint, and the teacher that taught it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distillcli.config.schema import ModelConfig, TrainConfig
+from distillcli.data.source import Source
+from distillcli.errors import UserError
+from distillcli.models import Backbone, build, place
+from distillcli.run_folder import read_result
+from distillcli.runtime import Runtime
+from distillcli.teachers import FrozenTeacher, is_imagenet, open_teacher
+from distillcli.types import LOGITS_ONLY
+from distillcli.weights import HUB_PREFIX, knows_classes, load_into, read_weights
+
+
+def reopen_model(what: str, source: Source, image_size: int, channels_last: bool, runtime: Runtime) -> Backbone:
+    """The model that ``what`` names, with its own weights and classifier.
+
+    ``what``: run folder, checkpoint file, exported folder, ``hf-hub:`` name, or the name of a timm model. Raises
+    UserError when the classifier is not one for the classes of ``source``.
+    """
+    classes = source.classes
+    if Path(what).exists() or what.startswith(HUB_PREFIX):
+        weights = read_weights(what)
+        backbone = build(weights.model, len(classes), image_size, "eval")
+        if not knows_classes(weights, backbone, classes):
+            count = "" if weights.classes is None else f"{len(weights.classes)} "
+            raise UserError(
+                f"checkpoint={what}: its {count}classes are not the {len(classes)} of {source.name}; evaluate it on its "
+                "own data"
+            )
+        load_into(backbone, weights, "eval")
+    elif is_imagenet(classes):
+        backbone = build(ModelConfig(name=what, pretrained=True), len(classes), image_size, "eval")
+    else:
+        raise UserError(
+            f"checkpoint={what}: timm's weights answer with the classes of ImageNet and {source.name} has {len(classes)} "
+            "others; evaluate a model that was trained on this data"
+        )
+    return place(backbone, runtime.device, channels_last)
+
+
+def reopen_teacher(run: Path, config: TrainConfig, source: Source, runtime: Runtime) -> FrozenTeacher | None:
+    """The teacher of a run, as it taught; None when the run has none.
+
+    Raises UserError when the run had a teacher whose weights are gone.
+    """
+    result = read_result(run)
+    if result is None or result.get("teacher") is None:
+        return None
+    return open_teacher(
+        config, result["teacher"]["run"] or config.teacher.checkpoint, source.classes, LOGITS_ONLY, runtime
+    )

@@ -1,0 +1,8 @@
+"""The loss terms, by the name that is their YAML key and their metric."""
+
+from distillcli.terms.base import Term
+from distillcli.terms.feature import FEATURE_TERMS
+from distillcli.terms.logit import LOGIT_TERMS
+from distillcli.terms.relation import RELATION_TERMS
+
+TERMS: dict[str, type[Term]] = {**LOGIT_TERMS, **FEATURE_TERMS, **RELATION_TERMS}
