@@ -31,12 +31,17 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
 def build_schedule(
     config: ScheduleConfig, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int
 ) -> Scheduler:
-    """A schedule of the step number alone: ``step_update(step)`` sets the learning rates, and no state is saved."""
+    """A schedule of the step number alone: ``step_update(step)`` sets the learning rates, and no state is saved.
+
+    A smooth decay begins where the warm-up ends, at the full rate, and takes the rest of the epochs.
+    """
+    smooth = config.name in ("cosine", "poly", "tanh")
     schedule: Scheduler
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=config.name,
-        num_epochs=epochs,
+        num_epochs=epochs - config.warmup_epochs if smooth else epochs,
+        warmup_prefix=smooth,
         warmup_epochs=config.warmup_epochs,
         warmup_lr=config.warmup_lr,
         min_lr=config.min_lr,

@@ -28,15 +28,15 @@ def reopen_model(what: str, source: Source, image_size: int, channels_last: bool
         if not knows_classes(weights, backbone, classes):
             count = "" if weights.classes is None else f"{len(weights.classes)} "
             raise UserError(
-                f"checkpoint={what}: its {count}classes are not the {len(classes)} of {source.name}; evaluate it on its "
-                "own data"
+                f"checkpoint={what}: its {count}classes are not the {len(classes)} of {source.name}; evaluate it on "
+                "its own data"
             )
         load_into(backbone, weights, "eval")
     elif is_imagenet(classes):
         backbone = build(ModelConfig(name=what, pretrained=True), len(classes), image_size, "eval")
     else:
         raise UserError(
-            f"checkpoint={what}: timm's weights answer with the classes of ImageNet and {source.name} has {len(classes)} "
+            f"checkpoint={what}: timm's weights answer with the classes of ImageNet, {source.name} has {len(classes)} "
             "others; evaluate a model that was trained on this data"
         )
     return place(backbone, runtime.device, channels_last)

@@ -41,12 +41,12 @@ def run(config: EvalConfig, job: Job) -> None:
         if not runtime.is_main:
             return
     numbers["name"] = what
-    facts = {"checkpoint": what, "dataset": source.name, "evaluated_on": source.evaluated_on}
-    facts["images"] = len(source.evaluation.labels)
+    images = len(source.evaluation.labels)
+    facts = {"checkpoint": what, "dataset": source.name, "evaluated_on": source.evaluated_on, "images": images}
     if config.format == "json":
         say(json.dumps(facts | numbers, ensure_ascii=False, indent=2))
         return
-    sentence(f"{what} on the {source.evaluated_on} part of {source.name}, {facts['images']:,} images", "bold")
+    sentence(f"{what} on the {source.evaluated_on} part of {source.name}, {images:,} images", "bold")
     evaluation_table([numbers])
 
 
