@@ -1,0 +1,27 @@
+.PHONY: help setup test lint format demo clean
+
+VENV = .venv
+
+help:  ## show this
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup:  ## make .venv with everything needed for development
+	python3 scripts/setup.py
+
+test: setup lint  ## lint, types and tests
+	$(VENV)/bin/python -m pytest
+
+lint: setup  ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: setup  ## let ruff rewrite what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+demo: setup  ## distil resnet50 into a MobileNet on handwritten digits
+	$(VENV)/bin/distill train +experiment=resnet50_to_mobilenet
+
+clean:  ## remove the environment and build products
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
