@@ -13,14 +13,34 @@ from distillcli.errors import UserError
 from distillcli.weights import check_file, load_tensors
 
 FORMAT = "distillcli"
+# The disk, the quota of the user, or the largest file that this process may write.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write ``path`` so that a kill at any moment leaves the old file or the new one.
 
-    The temporary file lies in the same folder and reaches the disk before it takes the name. Raises UserError when the
-    disk is full; the old file stays.
+    Raises UserError when the disk is full; the old file stays.
     """
+    _write_beside(path, content).replace(path)
+    _sync(path.parent)
+
+
+def save_last(folder: Path, content: dict[str, Any]) -> None:
+    """Write ``checkpoints/last.pt`` and keep the one before as ``previous.pt``.
+
+    The new file is complete before the old one moves: at every moment one of the two names holds a whole checkpoint.
+    """
+    last = folder / "checkpoints" / "last.pt"
+    fresh = _write_beside(last, content)
+    if last.exists():
+        last.replace(last.with_name("previous.pt"))
+    fresh.replace(last)
+    _sync(last.parent)
+
+
+def _write_beside(path: Path, content: dict[str, Any]) -> Path:
+    """Write a temporary file in the folder of ``path``, to the disk itself, before it may take the name."""
     fresh = path.with_name(f"{path.name}.tmp.{os.getpid()}")
     path.parent.mkdir(exist_ok=True)
     try:
@@ -31,26 +51,27 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             os.fsync(handle.fileno())
     except (OSError, RuntimeError) as error:
         fresh.unlink(missing_ok=True)
-        if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in (error, error.__context__)):
+        if any(isinstance(cause, OSError) and cause.errno in FULL for cause in (error, error.__context__)):
             raise UserError(
                 f"{path.parent}: the disk is full, the checkpoint was not written and the last one is kept; free some "
                 "space and use resume="
             ) from error
         raise
-    fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    return fresh
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
-def save_last(folder: Path, content: dict[str, Any]) -> None:
-    """Write ``checkpoints/last.pt`` and keep the one before as ``previous.pt``."""
-    last = folder / "checkpoints" / "last.pt"
-    if last.exists():
-        last.replace(last.with_name("previous.pt"))
-    save_checkpoint(last, content)
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writes that were cut short have left in ``checkpoints/``."""
+    for leftover in (folder / "checkpoints").glob("*.tmp.*"):
+        leftover.unlink()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -62,11 +83,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def load_last(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     """The newest sound checkpoint of a run folder, and a warning if the newest file was not sound.
 
-    Neither: no checkpoint was written yet. Raises UserError if there are checkpoints and all are damaged. Leftovers
-    of a write that was cut short are removed.
+    Neither: no checkpoint was written yet. Raises UserError if there are checkpoints and all are damaged.
     """
-    for leftover in (folder / "checkpoints").glob("*.tmp.*"):
-        leftover.unlink()
     paths = [folder / "checkpoints" / name for name in ("last.pt", "previous.pt")]
     problems = []
     for path in paths:

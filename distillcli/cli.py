@@ -116,7 +116,8 @@ def run(argv: list[str]) -> int:
 
 
 def _fail(error: Exception, code: int) -> int:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    rank = os.environ.get("RANK", "0")  # torchrun shows what all its processes say
+    print("error:" if rank == "0" else f"error: rank {rank}:", " ".join(str(error).split()), file=sys.stderr)
     return code
 
 

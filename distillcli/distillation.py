@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from distillcli.cache import choose_format, open_cache
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
 from distillcli.data.loader import Data, open_data
@@ -31,21 +34,25 @@ from distillcli.objective import Objective, check_terms, needs_teacher
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
 from distillcli.report.markdown import write_report
-from distillcli.run_folder import read_result, write_result
-from distillcli.runtime import resolve_precision, start
+from distillcli.run_folder import read_result, versions, write_result
+from distillcli.runtime import Runtime, resolve_precision, seed_everything, start
 from distillcli.signals import listening
-from distillcli.teachers import FrozenTeacher, is_imagenet, open_teacher
-from distillcli.types import Taps
+from distillcli.teachers import CachedTeacher, FrozenTeacher, Teacher, is_imagenet, open_teacher
+from distillcli.types import Spec, Taps
+from distillcli.weights import weights_fingerprint
 
 # timm's recipes of "ResNet strikes back" train with binary cross-entropy; their softmax is not calibrated.
 BCE_TAGS = ("a1_", "a2_", "a3_", "a1h_", "b1k_", "b2k_", "c1_", "c2_")
 
 
 @contextmanager
-def session(config: TrainConfig, command: str, folder: Path) -> Iterator[Session]:
-    """The device, the ranks, the signals and the voice of one command; what is said goes to ``train.log`` as well."""
+def session(config: TrainConfig, command: str, folder: Path | None) -> Iterator[Session]:
+    """The device, the ranks, the signals and the voice of one command; what is said goes to ``train.log`` as well.
+
+    ``folder``: None where nothing is written, on all ranks but the main one.
+    """
     with start(config.trainer) as runtime, listening() as stop:
-        if not runtime.is_main:
+        if folder is None:
             yield Session(runtime, stop, command, lambda *_: nullcontext(Silence()), _say_nothing, _say_nothing)
             return
         handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
@@ -79,55 +86,40 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     started = time.monotonic()
     runtime = session.runtime
     check_terms(config.distill)
-    classes = len(source.classes)
-    described = describe(config.student, classes, config.dataset.image_size, "student")
+    size, classes = config.dataset.image_size, len(source.classes)
+    student_spec = describe(config.student, classes, size, "student")
     with_teacher = needs_teacher(config.distill)
-    teacher_spec = describe(config.teacher, classes, config.dataset.image_size, "teacher") if with_teacher else None
-    objective = Objective(config.distill, described, teacher_spec)
+    teacher_spec = describe(config.teacher, classes, size, "teacher") if with_teacher else None
+    seed_everything(config.seed, "init", "objective")
+    objective = Objective(config.distill, student_spec, teacher_spec)
     data = open_data(source, config.dataset, config.trainer.workers, runtime)
     if runtime.is_main:
         describe_folder(folder, config, job.command, list(job.overrides), data)
-        opening(
-            Opening(
-                student=described.name,
-                student_params=described.params,
-                student_macs=described.macs,
-                teacher=teacher_spec.name if teacher_spec else None,
-                teacher_params=teacher_spec.params if teacher_spec else None,
-                teacher_macs=teacher_spec.macs if teacher_spec else None,
-                dataset=source.name,
-                classes=classes,
-                train=len(source.train.labels),
-                val=len(source.val.labels),
-                test=len(source.test.labels) if source.test else 0,
-                objective=objective.words(),
-                device=str(runtime.device),
-                precision=resolve_precision(config.trainer.precision, runtime.device),
-                run=str(folder),
-            )
-        )
+        introduce(config, source, student_spec, teacher_spec, objective, runtime, folder)
+
     warnings: list[str] = []
-    teacher, teacher_facts, timings = None, None, {}
+    frozen, teacher_facts, timings = None, None, {}
+    targets: Teacher | None = None
+    rounding = "off"
     if with_teacher:
         begun = time.monotonic()
-        teacher, run = find_teacher(config, data, objective.teacher_taps, session)
+        frozen, run = find_teacher(config, data, objective.teacher_taps, session)
         timings["teacher"] = time.monotonic() - begun
-        teacher_facts = measure(teacher.backbone, data, runtime, teacher.precision) | {"run": run}
-        if teacher_facts["nll"] != teacher_facts["nll"]:
-            raise NumericError(
-                f"teacher {config.teacher.name}: its answers are not finite (the student is not trained yet)"
-            )
-        warnings += teacher_warnings(config, teacher.backbone)
+        teacher_facts = measure(frozen.backbone, data, runtime, frozen.precision) | {"run": run}
+        if math.isnan(teacher_facts["nll"]):
+            raise NumericError(f"teacher {config.teacher.name}: its answers are not finite; it teaches nothing")
         session.say(f"teacher: top-1 {teacher_facts['top1']:.2f} on {source.evaluated_on}")
+        warnings = teacher_warnings(config, frozen.backbone)
         for warning in warnings:
             session.warn(warning)
+        targets, rounding = with_cache(config, data, frozen, session)
 
     begun = time.monotonic()
     student = new_backbone(config, config.student, data, "student")
-    recipe = recipe_fingerprint(config, data, student, runtime, teacher.backbone if teacher else None)
-    fitted = fit(config, data, student, objective, teacher, folder, recipe, "student", session)
+    recipe = recipe_fingerprint(config, data, student, runtime, frozen.backbone if frozen else None, rounding)
+    fitted = fit(config, data, student, objective, targets, folder, recipe, "student", session)
     timings["student"] = time.monotonic() - begun
-    facts = run_facts(config, data, fitted, folder, recipe, objective, runtime, teacher)
+    facts = run_facts(config, data, fitted, folder, recipe, objective, runtime, frozen)
     if runtime.is_main:
         export_student(fitted.backbone, folder, config, data)
 
@@ -143,25 +135,48 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     late = comparison_warnings(facts["student"], teacher_facts)
     for warning in late:
         session.warn(warning)
-    result = facts | {
-        "status": "ok",
-        "error": None,
-        "role": "student",
-        "command": job.command,
-        "overrides": list(job.overrides),
-        "teacher": teacher_facts,
-        "baseline": baseline,
-        "gap_closed": gap_closed(facts["student"], teacher_facts, baseline),
-        "warnings": warnings + late,
-        "timings": timings,
-        "seconds": time.monotonic() - started,
-    }
+    result = {"status": "ok", "error": None, "role": "student", **facts}
+    result |= {"command": job.command, "overrides": list(job.overrides)}
+    result |= {"teacher": teacher_facts, "baseline": baseline}
+    result |= {"gap_closed": gap_closed(facts["student"], teacher_facts, baseline), "cache": rounding}
+    result |= {"warnings": warnings + late, "timings": timings, "seconds": time.monotonic() - started}
     if runtime.is_main:
         write_result(folder, result)
         draw_curves(folder)
         write_report(folder)
         closing_table(result, folder)
     return result
+
+
+def introduce(
+    config: TrainConfig,
+    source: Source,
+    student: Spec,
+    teacher: Spec | None,
+    objective: Objective,
+    runtime: Runtime,
+    folder: Path,
+) -> None:
+    """The panel at the start."""
+    opening(
+        Opening(
+            student=student.name,
+            student_params=student.params,
+            student_macs=student.macs,
+            teacher=teacher.name if teacher else None,
+            teacher_params=teacher.params if teacher else None,
+            teacher_macs=teacher.macs if teacher else None,
+            dataset=source.name,
+            classes=len(source.classes),
+            train=len(source.train.labels),
+            val=len(source.val.labels),
+            test=len(source.test.labels) if source.test else 0,
+            objective=objective.words(),
+            device=str(runtime.device),
+            precision=resolve_precision(config.trainer.precision, runtime.device),
+            run=str(folder),
+        )
+    )
 
 
 def find_teacher(config: TrainConfig, data: Data, taps: Taps, session: Session) -> tuple[FrozenTeacher, str | None]:
@@ -182,6 +197,46 @@ def find_teacher(config: TrainConfig, data: Data, taps: Taps, session: Session) 
         )
     run = str(fit_once(teacher_recipe(config, session.runtime), "teacher", data, session))
     return open_teacher(config, run, classes, taps, session.runtime), run
+
+
+def with_cache(config: TrainConfig, data: Data, teacher: FrozenTeacher, session: Session) -> tuple[Teacher, str]:
+    """The teacher with its answers kept in files, if ``teacher.cache`` and the objective allow it, and the format.
+
+    A folder that cannot be written costs the cache and a warning, no more.
+    """
+    cache, images = config.teacher.cache, len(data.train)
+    if cache.mode == "off" or teacher.taps.stages:
+        return teacher, "off"
+    embedding = teacher.taps.embedding
+    width = teacher.backbone.spec.classes + (teacher.backbone.spec.embedding_width if embedding else 0)
+    views = cache.views or config.trainer.epochs
+    row_format, why = choose_format(
+        cache.mode, width, images, views, cache.max_gb, config.distill.temperature, embedding
+    )
+    session.say(why)
+    if row_format == "off":
+        return teacher, "off"
+    root = Path(cache.dir) if cache.dir else Path(config.runs) / "cache"
+    try:
+        rows = open_cache(root, answers_key(config, data, teacher), row_format, width, images, session.runtime.rank)
+    except OSError as error:
+        session.warn(f"teacher cache: off, {root} cannot be written ({error.strerror})")
+        return teacher, "off"
+    return CachedTeacher(teacher, rows), row_format
+
+
+def answers_key(config: TrainConfig, data: Data, teacher: FrozenTeacher) -> dict[str, Any]:
+    """All that can change what the teacher says for (view, index), in plain words."""
+    recipe = dataclasses.asdict(config.augment)
+    del recipe["name"]
+    return {
+        "teacher": [config.teacher.name, config.teacher.args, weights_fingerprint(teacher.backbone.net.state_dict())],
+        "arithmetic": [teacher.precision, config.trainer.channels_last, str(teacher.backbone.mean.device.type)],
+        "embedding": teacher.taps.embedding,
+        "data": data.source.fingerprint,
+        "views": [recipe, config.seed, config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
+        "versions": {name: versions()[name] for name in ("torch", "torchvision", "timm")},
+    }
 
 
 def teacher_warnings(config: TrainConfig, backbone: Backbone) -> list[str]:

@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distillcli.checkpoint import load_last, save_checkpoint, save_last
+from distillcli.checkpoint import load_last, remove_leftovers, save_checkpoint, save_last
 from distillcli.config.schema import TrainConfig
 from distillcli.data.loader import Data
 from distillcli.errors import Interrupted, NumericError, UserError
@@ -23,9 +23,17 @@ from distillcli.models import Backbone, place
 from distillcli.objective import Objective
 from distillcli.optim import build_optimizer, build_schedule
 from distillcli.run_folder import append_metrics, rewind_metrics
-from distillcli.runtime import Runtime, any_rank, autocast, resolve_precision, seed_everything, sum_over_ranks
+from distillcli.runtime import (
+    Runtime,
+    any_rank,
+    autocast,
+    resolve_precision,
+    seed_everything,
+    share_buffers,
+    sum_over_ranks,
+)
 from distillcli.signals import Stop
-from distillcli.teachers import FrozenTeacher
+from distillcli.teachers import Teacher
 from distillcli.types import Batch, Output
 
 Numbers = dict[str, float]
@@ -84,11 +92,15 @@ class State:
         assert isinstance(backbone, Backbone)
         return backbone
 
-    def tensors(self) -> dict[str, Any]:
+    def weights(self) -> dict[str, Any]:
         return {
             "student": self.model.student.net.state_dict(),
-            "objective": self.model.objective.state_dict(),
             "ema": None if self.ema is None else self.ema.module.net.state_dict(),
+        }
+
+    def everything(self) -> dict[str, Any]:
+        return self.weights() | {
+            "objective": self.model.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
@@ -118,7 +130,7 @@ class Fitted:
 
 def train_step(
     parts: list[Batch],
-    teacher: FrozenTeacher | None,
+    teacher: Teacher | None,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -155,7 +167,7 @@ def fit(
     data: Data,
     student: Backbone,
     objective: Objective,
-    teacher: FrozenTeacher | None,
+    teacher: Teacher | None,
     folder: Path,
     recipe: str,
     label: str,
@@ -197,10 +209,16 @@ def fit(
     with session.watch(label, trainer.epochs, steps, state.step) as progress:
         while state.step < trainer.epochs * steps:
             epoch, first_step = state.step // steps + 1, state.step % steps
-            totals = Totals(device)
+            totals = Totals(device, skips_overflow=state.scaler.is_enabled())
             started = time.perf_counter()
             for parts in data.train.epoch(
-                config.augment, config.seed, epoch, trainer.batch_size, trainer.accumulate, first_step
+                config.augment,
+                config.seed,
+                epoch,
+                trainer.batch_size,
+                trainer.accumulate,
+                first_step,
+                config.teacher.cache.views,
             ):
                 seed_everything(config.seed, "step", state.step, runtime.rank)
                 schedule.step_update(state.step)
@@ -212,6 +230,8 @@ def fit(
                     state.ema.update(student, step=state.step)
                 totals.add(state.step, loss, values, norm)
                 progress.step(None)
+                if state.step % steps == 0:
+                    continue  # the end of an epoch is saved together with its evaluation
                 stopping = any_rank(bool(session.stop.exit_code), runtime)
                 if stopping or keeper.is_due():
                     totals.check(config, epoch, runtime)
@@ -225,9 +245,12 @@ def fit(
             row = {"kind": "train", "epoch": epoch, "step": state.step, **totals.means(runtime)}
             row |= {"lr": max(group["lr"] for group in optimizer.param_groups)}
             row |= {"images_per_second": images / elapsed, "seconds": elapsed}
+            share_buffers(state.deployed, runtime)
             numbers = evaluate(state.deployed, data.val, runtime)
             keeper.epoch_done(epoch, row, numbers)
             progress.epoch(row, {"split": "val", **numbers})
+            if any_rank(bool(session.stop.exit_code), runtime):
+                raise Interrupted("interrupted", session.stop.exit_code or 143)
     return Fitted(state.deployed, state.best, state.last, seen / seconds if seconds else None)
 
 
@@ -251,6 +274,8 @@ class Keeper:
         self.steps_per_epoch = data.train.steps_per_epoch(config.trainer.batch_size)
 
     def resume(self, session: Session) -> None:
+        if self.runtime.is_main:
+            remove_leftovers(self.folder)
         content, warning = load_last(self.folder)
         if warning is not None:
             session.warn(warning)
@@ -270,7 +295,7 @@ class Keeper:
 
     def save(self) -> None:
         if self.runtime.is_main:
-            save_last(self.folder, self.state.tensors() | self.identity)
+            save_last(self.folder, self.state.everything() | self.identity)
         self.saved_at = time.monotonic()
 
     def epoch_done(self, epoch: int, train: dict[str, Any], numbers: Numbers) -> None:
@@ -281,17 +306,18 @@ class Keeper:
         state.best = state.last if is_best else state.best
         if self.runtime.is_main:
             if is_best:
-                save_checkpoint(self.folder / "checkpoints" / "best.pt", state.tensors() | self.identity)
+                save_checkpoint(self.folder / "checkpoints" / "best.pt", state.weights() | self.identity)
             append_metrics(self.folder, train)
             append_metrics(self.folder, {"kind": "eval", "epoch": epoch, "step": state.step, "split": "val", **numbers})
         self.save()
 
 
 class Totals:
-    """Sums of an epoch, kept on the device."""
+    """Sums of an epoch, kept on the device. ``skips_overflow``: steps of a non-finite gradient are not taken."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, skips_overflow: bool) -> None:
         self.count = 0
+        self.skips_overflow = skips_overflow
         self.sums: dict[str, Tensor] = {}
         self.first_bad = torch.full((), float("inf"), device=device)
 
@@ -300,16 +326,19 @@ class Totals:
         rows = {"loss": loss, **{f"loss/{name}": value for name, value in values.items()}, "grad_norm": norm}
         for name, value in rows.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-        bad = torch.where(torch.isfinite(loss), float("inf"), float(step))
+        # A gradient that is not finite has already spoilt the weights, even where the loss before was sound.
+        sound = torch.isfinite(loss) if self.skips_overflow else torch.isfinite(loss) & torch.isfinite(norm)
+        bad = torch.where(sound, float("inf"), float(step))
         self.first_bad = torch.minimum(self.first_bad, bad)
 
     def check(self, config: TrainConfig, epoch: int, runtime: Runtime) -> None:
-        """Raise NumericError if a loss was not finite; called before anything is saved."""
+        """Raise NumericError if a loss or gradient was not finite; called before anything is saved."""
         first = self.first_bad.item()
         if any_rank(first != float("inf"), runtime):
             raise NumericError(
-                f"the loss was not finite at step {first:.0f} (epoch {epoch}, optimizer.lr={config.optimizer.lr}); the "
-                "last checkpoint is from before; lower optimizer.lr, set trainer.clip_grad=1 or trainer.precision=fp32"
+                f"the loss or its gradient was not finite at step {first:.0f} (epoch {epoch}, "
+                f"optimizer.lr={config.optimizer.lr}); the last checkpoint is from before; lower optimizer.lr, set "
+                "trainer.clip_grad=1 or trainer.precision=fp32"
             )
 
     def means(self, runtime: Runtime) -> Numbers:

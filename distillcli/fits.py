@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from distillcli.checkpoint import read_checkpoint
-from distillcli.config.schema import ModelConfig, StudentConfig, TrainConfig
+from distillcli.config.schema import CacheConfig, ModelConfig, StudentConfig, TrainConfig
 from distillcli.data.loader import Data
 from distillcli.engine import Fitted, Session, fit
 from distillcli.evaluation import evaluate, latency
@@ -51,6 +51,7 @@ def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:
         baseline=False,
         student=StudentConfig(teacher.name, teacher.pretrained, teacher.checkpoint, teacher.args),
         distill=labels_only(config.distill),
+        teacher=dataclasses.replace(teacher, cache=CacheConfig()),
         optimizer=dataclasses.replace(config.optimizer, lr=teacher.fit.lr, weight_decay=teacher.fit.weight_decay),
         trainer=dataclasses.replace(
             config.trainer,
@@ -67,10 +68,15 @@ def control_recipe(config: TrainConfig) -> TrainConfig:
 
 
 def recipe_fingerprint(
-    config: TrainConfig, data: Data, student: Backbone, runtime: Runtime, teacher: Backbone | None = None
+    config: TrainConfig,
+    data: Data,
+    student: Backbone,
+    runtime: Runtime,
+    teacher: Backbone | None = None,
+    rounding: str = "off",
 ) -> str:
     """Names what ``config`` trains on ``data``, from ``student`` as it is before step 1: all that decides the weights
-    afterwards, and nothing else.
+    afterwards, and nothing else. ``rounding``: the format in which the teacher's answers are cached.
     """
     trainer = config.trainer
     return fingerprint(
@@ -81,7 +87,8 @@ def recipe_fingerprint(
             "model": [config.student.name, config.student.args],
             "start": weights_fingerprint(student.net.state_dict()),
             "teacher": None if teacher is None else weights_fingerprint(teacher.net.state_dict()),
-            "teacher_precision": None if teacher is None else config.teacher.precision,
+            "teacher_arithmetic": None if teacher is None else [config.teacher.precision, rounding],
+            "view_cycle": config.teacher.cache.views,
             "objective": dataclasses.asdict(config.distill),
             "optimizer": dataclasses.asdict(config.optimizer),
             "schedule": dataclasses.asdict(config.schedule),

@@ -157,6 +157,22 @@ def any_rank(flag: bool, runtime: Runtime) -> bool:
     return bool(sum_over_ranks(torch.tensor(float(flag), device=runtime.device), runtime).item())
 
 
+def share_buffers(module: torch.nn.Module, runtime: Runtime) -> None:
+    """Give every rank the running statistics of the main one, so that all of them evaluate one and the same model."""
+    if runtime.world > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def from_main(value: str | None, runtime: Runtime) -> str:
+    """What the main rank passes as ``value``, on every rank."""
+    values = [value]
+    if runtime.world > 1:
+        dist.broadcast_object_list(values, 0)
+    assert values[0] is not None
+    return values[0]
+
+
 def barrier(runtime: Runtime) -> None:
     """Wait for all ranks, so that what the main one wrote is there for the others."""
     if runtime.world > 1:

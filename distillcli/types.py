@@ -16,12 +16,14 @@ class Batch:
     """One batch of views, on the device.
 
     ``images``: B x C x H x W, float in [0, 1]; every model normalises for itself. ``targets``: class numbers, B, int64,
-    or distributions over classes, B x K. ``index``: B, int64, the position of each image in its split.
+    or distributions over classes, B x K. ``index``: B, int64, on the CPU, the position of each image in its split.
+    ``view``: which view of these images it is.
     """
 
     images: Tensor
     targets: Tensor
     index: Tensor
+    view: int = 0
 
 
 @dataclass(frozen=True)

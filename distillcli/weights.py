@@ -96,20 +96,20 @@ def _from_folder(folder: Path) -> Weights:
 
 
 def _from_exported(folder: Path) -> Weights:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"checkpoint={folder}: model.safetensors is missing beside config.json")
     check_file(path)
-    names = config.get("label_names")
+    names = card.get("label_names")
     return Weights(
         state=load_file(path),
         origin=str(folder),
-        architecture=config["architecture"],
+        architecture=card["architecture"],
         # The size belongs to the data the model is built for, not to the weights.
-        args={key: value for key, value in config.get("model_args", {}).items() if key != "img_size"},
+        args={key: value for key, value in card.get("model_args", {}).items() if key != "img_size"},
         classes=tuple(names) if names else None,
-        image_size=config["pretrained_cfg"]["input_size"][1],
+        image_size=card["pretrained_cfg"]["input_size"][1],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distillcli.config.job import Job
+from distillcli.config.job import Job, is_main_process
 from distillcli.config.schema import TrainConfig
 from distillcli.data.open import open_source
 from distillcli.data.source import Source
@@ -17,6 +17,11 @@ from distillcli.run_folder import claim, claim_new, locked, point_latest, read_r
 def run(config: TrainConfig, job: Job) -> None:
     """Run one training. The data is opened before torch is imported: most mistakes are in the data."""
     source = open_source(config.dataset)
+    if not is_main_process():
+        done = None if config.resume is None else read_result(Path(config.resume))
+        if done is None or done["status"] != "ok":
+            _run(config, job, source, None)
+        return
     folder = _folder(config, job)
     with locked(folder):
         done = read_result(folder)
@@ -37,12 +42,15 @@ def _folder(config: TrainConfig, job: Job) -> Path:
     return claim(Path(config.out)) if config.out is not None else claim_new(Path(config.runs) / config.name)
 
 
-def _run(config: TrainConfig, job: Job, source: Source, folder: Path) -> None:
+def _run(config: TrainConfig, job: Job, source: Source, claimed: Path | None) -> None:
+    """``claimed``: the run folder; None in the other processes of ``torchrun``, which learn it from the main one."""
     from distillcli.distillation import distill, session
+    from distillcli.runtime import from_main
 
     facts: dict[str, Any] = {"name": config.name, "role": "student", "command": job.command}
     facts |= {"overrides": list(job.overrides), "seed": config.seed}
-    with session(config, job.command, folder) as current:
+    with session(config, job.command, claimed) as current:
+        folder = Path(from_main(str(claimed) if claimed else None, current.runtime))
         try:
             distill(config, job, source, folder, current)
         except (Interrupted, KeyboardInterrupt) as stop:
@@ -52,7 +60,7 @@ def _run(config: TrainConfig, job: Job, source: Source, folder: Path) -> None:
                 raise
             raise Interrupted(f"interrupted; continue with: distill train resume={folder}", stop.exit_code) from None
         except Exception as error:
-            LOG.exception("failed")
             if current.runtime.is_main:
+                LOG.exception("failed")
                 write_result(folder, facts | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
             raise

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from distillcli.config.job import is_main_process
 from distillcli.config.model_names import HUB_PREFIXES, SCHEDULES, deprecated_names, model_names, optimizer_names
 from distillcli.config.schema import (
     AugmentConfig,
@@ -29,6 +30,7 @@ from distillcli.errors import UserError, did_you_mean
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 FIT_MODES = ("auto", "never", "always")
+CACHE_MODES = ("auto", "off", "float16", "float32", "int8", "topk")
 FORMATS = ("table", "json")
 
 
@@ -158,6 +160,9 @@ def _check_teacher(config: TeacherConfig) -> None:
     _at_least("teacher.fit.epochs", config.fit.epochs, 1)
     _above_zero("teacher.fit.lr", config.fit.lr)
     _at_least("teacher.fit.weight_decay", config.fit.weight_decay, 0)
+    _one_of("teacher.cache.mode", config.cache.mode, CACHE_MODES)
+    _at_least("teacher.cache.views", config.cache.views, 0)
+    _above_zero("teacher.cache.max_gb", config.cache.max_gb)
 
 
 def _check_dataset(config: DatasetConfig) -> None:
@@ -186,7 +191,7 @@ def _check_image_folder(root: str | None) -> None:
 
 
 def _check_folders(config: TrainConfig) -> None:
-    if config.resume is not None:
+    if config.resume is not None or not is_main_process():  # the main process has claimed the folder by now
         return
     for key, value in (("out", config.out), ("runs", config.runs)):
         if value is not None and Path(value).exists() and not Path(value).is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,3 +13,8 @@ class Job:
     command: str  # the shell line as it was typed
     sweep_folder: Path | None  # the folder of the whole sweep, None for a single run
     folder: Path | None  # this job's folder inside the sweep; it exists already and may hold an interrupted run
+
+
+def is_main_process() -> bool:
+    """Whether this process claims folders and speaks; ``torchrun`` numbers the others from 1."""
+    return os.environ.get("RANK", "0") == "0"

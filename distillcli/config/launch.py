@@ -18,7 +18,7 @@ from distillcli.config import search
 from distillcli.config.arguments import Arguments, parse
 from distillcli.config.compose import compose_raw, register, typed
 from distillcli.config.compose import parse as parse_override
-from distillcli.config.job import Job
+from distillcli.config.job import Job, is_main_process
 from distillcli.config.keys import dotted_keys
 from distillcli.config.overrides import SCHEMAS, key_of, normalise, quote, unknown_key
 from distillcli.config.resume import NEUTRAL_KEYS, check_unchanged, merge, recorded_overrides
@@ -77,13 +77,16 @@ def _resumed(primary: str, overrides: list[str]) -> list[str]:
     config = typed(primary, compose_raw(primary, overrides))
     assert isinstance(config, TrainConfig)
     for line in check_unchanged(run, config):
-        print(f"resuming with {line}", file=sys.stderr)
+        if is_main_process():
+            print(f"resuming with {line}", file=sys.stderr)
     return overrides
 
 
 def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: str, action: Action) -> None:
     if any(key_of(override) == "resume" for override in overrides):
         raise UserError("resume= continues one run; to continue a sweep repeat its command with out=SWEEP_FOLDER")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("torchrun starts every process of one run, -m many runs; start torchrun once per run")
     overrides, folder = _take_folder(overrides)
     jobs = _jobs(primary, overrides)
     first = _preflight(primary, jobs, [override for override in overrides if _is_hydra(override)])

@@ -25,6 +25,7 @@ NEUTRAL_KEYS = frozenset(
         "trainer.checkpoint_minutes",
         "dataset.root",
         "dataset.memory_gb",
+        "teacher.cache.dir",
         "runs",
         "resume",
         "out",

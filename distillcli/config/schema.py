@@ -36,9 +36,20 @@ class FitConfig:
 
 
 @dataclass
+class CacheConfig:
+    """What the teacher said is kept, so that later runs with the same views do not ask it again."""
+
+    mode: str = "auto"  # auto: the best format that fits into max_gb | off | float16 | float32 | int8 | topk
+    views: int = 0  # cycle through this many views of every image; 0: a fresh view every epoch
+    max_gb: float = 4.0
+    dir: Optional[str] = None  # null: RUNS/cache
+
+
+@dataclass
 class TeacherConfig(ModelConfig):
     precision: str = "auto"  # auto | fp32 | bf16 | fp16, for its forward pass and its fit
     fit: FitConfig = field(default_factory=FitConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
 
 @dataclass

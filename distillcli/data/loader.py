@@ -216,13 +216,24 @@ class Loader:
         return max(1, len(self) // batch_size)
 
     def epoch(
-        self, recipe: AugmentConfig, seed: int, epoch: int, batch_size: int, micro_batches: int = 1, first_step: int = 0
+        self,
+        recipe: AugmentConfig,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        micro_batches: int = 1,
+        first_step: int = 0,
+        cycle: int = 0,
     ) -> Iterator[list[Batch]]:
-        """From ``first_step`` on, this rank's share of every global batch of ``epoch``, as ``micro_batches`` parts."""
+        """From ``first_step`` on, this rank's share of every global batch of ``epoch``, as ``micro_batches`` parts.
+
+        ``cycle``: after this many epochs their views come again, in another order; 0 for a fresh view every epoch.
+        """
+        view = (epoch - 1) % cycle + 1 if cycle else epoch
         order = permutation(seed, epoch, len(self))
         world, rank = self.runtime.world, self.runtime.rank
         share = min(batch_size, len(self)) // (world * micro_batches)
-        cropping = Cropping(recipe, seed, epoch, self.config.crop_fraction)
+        cropping = Cropping(recipe, seed, view, self.config.crop_fraction)
         plan = []
         for step in range(first_step, self.steps_per_epoch(batch_size)):
             mine = order[step * batch_size : (step + 1) * batch_size][rank::world]
@@ -232,13 +243,13 @@ class Loader:
             views = draw(
                 recipe,
                 seed,
-                epoch,
+                view,
                 index,
                 self.store.aspects(index),
                 self.config.crop_fraction,
                 self.config.image_size,
             )
-            parts.append(self._batch(index, pixels, views))
+            parts.append(self._batch(index, pixels, views, view))
             if len(parts) == micro_batches:
                 yield parts
                 parts = []
@@ -249,13 +260,14 @@ class Loader:
         cropping = Cropping(None, 0, 0, self.config.crop_fraction)
         plan = [(cropping, mine[start : start + EVALUATION_BATCH]) for start in range(0, len(mine), EVALUATION_BATCH)]
         for (_, index), pixels in zip(plan, self.store.fetch(plan), strict=True):
-            yield self._batch(index, pixels, plain(self.store.aspects(index), self.config.crop_fraction))
+            yield self._batch(index, pixels, plain(self.store.aspects(index), self.config.crop_fraction), 0)
 
-    def _batch(self, index: NDArray[np.int64], pixels: Tensor, views: Views) -> Batch:
+    def _batch(self, index: NDArray[np.int64], pixels: Tensor, views: Views, view: int) -> Batch:
         if self.store.crops:
             views = dataclasses.replace(views, boxes=np.tile([0.0, 0.0, 1.0, 1.0], (len(index), 1)))
-        positions = torch.from_numpy(index).to(self.runtime.device)
-        return Batch(render(pixels, views, self.config.image_size), self.labels[positions], positions)
+        positions = torch.from_numpy(index)
+        labels = self.labels[positions.to(self.runtime.device)]
+        return Batch(render(pixels, views, self.config.image_size), labels, positions, view)
 
 
 @dataclass(frozen=True)

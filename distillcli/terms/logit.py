@@ -8,6 +8,7 @@ from typing import final
 from torch import Tensor
 from torch.nn import functional
 
+from distillcli.errors import UserError
 from distillcli.terms.base import LogitOptions, Term, TermOptions
 from distillcli.types import Batch, Output, Spec
 
@@ -43,6 +44,8 @@ class CrossEntropy(Term):
 
     def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
         super().__init__(options, temperature, student, teacher)
+        if options.smoothing > 1:
+            raise UserError(f"distill.terms.ce.smoothing={options.smoothing}: a share of the label, at most 1")
         self.smoothing = options.smoothing
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:

@@ -29,13 +29,18 @@ def distances(embeddings_BD: Tensor) -> Tensor:
 
 
 def angles(embeddings_BD: Tensor) -> Tensor:
-    """B x B x B cosines of the angle at i between j and k, from the Gram matrix: no B x B x D differences."""
+    """B x B x B cosines of the angle at i between j and k, from the Gram matrix: no B x B x D differences.
+
+    They are 0 where j or k coincides with i: there is no angle, and a cosine would be rounding over 1e-6.
+    """
     centred = embeddings_BD - embeddings_BD.mean(dim=0)
     gram = centred @ centred.T
-    inner = gram[None, :, :] - gram[:, :, None] - gram[:, None, :] + gram.diag()[:, None, None]
-    length = inner.diagonal(dim1=1, dim2=2).clamp(min=_SMALLEST_SQUARE).sqrt()
-    others = ~torch.eye(len(gram), dtype=torch.bool, device=gram.device)
-    return inner / (length[:, :, None] * length[:, None, :]) * (others[:, :, None] & others[:, None, :])
+    # In this order the differences of coinciding samples cancel exactly.
+    inner = (gram[None, :, :] - gram[:, None, :]) - (gram[:, :, None] - gram.diag()[:, None, None])
+    squared = inner.diagonal(dim1=1, dim2=2)
+    apart = squared > _SMALLEST_SQUARE
+    length = squared.clamp(min=_SMALLEST_SQUARE).sqrt()
+    return inner / (length[:, :, None] * length[:, None, :]) * (apart[:, :, None] & apart[:, None, :])
 
 
 @final

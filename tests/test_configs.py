@@ -1,0 +1,106 @@
+"""Every shipped YAML composes, passes the checks, and what it names can be built, on the meta device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from distillcli.config.compose import compose
+from distillcli.config.schema import EvalConfig, ModelConfig, TrainConfig
+from distillcli.config.search import builtin_folder
+from distillcli.data.open import DATASETS
+from distillcli.models import describe
+from distillcli.objective import Objective, check_terms, labels_only, needs_teacher
+from distillcli.optim import build_optimizer, build_schedule
+from distillcli.types import Spec
+
+CONFIGS = builtin_folder()
+FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+OPTIONS = [path for path in FILES if len(path.parts) > 1]
+EXPERIMENTS = [path for path in OPTIONS if path.parts[0] == "experiment"]
+CLASSES = {"digits": 10, "imagenet": 1000, "cifar100": 100}
+
+
+def overrides_of(option: Path, folder: Path) -> list[str]:
+    """``group=option``, and what only the user can give: a folder of images that exists."""
+    group, name = option.parent.as_posix(), option.stem
+    (folder / "class").mkdir(exist_ok=True)
+    return [f"+experiment={name}" if group == "experiment" else f"{group}={name}", f"dataset.root={folder}"]
+
+
+def composed(overrides: list[str]) -> TrainConfig:
+    config = compose("train", overrides)
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+@functools.cache
+def described(model: str, classes: int, size: int) -> Spec:
+    """``model``: a ModelConfig as JSON. Most options share the default models."""
+    fields = json.loads(model)
+    return describe(ModelConfig(fields["name"], args=fields["args"]), classes, size, "model")
+
+
+def can_be_built(config: TrainConfig) -> None:
+    """Models, objective, optimizer and schedule, and the control's objective as well."""
+    classes = config.dataset.classes if config.dataset.name == "fake" else CLASSES.get(config.dataset.name, 7)
+    size = config.dataset.image_size
+    student, teacher = (described(json.dumps(dataclasses.asdict(model)), classes, size) for model in (config.student, config.teacher))
+    assert student.classes == teacher.classes == classes
+    assert student.params > 0
+    assert student.macs > 0
+    check_terms(config.distill)
+    objective = Objective(config.distill, student, teacher)
+    assert objective.words()
+    assert needs_teacher(config.distill) == (config.distill.name != "none")
+    assert not needs_teacher(labels_only(config.distill))
+    # Any module with parameters will do for these two.
+    optimizer = build_optimizer(config.optimizer, torch.nn.Linear(2, 2))
+    build_schedule(config.schedule, optimizer, config.trainer.epochs, 10).step_update(5)
+    assert optimizer.param_groups[0]["lr"] > 0
+
+
+def test_the_groups_are_those_of_the_contract() -> None:
+    groups = {"teacher", "student", "dataset", "distill", "optimizer", "schedule", "augment", "trainer", "experiment"}
+    assert {path.parts[0] for path in OPTIONS} >= groups
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_an_option_composes_and_builds(option: Path, tmp_path: Path) -> None:
+    config = composed(overrides_of(option, tmp_path))
+    if option.parts[0] not in ("experiment", "trainer", "tracker"):
+        assert str(getattr(config, option.parts[0]).name)
+    can_be_built(config)
+
+
+@pytest.mark.parametrize("primary", ["train", "eval"])
+def test_a_primary_config_composes(primary: str) -> None:
+    config = compose(primary, [] if primary == "train" else ["checkpoint=resnet18"])
+    assert isinstance(config, TrainConfig if primary == "train" else EvalConfig)
+
+
+@pytest.mark.parametrize("option", [path for path in OPTIONS if path.parts[0] == "dataset"], ids=str)
+def test_a_dataset_can_be_evaluated_on(option: Path, tmp_path: Path) -> None:
+    (tmp_path / "class").mkdir()
+    config = compose("eval", ["checkpoint=resnet18", f"dataset={option.stem}", f"dataset.root={tmp_path}"])
+    assert isinstance(config, EvalConfig)
+    assert config.dataset is not None
+    assert config.dataset.name in DATASETS
+
+
+@pytest.mark.parametrize("option", EXPERIMENTS, ids=str)
+def test_an_experiment_opens_with_its_command(option: Path) -> None:
+    lines = (CONFIGS / option).read_text("utf-8").splitlines()
+    assert lines[0] == "# @package _global_"
+    assert re.fullmatch(rf"# distill train (-m )?\+?experiment={re.escape(option.stem)}( .*)?", lines[1]), lines[1]
+
+
+@pytest.mark.parametrize("option", EXPERIMENTS, ids=str)
+def test_an_experiment_is_called_like_its_file(option: Path, tmp_path: Path) -> None:
+    assert composed(overrides_of(option, tmp_path)).name == option.stem

@@ -1,0 +1,217 @@
+"""Two processes train one model: one folder, one voice, the same numbers as one process."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from tiny import CPU, STEPS, Watch, last, open_tiny, some_teacher, tiny, train
+
+from distillcli.config.schema import TrainerConfig
+from distillcli.errors import Interrupted, NumericError, UserError
+from distillcli.evaluation import evaluate
+from distillcli.fits import new_backbone
+from distillcli.models import describe
+from distillcli.objective import Objective
+from distillcli.reopening import reopen_model
+from distillcli.run_folder import read_metrics
+from distillcli.runtime import Runtime, any_rank, from_main, start
+
+SGD = ("optimizer=sgd", "optimizer.name=momentum", "optimizer.lr=0.05", "schedule=constant", "augment=none")
+VIT = ("student.name=test_vit", *SGD)
+
+Work = Callable[[Runtime, Path], Any]
+
+
+def on_two_ranks(work: Work, folder: Path) -> list[Any]:
+    """What ``work`` returns on each rank: JSON by way of files. Forked, since importing torch twice takes 20 s."""
+    torch.set_num_threads(1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def rank_main(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with start(TrainerConfig(device="cpu", threads=1)) as runtime:
+            answer = work(runtime, folder)
+            (folder / f"rank{rank}.json").write_text(json.dumps(answer))
+
+    folder.mkdir(exist_ok=True)
+    processes = [multiprocessing.get_context("fork").Process(target=rank_main, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_ranks_speak_to_each_other(tmp_path: Path) -> None:
+    def work(runtime: Runtime, _folder: Path) -> Any:
+        value = "from the main one" if runtime.is_main else None
+        return [runtime.rank, from_main(value, runtime), any_rank(runtime.rank == 1, runtime), any_rank(False, runtime)]
+
+    assert on_two_ranks(work, tmp_path) == [[rank, "from the main one", True, False] for rank in (0, 1)]
+
+
+def test_two_ranks_take_the_steps_of_one(tmp_path: Path) -> None:
+    """Without batch norm the gradient of the halves is the gradient of the whole, up to rounding."""
+
+    def work(runtime: Runtime, folder: Path) -> Any:
+        written: list[str] = []
+        if not runtime.is_main:
+            sys.addaudithook(lambda event, args: written.append(str(args)) if event in WRITING and writes(event, args) else None)
+        train(tiny(*VIT), folder / "two", Watch(runtime=runtime))
+        return [entry for entry in written if str(folder) in entry]
+
+    (tmp_path / "two").mkdir()
+    assert on_two_ranks(work, tmp_path) == [[], []], "only the main rank writes into the run folder"
+    train(tiny(*VIT), tmp_path / "one")
+    one, two = last(tmp_path / "one"), last(tmp_path / "two")
+    assert one["step"] == two["step"] == 2 * STEPS
+    for name, value in one["student"].items():
+        torch.testing.assert_close(two["student"][name], value, rtol=1e-4, atol=1e-6)
+    config = tiny(*VIT)
+    start = new_backbone(config, config.student, open_tiny(config), "student").net.state_dict()
+    assert not torch.allclose(start["head.weight"], one["student"]["head.weight"], rtol=1e-2)
+    rows = [[row for row in read_metrics(tmp_path / name) if row["kind"] == "eval"] for name in ("one", "two")]
+    assert [row["epoch"] for row in rows[1]] == [1, 2]
+    for first, second in zip(*rows, strict=True):
+        assert second["nll"] == pytest.approx(first["nll"], rel=1e-4)
+    for kind in ("one", "two"):
+        losses = [row["loss"] for row in read_metrics(tmp_path / kind) if row["kind"] == "train"]
+        assert losses == pytest.approx(
+            [row["loss"] for row in read_metrics(tmp_path / "one") if row["kind"] == "train"], rel=1e-4
+        )
+
+
+WRITING = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
+
+
+def writes(event: str, args: tuple[Any, ...]) -> bool:
+    if event != "open":
+        return True
+    _path, mode, flags = args
+    return any(letter in (mode or "") for letter in "wax+") or bool((flags or 0) & (os.O_WRONLY | os.O_RDWR))
+
+
+@pytest.mark.parametrize("samples", [72, 64 + 4, 7])
+def test_evaluation_counts_every_image_once(samples: int, tmp_path: Path) -> None:
+    """An odd number of images, batch norm, and with 7 samples a single image for two ranks."""
+    config = tiny(f"dataset.samples={samples}")
+
+    def numbers(runtime: Runtime) -> dict[str, float]:
+        data = open_tiny(config, runtime)
+        student = new_backbone(config, config.student, data, "student")
+        objective = Objective(
+            config.distill, student.spec, describe(config.teacher, 4, config.dataset.image_size, "teacher")
+        )
+        return evaluate(student, data.evaluation, runtime, teacher=some_teacher(config, objective, 4))
+
+    alone = numbers(CPU)
+    for answer in on_two_ranks(lambda runtime, _: numbers(runtime), tmp_path):
+        assert answer == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("ema", ["null", "0.9"])
+def test_the_numbers_are_those_of_the_weights(ema: str, tmp_path: Path) -> None:
+    """Batch norm keeps other running statistics on every rank: what is evaluated must be what is saved."""
+    config = tiny(f"trainer.ema={ema}", "optimizer.lr=0.02")
+
+    def work(runtime: Runtime, folder: Path) -> Any:
+        return train(config, folder / "run", Watch(runtime=runtime)).last
+
+    (tmp_path / "run").mkdir()
+    answers = on_two_ranks(work, tmp_path)
+    data = open_tiny(config)
+    saved = reopen_model(str(tmp_path / "run" / "checkpoints" / "last.pt"), data.source, 32, True, CPU)
+    alone = evaluate(saved, data.val, CPU)
+    for answer in answers:
+        assert answer == pytest.approx({"epoch": 2, **alone}, rel=1e-5)
+
+
+def test_a_signal_on_one_rank_stops_both(tmp_path: Path) -> None:
+    def work(runtime: Runtime, folder: Path) -> Any:
+        watch = Watch(runtime=runtime, stop_after=3 if runtime.rank == 1 else None, exit_code=143)
+        try:
+            train(tiny(*VIT), folder / "run", watch)
+        except Interrupted as stop:
+            return [watch.steps, stop.exit_code]
+        return None
+
+    (tmp_path / "run").mkdir()
+    assert on_two_ranks(work, tmp_path) == [[3, 143], [3, 143]]
+    assert last(tmp_path / "run")["step"] == 3
+
+
+def test_nan_on_one_rank_ends_both(tmp_path: Path) -> None:
+    def work(runtime: Runtime, folder: Path) -> Any:
+        original = Objective.forward
+
+        def broken(self: Objective, *args: Any) -> Any:
+            total, values = original(self, *args)
+            return total * float("nan"), values
+
+        if runtime.rank == 1:
+            Objective.forward = broken  # type: ignore[method-assign]
+        try:
+            train(tiny(*VIT), folder / "run", Watch(runtime=runtime))
+        except NumericError as error:
+            return str(error)
+        return None
+
+    (tmp_path / "run").mkdir()
+    for answer in on_two_ranks(work, tmp_path):
+        assert "not finite at step 1 " in answer
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_sweeps_are_refused_under_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distillcli.config.launch import launch
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start torchrun once per run"):
+        launch("train", ["-m", "seed=1,2"], lambda *_: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torchrun_leaves_one_run(tmp_path: Path) -> None:
+    """The real command: one claimed folder, one panel, one result, and the teacher is shared."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "distillcli", "train", "+experiment=smoke", "trainer.threads=1", "trainer.device=cpu"]
+    command += ["trainer.epochs=1", "teacher.fit.epochs=1", "dataset.samples=64", "baseline=false"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder") == 1
+    assert done.stdout.count("student  epoch 1/1") == 1
+    (run,) = (path for path in (tmp_path / "runs" / "smoke").iterdir() if not path.is_symlink())
+    assert (tmp_path / "runs" / "smoke" / "latest").resolve() == run
+    assert [path.relative_to(tmp_path).parts[1] for path in sorted(tmp_path.rglob("result.json"))] == ["smoke", "teachers"]
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "ok"
+    config = tiny("dataset.samples=64")
+    data = open_tiny(config)
+    alone = evaluate(reopen_model(str(run), data.source, 32, True, CPU), data.evaluation, CPU)
+    assert {key: result["student"][key] for key in alone} == pytest.approx(alone, rel=1e-5)

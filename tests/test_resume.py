@@ -1,0 +1,314 @@
+"""Stopped anywhere and continued, a run ends bit for bit like the uninterrupted one; and no checkpoint is ever lost."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import STEPS, Watch, digest, files, last, tiny, train
+
+from distillcli import checkpoint, engine
+from distillcli.checkpoint import load_last, read_checkpoint, remove_leftovers, save_checkpoint, save_last
+from distillcli.errors import Interrupted, UserError
+from distillcli.run_folder import read_metrics
+
+# Everything that could forget its state: moving average, dropout, clipping, a hint with a projector of its own.
+RECIPE = ("distill=hint", "distill.terms.hint.stage=-1", "++student.args.drop_rate=0.3")
+RECIPE += ("trainer.ema=0.9", "trainer.clip_grad=1", "trainer.epochs=3")
+STREAMED = "dataset.memory_gb=0"
+
+
+def everything(folder: Path) -> str:
+    """All that the last checkpoint holds."""
+    return digest(last(folder))
+
+
+def stopped(folder: Path, after: int, *overrides: str) -> None:
+    watch = Watch(stop_after=after)
+    with pytest.raises(Interrupted) as raised:
+        train(tiny(*RECIPE, *overrides), folder, watch)
+    assert raised.value.exit_code == 130
+    assert watch.steps == after, "the step that was running is the last one"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(tiny(*RECIPE), folder)
+    return folder
+
+
+def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(folder) if row["kind"] == kind]
+
+
+# --- the same bits -------------------------------------------------------------------------------------------------
+
+
+def test_a_digest_notices_one_changed_value(whole: Path) -> None:
+    """The negative control: without it, equal digests would prove nothing."""
+    content = last(whole)
+    before = digest(content)
+    assert content["ema"] is not None
+    for part in ("student", "ema", "objective"):
+        value = next(value for value in content[part].values() if value.is_floating_point())
+        bits, first = value.view(torch.int32), (0,) * value.dim()
+        bits[first] ^= 1
+        assert digest(content) != before, part
+        bits[first] ^= 1
+    assert digest(content) == before
+    moment = content["optimizer"]["state"][0]["exp_avg"]
+    moment.view(torch.int32)[(0,) * moment.dim()] ^= 1
+    assert digest(content) != before
+
+
+def test_unkeyed_randomness_would_be_noticed(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the keys of the steps gone, a resumed run does differ."""
+    stopped(tmp_path, 6)
+    monkeypatch.setattr(engine, "seed_everything", lambda *_: None)
+    train(tiny(*RECIPE), tmp_path)
+    assert everything(tmp_path) != everything(whole)
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [[1], [STEPS - 1], [STEPS], [STEPS + 2], [2 * STEPS], [3 * STEPS - 1], [3 * STEPS], [2, 1, 5]],
+    ids=str,
+)
+def test_a_stop_anywhere_changes_nothing(stops: list[int], whole: Path, tmp_path: Path) -> None:
+    for after in stops:
+        stopped(tmp_path, after)
+    assert last(tmp_path)["step"] == sum(stops)
+    fitted = train(tiny(*RECIPE), tmp_path)
+    assert everything(tmp_path) == everything(whole)
+    assert digest(fitted.backbone.net.state_dict()) == digest(last(whole)["ema"])
+    assert read_checkpoint(tmp_path / "checkpoints" / "best.pt")["best"] == last(whole)["best"]
+    for kind in ("train", "eval"):
+        assert [row["epoch"] for row in rows(tmp_path, kind)] == [1, 2, 3]
+    assert rows(tmp_path, "eval") == rows(whole, "eval")
+
+
+def test_a_finished_run_is_not_trained_again(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    before, watch = files(tmp_path / "copy"), Watch()
+    fitted = train(tiny(*RECIPE), tmp_path / "copy", watch)
+    assert watch.steps == 0
+    assert files(tmp_path / "copy") == before
+    assert (fitted.best, fitted.last) == (last(whole)["best"], last(whole)["last"])
+
+
+def test_workers_may_change_between(tmp_path: Path) -> None:
+    train(tiny(*RECIPE, STREAMED), tmp_path / "whole")
+    stopped(tmp_path / "parts", 2, STREAMED, "trainer.workers=2")
+    stopped(tmp_path / "parts", 3, STREAMED, "trainer.workers=0")
+    train(tiny(*RECIPE, STREAMED, "trainer.workers=2"), tmp_path / "parts")
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+
+
+def test_a_kill_goes_back_to_the_last_checkpoint(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is saved at the kill: the epoch begins again, and the rows of a half-recorded epoch are replaced."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "save_last", lambda folder, content: killed() if content["step"] == 8 else save(folder, content))
+        save = save_last
+        with pytest.raises(Killed):
+            train(tiny(*RECIPE), tmp_path)
+    assert [row["epoch"] for row in rows(tmp_path, "train")] == [1, 2]
+    assert last(tmp_path)["step"] == STEPS
+    with (tmp_path / "metrics.jsonl").open("a") as handle:
+        handle.write('{"kind": "train", "ep')  # torn
+    train(tiny(*RECIPE), tmp_path)
+    assert everything(tmp_path) == everything(whole)
+    assert [row["epoch"] for row in rows(tmp_path, "train")] == [1, 2, 3]
+
+
+def test_the_best_epoch_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch after the resume that is worse does not take the place of the best one."""
+    scores = iter([70.0, 90.0, 80.0, 85.0])
+    monkeypatch.setattr(
+        engine, "evaluate", lambda *_: {"top1": next(scores), "top5": 100.0, "nll": 1.0, "ece": 0.0}
+    )
+    four = ("trainer.epochs=4",)
+    watch = Watch(stop_after=2 * STEPS + 1)
+    with pytest.raises(Interrupted):
+        train(tiny(*four), tmp_path, watch)
+    best = (tmp_path / "checkpoints" / "best.pt").read_bytes()
+    fitted = train(tiny(*four), tmp_path)
+    assert (fitted.best["epoch"], fitted.best["top1"], fitted.last["top1"]) == (2, 90.0, 85.0)
+    assert (tmp_path / "checkpoints" / "best.pt").read_bytes() == best
+
+
+def test_another_recipe_is_refused(tmp_path: Path) -> None:
+    stopped(tmp_path, 2)
+    before = files(tmp_path)
+    for change in ("optimizer.lr=0.001", "seed=1", "distill.temperature=2", "trainer.epochs=4", "augment=none"):
+        with pytest.raises(UserError, match="another recipe"):
+            train(tiny(*RECIPE, change), tmp_path)
+    assert files(tmp_path) == before
+
+
+# --- damage --------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of the tensors."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_falls_back_to_the_older_checkpoint(whole: Path, tmp_path: Path) -> None:
+    stopped(tmp_path, STEPS + 2)
+    flip(tmp_path / "checkpoints" / "last.pt")
+    watch = Watch()
+    train(tiny(*RECIPE), tmp_path, watch)
+    assert len(watch.warnings) == 1
+    assert "last.pt" in watch.warnings[0]
+    assert "going on from previous.pt" in watch.warnings[0]
+    assert watch.steps == 2 * STEPS, "from the end of the first epoch"
+    assert everything(tmp_path) == everything(whole)
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(b""), lambda path: os.truncate(path, 5000)])
+def test_no_sound_checkpoint_is_an_error(damage: Any, tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_last(tmp_path, {"step": step, "weights": torch.arange(4096.0)})
+    for name in ("last.pt", "previous.pt"):
+        damage(tmp_path / "checkpoints" / name)
+    with pytest.raises(UserError, match="no sound checkpoint is left"):
+        load_last(tmp_path)
+
+
+def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
+    assert load_last(tmp_path) == (None, None)
+
+
+# --- kills and full disks ------------------------------------------------------------------------------------------
+
+
+def content_of(number: int) -> dict[str, Any]:
+    return {"step": number, "weights": torch.full((200_000,), float(number))}
+
+
+def keep_saving(folder: Path, first: int, saved: Connection) -> None:
+    for number in range(first, 10**9):
+        save_last(folder, content_of(number))
+        saved.send(number)
+
+
+def test_a_kill_at_any_moment_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """kill -9 during save_last, over and over: what was confirmed is there, whole, or something newer."""
+    torch.set_num_threads(1)  # a forked process must not wait for threads that it does not have
+    fork, chance = multiprocessing.get_context("fork"), random.Random(0)
+    number, cut_short = 0, 0
+    for _ in range(25):
+        receiver, sender = fork.Pipe(duplex=False)
+        process = fork.Process(target=keep_saving, args=(tmp_path, number + 1, sender))
+        process.start()
+        sender.close()
+        confirmed = receiver.recv()
+        time.sleep(chance.uniform(0, 0.02))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        while receiver.poll():
+            try:
+                confirmed = receiver.recv()
+            except EOFError:
+                break
+        receiver.close()
+        cut_short += len(list((tmp_path / "checkpoints").glob("*.tmp.*")))
+        content, _warning = load_last(tmp_path)
+        assert content is not None
+        number = content["step"]
+        assert number >= confirmed
+        assert torch.equal(content["weights"], content_of(number)["weights"])
+        remove_leftovers(tmp_path)
+        assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir())[0] in ("last.pt", "previous.pt")
+        assert not list((tmp_path / "checkpoints").glob("*.tmp.*"))
+    assert cut_short > 0, "no kill fell into a write: the test proves nothing"
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_crash_between_two_system_calls_leaves_a_checkpoint(
+    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crash(BaseException):
+        pass
+
+    for number in (1, 2):
+        save_last(tmp_path, content_of(number))
+    calls = []
+
+    def crashing(original: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            calls.append(original)
+            if len(calls) - 1 == moment:
+                raise Crash
+            return original(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", crashing(torch.save))
+        patch.setattr(os, "fsync", crashing(os.fsync))
+        patch.setattr(Path, "replace", crashing(Path.replace))
+        if moment == 5:  # save, fsync, two renames, fsync of the folder: there is no sixth call
+            save_last(tmp_path, content_of(3))
+            assert len(calls) == 5
+        else:
+            with pytest.raises(Crash):
+                save_last(tmp_path, content_of(3))
+    content, warning = load_last(tmp_path)
+    assert content is not None
+    assert warning is None
+    assert content["step"] == (3 if moment >= 4 else 2)
+    assert torch.equal(content["weights"], content_of(content["step"])["weights"])
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_keeps_the_old_files(reason: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2):
+        save_last(tmp_path, content_of(number))
+    before = files(tmp_path)
+
+    def full(_content: object, handle: Any) -> None:
+        handle.write(b"half a file")
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    for save in (save_last, lambda folder, content: save_checkpoint(folder / "checkpoints" / "best.pt", content)):
+        with pytest.raises(UserError, match="the disk is full"):
+            save(tmp_path, content_of(3))
+        assert files(tmp_path) == before
+
+
+def test_a_real_limit_of_the_file_size_is_a_full_disk(tmp_path: Path) -> None:
+    """The operating system ends the write in the middle, and torch wraps the error in its own."""
+    save_last(tmp_path, content_of(1))
+    before, limits = files(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="the disk is full"):
+            save_last(tmp_path, content_of(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files(tmp_path) == before
