@@ -60,6 +60,13 @@ COMMANDS = {
         ("distill configs ls", "distill configs cp distill/kd my_configs"),
         "ls | cp NAME DIR",
     ),
+    "cache": Command(
+        "distillcli.commands.cache",
+        "what teachers have said so far: list, compare with the teacher, remove",
+        None,
+        ("distill cache ls", "distill cache verify runs/distill/latest", "distill cache clear all"),
+        "ls [DIR] | verify RUN | clear NAME|all [DIR]",
+    ),
     "doctor": Command(
         "distillcli.commands.doctor", "versions, devices, extras, disk and folders", None, ("distill doctor",)
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
@@ -11,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from distillcli.cache import choose_format, open_cache
+from distillcli.cached_teacher import with_cache
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
 from distillcli.data.loader import Data, open_data
@@ -34,12 +33,11 @@ from distillcli.objective import Objective, check_terms, needs_teacher
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
 from distillcli.report.markdown import write_report
-from distillcli.run_folder import read_result, versions, write_result
+from distillcli.run_folder import read_result, write_result
 from distillcli.runtime import Runtime, resolve_precision, seed_everything, start
 from distillcli.signals import listening
-from distillcli.teachers import CachedTeacher, FrozenTeacher, Teacher, is_imagenet, open_teacher
+from distillcli.teachers import FrozenTeacher, Teacher, is_imagenet, open_teacher
 from distillcli.types import Spec, Taps
-from distillcli.weights import weights_fingerprint
 
 # timm's recipes of "ResNet strikes back" train with binary cross-entropy; their softmax is not calibrated.
 BCE_TAGS = ("a1_", "a2_", "a3_", "a1h_", "b1k_", "b2k_", "c1_", "c2_")
@@ -112,7 +110,12 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         warnings = teacher_warnings(config, frozen.backbone)
         for warning in warnings:
             session.warn(warning)
-        targets, rounding = with_cache(config, data, frozen, session)
+        try:
+            targets, rounding, why = with_cache(config, data, frozen, runtime)
+            session.say(why)
+        except OSError as error:  # costs the cache and no more
+            session.warn(f"teacher cache: off, its folder cannot be written ({error.strerror}: {error.filename})")
+            targets = frozen
 
     begun = time.monotonic()
     student = new_backbone(config, config.student, data, "student")
@@ -197,46 +200,6 @@ def find_teacher(config: TrainConfig, data: Data, taps: Taps, session: Session) 
         )
     run = str(fit_once(teacher_recipe(config, session.runtime), "teacher", data, session))
     return open_teacher(config, run, classes, taps, session.runtime), run
-
-
-def with_cache(config: TrainConfig, data: Data, teacher: FrozenTeacher, session: Session) -> tuple[Teacher, str]:
-    """The teacher with its answers kept in files, if ``teacher.cache`` and the objective allow it, and the format.
-
-    A folder that cannot be written costs the cache and a warning, no more.
-    """
-    cache, images = config.teacher.cache, len(data.train)
-    if cache.mode == "off" or teacher.taps.stages:
-        return teacher, "off"
-    embedding = teacher.taps.embedding
-    width = teacher.backbone.spec.classes + (teacher.backbone.spec.embedding_width if embedding else 0)
-    views = cache.views or config.trainer.epochs
-    row_format, why = choose_format(
-        cache.mode, width, images, views, cache.max_gb, config.distill.temperature, embedding
-    )
-    session.say(why)
-    if row_format == "off":
-        return teacher, "off"
-    root = Path(cache.dir) if cache.dir else Path(config.runs) / "cache"
-    try:
-        rows = open_cache(root, answers_key(config, data, teacher), row_format, width, images, session.runtime.rank)
-    except OSError as error:
-        session.warn(f"teacher cache: off, {root} cannot be written ({error.strerror})")
-        return teacher, "off"
-    return CachedTeacher(teacher, rows), row_format
-
-
-def answers_key(config: TrainConfig, data: Data, teacher: FrozenTeacher) -> dict[str, Any]:
-    """All that can change what the teacher says for (view, index), in plain words."""
-    recipe = dataclasses.asdict(config.augment)
-    del recipe["name"]
-    return {
-        "teacher": [config.teacher.name, config.teacher.args, weights_fingerprint(teacher.backbone.net.state_dict())],
-        "arithmetic": [teacher.precision, config.trainer.channels_last, str(teacher.backbone.mean.device.type)],
-        "embedding": teacher.taps.embedding,
-        "data": data.source.fingerprint,
-        "views": [recipe, config.seed, config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
-        "versions": {name: versions()[name] for name in ("torch", "torchvision", "timm")},
-    }
 
 
 def teacher_warnings(config: TrainConfig, backbone: Backbone) -> list[str]:

@@ -47,7 +47,10 @@ class Backbone(nn.Module):
             return Output(self.net(normalised), None, {})
         count = len(self.spec.stage_shapes)
         wanted = sorted({stage % count for stage in taps.stages})
-        features, maps = self.net.forward_intermediates(normalised, indices=wanted)
+        if wanted:
+            features, maps = self.net.forward_intermediates(normalised, indices=wanted)
+        else:  # timm takes an empty list for a mistake
+            features, maps = self.net.forward_features(normalised), []
         by_number = dict(zip(wanted, maps, strict=True))
         return Output(
             logits=self.net.forward_head(features),

@@ -11,7 +11,7 @@ from distillcli.models import Backbone, build, place
 from distillcli.run_folder import read_result
 from distillcli.runtime import Runtime
 from distillcli.teachers import FrozenTeacher, is_imagenet, open_teacher
-from distillcli.types import LOGITS_ONLY
+from distillcli.types import LOGITS_ONLY, Taps
 from distillcli.weights import HUB_PREFIX, knows_classes, load_into, read_weights
 
 
@@ -42,7 +42,9 @@ def reopen_model(what: str, source: Source, image_size: int, channels_last: bool
     return place(backbone, runtime.device, channels_last)
 
 
-def reopen_teacher(run: Path, config: TrainConfig, source: Source, runtime: Runtime) -> FrozenTeacher | None:
+def reopen_teacher(
+    run: Path, config: TrainConfig, source: Source, runtime: Runtime, taps: Taps = LOGITS_ONLY
+) -> FrozenTeacher | None:
     """The teacher of a run, as it taught; None when the run has none.
 
     Raises UserError when the run had a teacher whose weights are gone.

@@ -8,7 +8,6 @@ from typing import Protocol
 import torch
 from timm.data import ImageNetInfo
 
-from distillcli.cache import RowCache
 from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.errors import UserError
 from distillcli.models import Backbone, build, place
@@ -40,30 +39,6 @@ class FrozenTeacher:
         with autocast(batch.images.device, self.precision):
             output: Output = self.backbone(batch.images, self.taps)
         return output
-
-
-@dataclass(frozen=True)
-class CachedTeacher:
-    """A teacher that is asked for each view of an image once. Rows hold the logits, then the embedding if it is tapped.
-
-    Also the first answer is the one that was stored, rounded: otherwise the first run would differ from the later ones.
-    """
-
-    live: FrozenTeacher
-    cache: RowCache
-
-    def __call__(self, batch: Batch) -> Output:
-        index, device = batch.index.numpy(), batch.images.device
-        rows, present = self.cache.read(batch.view, index)
-        if not present.all():
-            answer = self.live(batch)
-            parts = [answer.logits] if answer.embedding is None else [answer.logits, answer.embedding]
-            fresh = torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
-            rows[~present] = self.cache.write(batch.view, index[~present], fresh[~present])
-        answers = torch.from_numpy(rows).to(device, non_blocking=device.type == "cuda")
-        classes = self.live.backbone.spec.classes
-        embedding = answers[:, classes:] if self.live.taps.embedding else None
-        return Output(answers[:, :classes], embedding, {})
 
 
 def open_teacher(

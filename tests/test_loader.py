@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -198,15 +199,25 @@ def test_evaluation_goes_in_batches_of_one_size_in_order() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("memory_bytes", [MEMORY, STREAM])
-def test_a_broken_image_is_one_line_that_names_the_file(tmp_path: Path, workers: int, memory_bytes: float) -> None:
+def test_a_broken_image_is_one_line_that_names_the_file_and_ends_the_workers(
+    tmp_path: Path, workers: int, memory_bytes: float
+) -> None:
     images = file_images(tmp_path, [(20, 20)] * 8)
     (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:60])
-    with pytest.raises(UserError) as caught:
-        list(loader(images, memory_bytes, workers).plain())
-    message = str(caught.value)
-    assert "5.png" in message
+
+    def refusal() -> str:
+        try:
+            list(loader(images, memory_bytes, workers).plain())
+        except UserError as error:  # pytest.raises would keep the traceback, and with it the loader
+            return str(error)
+        return ""
+
+    before = multiprocessing.active_children()
+    message = refusal()
+    assert "5.png: truncated or damaged" in message
     assert "\n" not in message
     assert "Traceback" not in message
+    assert multiprocessing.active_children() == before
 
 
 @pytest.mark.parametrize("memory_bytes", [MEMORY, STREAM])

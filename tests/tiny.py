@@ -22,7 +22,7 @@ from distillcli.models import build, describe, place
 from distillcli.objective import Objective, needs_teacher
 from distillcli.runtime import Runtime, seed_everything
 from distillcli.signals import Stop
-from distillcli.teachers import FrozenTeacher
+from distillcli.teachers import FrozenTeacher, Teacher
 
 STEPS = 4  # per epoch: 64 images in batches of 16
 CPU = Runtime(torch.device("cpu"))
@@ -88,8 +88,12 @@ def train(
     folder: Path,
     watch: Watch | None = None,
     keep: Callable[[FrozenTeacher | None, Objective, Data], None] = lambda *_: None,
+    swap: Callable[[FrozenTeacher | None], Teacher | None] = lambda teacher: teacher,
 ) -> Fitted:
-    """One fit of the student in ``folder``, begun or continued. ``keep`` sees teacher, objective and data before."""
+    """One fit of the student in ``folder``, begun or continued.
+
+    ``keep`` sees teacher, objective and data before; ``swap`` may put another teacher in the place of the frozen one.
+    """
     folder.mkdir(exist_ok=True)
     watch = watch or Watch()
     data = open_tiny(config, watch.runtime)
@@ -102,7 +106,7 @@ def train(
     teacher = some_teacher(config, objective, classes) if with_teacher else None
     keep(teacher, objective, data)
     recipe = recipe_fingerprint(config, data, student, watch.runtime, teacher.backbone if teacher else None)
-    return fit(config, data, student, objective, teacher, folder, recipe, "student", watch.session)
+    return fit(config, data, student, objective, swap(teacher), folder, recipe, "student", watch.session)
 
 
 def last(folder: Path) -> dict[str, Any]:

@@ -149,7 +149,9 @@ def _stack(items: list[Tensor | UserError]) -> Tensor | UserError:
 
 def _unwrap(item: Tensor | UserError) -> Tensor:
     if isinstance(item, UserError):
-        raise item
+        # A fresh one: raising a local variable ties it to its own traceback in a cycle, which keeps the loader alive
+        # until the garbage collector takes it apart in an order that leaves its workers without their order to stop.
+        raise UserError(str(item))
     return item
 
 

@@ -1,0 +1,105 @@
+"""A teacher whose answers are kept in files, and the key under which they are found again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distillcli.cache import RowCache, choose_format, open_cache
+from distillcli.config.schema import TrainConfig
+from distillcli.data.loader import Data
+from distillcli.run_folder import versions
+from distillcli.runtime import Runtime
+from distillcli.teachers import FrozenTeacher, Teacher
+from distillcli.types import Batch, Output
+from distillcli.weights import weights_fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedTeacher:
+    """A teacher that is asked for each view of an image once. Rows hold the logits, then the embedding if it is tapped.
+
+    Also the first answer is the one that was stored, rounded: otherwise the first run would differ from the later ones.
+    """
+
+    live: FrozenTeacher
+    cache: RowCache
+
+    def __call__(self, batch: Batch) -> Output:
+        index, device = batch.index.numpy(), batch.images.device
+        rows, present = self.cache.read(batch.view, index)
+        if not present.all():
+            answer = self.live(batch)
+            parts = [answer.logits] if answer.embedding is None else [answer.logits, answer.embedding]
+            fresh = torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
+            rows[~present] = self.cache.write(batch.view, index[~present], fresh[~present])
+        answers = torch.from_numpy(rows).to(device, non_blocking=device.type == "cuda")
+        classes = self.live.backbone.spec.classes
+        embedding = answers[:, classes:] if self.live.taps.embedding else None
+        return Output(answers[:, :classes], embedding, {})
+
+
+def with_cache(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime: Runtime) -> tuple[Teacher, str, str]:
+    """The teacher, its answers cached if ``teacher.cache`` and the objective allow it; the format; and why so.
+
+    Raises OSError when the folder of the cache cannot be written.
+    """
+    cache, images = config.teacher.cache, len(data.train)
+    if cache.mode == "off":
+        return teacher, "off", "teacher cache: off, as asked"
+    if teacher.taps.stages:
+        return teacher, "off", "teacher cache: off, the objective compares feature maps"
+    spec, embedding = teacher.backbone.spec, teacher.taps.embedding
+    width = spec.classes + (spec.embedding_width if embedding else 0)
+    views = cache.views or config.trainer.epochs
+    row_format, why = choose_format(
+        cache.mode, width, images, views, cache.max_gb, config.distill.temperature, embedding
+    )
+    if row_format == "off":
+        return teacher, "off", why
+    root = Path(cache.dir) if cache.dir else Path(config.runs) / "cache"
+    rows = open_cache(root, answers_key(config, data, teacher), row_format, width, images, runtime.rank)
+    return CachedTeacher(teacher, rows), row_format, why
+
+
+def answers_key(config: TrainConfig, data: Data, teacher: FrozenTeacher) -> dict[str, Any]:
+    """All that can change what the teacher says for (view, index), in plain words."""
+    recipe = dataclasses.asdict(config.augment)
+    del recipe["name"]
+    return {
+        "teacher": [config.teacher.name, config.teacher.args, weights_fingerprint(teacher.backbone.net.state_dict())],
+        "arithmetic": [teacher.precision, config.trainer.channels_last, teacher.backbone.mean.device.type],
+        "embedding": teacher.taps.embedding,
+        "data": data.source.fingerprint,
+        "views": [recipe, config.seed, config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
+        "versions": {name: versions()[name] for name in ("torch", "torchvision", "timm")},
+    }
+
+
+def compare_with_live(config: TrainConfig, data: Data, teacher: CachedTeacher, count: int) -> tuple[int, float, float]:
+    """Ask the live teacher again for up to ``count`` of its cached rows, spread over the views.
+
+    Returns how many rows were compared, the largest difference of a number, and the largest that rounding explains.
+    """
+    compared, largest, allowed = 0, 0.0, 0.0
+    epochs, batch_size = config.teacher.cache.views or config.trainer.epochs, config.trainer.batch_size
+    per_view = max(1, -(-count // (epochs * batch_size)))
+    for epoch in range(1, epochs + 1):
+        for number, parts in enumerate(data.train.epoch(config.augment, config.seed, epoch, batch_size)):
+            if number == per_view or compared >= count:
+                break
+            batch = parts[0]
+            stored, present = teacher.cache.read(batch.view, batch.index.numpy())
+            answer = teacher.live(batch)
+            live = torch.cat([part.float() for part in (answer.logits, answer.embedding) if part is not None], dim=1)
+            fresh = live.cpu().numpy()
+            rounded = teacher.cache.format.decode(teacher.cache.format.encode(fresh), teacher.cache.width)
+            if present.any():
+                compared += int(present.sum())
+                largest = max(largest, float(abs(stored - fresh)[present].max()))
+                # Twice the rounding, and what other shapes of a sum may add.
+                allowed = max(allowed, 2 * float(abs(rounded - fresh).max()) + 1e-3 * float(abs(fresh).max()))
+    return compared, largest, allowed

@@ -1,0 +1,89 @@
+"""``distill cache``: what teachers have said so far, whether it is still true, and how to be rid of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from distillcli.cache import list_caches
+from distillcli.errors import UserError, did_you_mean
+from distillcli.report.console import say
+from distillcli.report.format import count
+
+USAGE = "distill cache ls [DIR] | verify RUN | clear NAME|all [DIR]; DIR is runs/cache unless given"
+VERIFIED_ROWS = 256
+
+
+def run(arguments: list[str]) -> None:
+    """Dispatch on the verb. Raises UserError for a wrong one."""
+    match arguments:
+        case ["ls"]:
+            _list(Path("runs/cache"))
+        case ["ls", folder]:
+            _list(Path(folder))
+        case ["verify", run_folder]:
+            _verify(Path(run_folder))
+        case ["clear", name]:
+            _clear(name, Path("runs/cache"))
+        case ["clear", name, folder]:
+            _clear(name, Path(folder))
+        case _:
+            raise UserError(f"usage: {USAGE}")
+
+
+def _list(root: Path) -> None:
+    caches = list_caches(root)
+    for cache in caches:
+        damaged = f", {cache.damaged:,} damaged rows that will be computed again" if cache.damaged else ""
+        say(
+            f"{cache.folder.name}  {cache.key['teacher'][0]}  {cache.key['format']}  {cache.views} views, "
+            f"{cache.rows:,} rows, {count(cache.bytes)}B{damaged}"
+        )
+    if not caches:
+        say(f"nothing is cached in {root}")
+
+
+def _clear(name: str, root: Path) -> None:
+    known = sorted(path.parent.name for path in root.glob("*/key.json"))
+    if name != "all" and name not in known:
+        raise UserError(f"no cache {name!r} in {root}{did_you_mean(name, known) or '; see distill cache ls'}")
+    for folder in known if name == "all" else [name]:
+        shutil.rmtree(root / folder)
+        say(f"removed {root / folder}")
+
+
+def _verify(run_folder: Path) -> None:
+    """Ask the teacher of a run again for a sample of its rows, and compare. Raises UserError when they differ."""
+    from distillcli.commands.evaluate import read_config
+    from distillcli.data.open import open_source
+
+    if not (run_folder / "config.yaml").is_file():
+        raise UserError(f"{run_folder}: not a run folder; {USAGE}")
+    config = read_config(run_folder)
+    source = open_source(config.dataset)
+
+    from distillcli.cached_teacher import CachedTeacher, compare_with_live, with_cache
+    from distillcli.data.loader import open_data
+    from distillcli.models import describe
+    from distillcli.objective import Objective
+    from distillcli.reopening import reopen_teacher
+    from distillcli.runtime import start
+
+    with start(config.trainer) as runtime:
+        size, classes = config.dataset.image_size, len(source.classes)
+        specs = (describe(config.student, classes, size, "student"), describe(config.teacher, classes, size, "teacher"))
+        taps = Objective(config.distill, *specs).teacher_taps
+        live = reopen_teacher(run_folder, config, source, runtime, taps)
+        if live is None:
+            raise UserError(f"{run_folder}: this run had no teacher")
+        data = open_data(source, config.dataset, config.trainer.workers, runtime)
+        teacher, _, why = with_cache(config, data, live, runtime)
+        if not isinstance(teacher, CachedTeacher):
+            raise UserError(f"{run_folder}: {why}")
+        compared, largest, allowed = compare_with_live(config, data, teacher, VERIFIED_ROWS)
+    if compared == 0:
+        raise UserError(f"{run_folder}: none of its teacher's answers are cached")
+    words = f"{compared} rows asked again: the largest difference is {largest:.2g}, rounding allows {allowed:.2g}"
+    if largest > allowed:
+        raise UserError(f"{run_folder}: {words}; distill cache clear all")
+    say(words)
