@@ -23,7 +23,7 @@ LAYERS = (
     ("data.open", "data.views", "data.loader"),
     ("models",),
     ("weights", "terms.base", "terms.*", "terms"),
-    ("objective", "optim", "checkpoint", "teachers", "evaluation"),
+    ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation"),
     ("engine",),
     ("fits",),
     ("reopening", "report", "report.format", "report.*"),
