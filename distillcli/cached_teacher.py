@@ -61,17 +61,18 @@ def with_cache(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime:
     if row_format == "off":
         return teacher, "off", why
     root = Path(cache.dir) if cache.dir else Path(config.runs) / "cache"
-    rows = open_cache(root, answers_key(config, data, teacher), row_format, width, images, runtime.rank)
+    rows = open_cache(root, answers_key(config, data, teacher, runtime), row_format, width, images, runtime.rank)
     return CachedTeacher(teacher, rows), row_format, why
 
 
-def answers_key(config: TrainConfig, data: Data, teacher: FrozenTeacher) -> dict[str, Any]:
+def answers_key(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime: Runtime) -> dict[str, Any]:
     """All that can change what the teacher says for (view, index), in plain words."""
     recipe = dataclasses.asdict(config.augment)
     del recipe["name"]
     return {
-        "teacher": [config.teacher.name, config.teacher.args, weights_fingerprint(teacher.backbone.net.state_dict())],
-        "arithmetic": [teacher.precision, config.trainer.channels_last, teacher.backbone.mean.device.type],
+        "teacher": [teacher.backbone.spec.name, weights_fingerprint(teacher.backbone.state_dict())],
+        "average": config.teacher.average,
+        "arithmetic": [teacher.precision, config.trainer.channels_last, runtime.device.type],
         "embedding": teacher.taps.embedding,
         "data": data.source.fingerprint,
         "views": [recipe, config.seed, config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],

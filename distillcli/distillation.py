@@ -10,6 +10,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import timm
+
 from distillcli.cached_teacher import with_cache
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
@@ -28,7 +30,7 @@ from distillcli.fits import (
     run_facts,
     teacher_recipe,
 )
-from distillcli.models import Backbone, describe
+from distillcli.models import describe
 from distillcli.objective import Objective, check_terms, needs_teacher
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
@@ -36,7 +38,7 @@ from distillcli.report.markdown import write_report
 from distillcli.run_folder import read_result, write_result
 from distillcli.runtime import Runtime, resolve_precision, seed_everything, start
 from distillcli.signals import listening
-from distillcli.teachers import FrozenTeacher, Teacher, is_imagenet, open_teacher
+from distillcli.teachers import FrozenTeacher, Teacher, describe_teacher, is_imagenet, members_of, open_teacher
 from distillcli.types import Spec, Taps
 
 # timm's recipes of "ResNet strikes back" train with binary cross-entropy; their softmax is not calibrated.
@@ -87,7 +89,7 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     size, classes = config.dataset.image_size, len(source.classes)
     student_spec = describe(config.student, classes, size, "student")
     with_teacher = needs_teacher(config.distill)
-    teacher_spec = describe(config.teacher, classes, size, "teacher") if with_teacher else None
+    teacher_spec = describe_teacher(config, classes) if with_teacher else None
     seed_everything(config.seed, "init", "objective")
     objective = Objective(config.distill, student_spec, teacher_spec)
     data = open_data(source, config.dataset, config.trainer.workers, runtime)
@@ -101,13 +103,14 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     rounding = "off"
     if with_teacher:
         begun = time.monotonic()
-        frozen, run = find_teacher(config, data, objective.teacher_taps, session)
+        frozen, runs = find_teacher(config, data, objective.teacher_taps, session)
         timings["teacher"] = time.monotonic() - begun
-        teacher_facts = measure(frozen.backbone, data, runtime, frozen.precision) | {"run": run}
+        teacher_facts = measure(frozen.backbone, data, runtime, frozen.precision)
+        teacher_facts |= {"run": runs[0] if len(runs) == 1 else None, "runs": runs}
         if math.isnan(teacher_facts["nll"]):
             raise NumericError(f"teacher {config.teacher.name}: its answers are not finite; it teaches nothing")
         session.say(f"teacher: top-1 {teacher_facts['top1']:.2f} on {source.evaluated_on}")
-        warnings = teacher_warnings(config, frozen.backbone)
+        warnings = teacher_warnings(config)
         for warning in warnings:
             session.warn(warning)
         try:
@@ -182,35 +185,44 @@ def introduce(
     )
 
 
-def find_teacher(config: TrainConfig, data: Data, taps: Taps, session: Session) -> tuple[FrozenTeacher, str | None]:
-    """The frozen teacher, and the run folder in which it was fitted, if it was.
+def find_teacher(
+    config: TrainConfig, data: Data, taps: Taps, session: Session
+) -> tuple[FrozenTeacher, list[str | None]]:
+    """The frozen teacher, and for each of its members the run folder in which it was fitted, or None.
 
-    Raises UserError when the teacher's classes are not those of the data and ``teacher.fit.mode`` allows no fit.
+    Raises UserError when a teacher's classes are not those of the data and ``teacher.fit.mode`` allows no fit.
     """
+    members = members_of(config)
+    runs = [find_weights(member, data, session) for member in members]
+    sources = [run or member.teacher.checkpoint for run, member in zip(runs, members, strict=True)]
+    return open_teacher(config, sources, data.source.classes, taps, session.runtime), runs
+
+
+def find_weights(config: TrainConfig, data: Data, session: Session) -> str | None:
+    """The run folder of the fitted teacher; None when its checkpoint or timm's weights serve as they are."""
     teacher, classes = config.teacher, data.source.classes
-    trusted = teacher.fit.mode != "always"
-    if trusted and teacher.checkpoint is not None:
-        return open_teacher(config, teacher.checkpoint, classes, taps, session.runtime), None
-    if trusted and teacher.pretrained and is_imagenet(classes):
-        return open_teacher(config, None, classes, taps, session.runtime), None
+    ready = teacher.checkpoint is not None or (teacher.pretrained and is_imagenet(classes))
+    if ready and teacher.fit.mode != "always":
+        return None
     if teacher.fit.mode == "never":
         raise UserError(
             f"teacher.fit.mode=never: {teacher.name} has no weights for the {len(classes)} classes of the data; give "
             "teacher.checkpoint=PATH, or let it be fitted with teacher.fit.mode=auto"
         )
-    run = str(fit_once(teacher_recipe(config, session.runtime), "teacher", data, session))
-    return open_teacher(config, run, classes, taps, session.runtime), run
+    return str(fit_once(teacher_recipe(config, session.runtime), "teacher", data, session))
 
 
-def teacher_warnings(config: TrainConfig, backbone: Backbone) -> list[str]:
-    """What published results say against this teacher."""
-    tag = str(backbone.net.pretrained_cfg["tag"])
-    if config.teacher.pretrained and tag.startswith(BCE_TAGS):
-        return [
-            f"teacher {config.teacher.name}: its weights ({tag}) were trained with binary cross-entropy, which cost "
-            "students 0.6 to 1.9 points at T=4 in published runs; a tag trained with cross-entropy may teach better"
-        ]
-    return []
+def teacher_warnings(config: TrainConfig) -> list[str]:
+    """What published results say against these teachers."""
+    found = []
+    for teacher in (member.teacher for member in members_of(config)):
+        tag = str(timm.get_pretrained_cfg(teacher.name).tag) if teacher.pretrained else ""
+        if tag.startswith(BCE_TAGS):
+            found.append(
+                f"teacher {teacher.name}: its weights ({tag}) were trained with binary cross-entropy, which cost "
+                "students 0.6 to 1.9 points at T=4 in published runs; a tag trained with cross-entropy may teach better"
+            )
+    return found
 
 
 def comparison_warnings(student: dict[str, Any], teacher: dict[str, Any] | None) -> list[str]:

@@ -8,10 +8,10 @@ import time
 import torch
 from torch.nn import functional
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+from torchmetrics.classification import MulticlassCalibrationError
 
 from distillcli.data.loader import Loader
-from distillcli.models import Backbone
+from distillcli.ensemble import Classifier
 from distillcli.runtime import Runtime, autocast
 from distillcli.teachers import FrozenTeacher
 
@@ -21,7 +21,11 @@ LATENCY_RUNS = 30
 
 @torch.no_grad()
 def evaluate(
-    backbone: Backbone, loader: Loader, runtime: Runtime, precision: str = "fp32", teacher: FrozenTeacher | None = None
+    backbone: Classifier,
+    loader: Loader,
+    runtime: Runtime,
+    precision: str = "fp32",
+    teacher: FrozenTeacher | None = None,
 ) -> dict[str, float]:
     """Every image of ``loader`` once, over all ranks.
 
@@ -30,17 +34,21 @@ def evaluate(
     nats, mean per image; ``ece`` of 15 equal bins, in [0, 1]. ``agreement`` and ``kl_to_teacher`` need a ``teacher``.
     """
     classes = backbone.spec.classes
-    top1 = MulticlassAccuracy(classes, average="micro").to(runtime.device)
-    top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes)).to(runtime.device)
     ece = MulticlassCalibrationError(classes, n_bins=ECE_BINS).to(runtime.device)
-    nll, agreement, divergence = (MeanMetric().to(runtime.device) for _ in range(3))
+    top1, top5, nll, agreement, divergence = (MeanMetric().to(runtime.device) for _ in range(5))
+    # A rank may have no image at all; after an empty update it takes part in the sums like the others.
+    no_targets = torch.zeros(0, dtype=torch.int64, device=runtime.device)
+    ece.update(torch.zeros(0, classes, device=runtime.device), no_targets)
+    for mean in (top1, top5, nll, agreement, divergence):
+        mean.update(no_targets.float())
     was_training = backbone.training
     backbone.eval()
     for batch in loader.plain():
         with autocast(runtime.device, precision):
             logits = backbone(batch.images).logits.float()
-        top1.update(logits, batch.targets)
-        top5.update(logits, batch.targets)
+        hits = logits.topk(min(5, classes)).indices == batch.targets[:, None]
+        top1.update(hits[:, 0].float())
+        top5.update(hits.any(dim=1).float())
         ece.update(logits.softmax(dim=1), batch.targets)
         nll.update(functional.cross_entropy(logits, batch.targets, reduction="none"))
         if teacher is not None:
@@ -56,10 +64,10 @@ def evaluate(
 
 
 @torch.no_grad()
-def latency(backbone: Backbone, image_size: int, device: torch.device) -> float:
+def latency(backbone: Classifier, image_size: int, device: torch.device) -> float:
     """Milliseconds of one fp32 forward pass of one image: the median of 30 after 5 to warm up."""
     backbone.eval()
-    images = torch.zeros(1, backbone.mean.shape[1], image_size, image_size, device=device)
+    images = torch.zeros(1, 3, image_size, image_size, device=device)
     times = []
     for _ in range(LATENCY_RUNS + 5):
         started = time.perf_counter()

@@ -21,6 +21,7 @@ from distillcli.checkpoint import read_checkpoint
 from distillcli.config.schema import CacheConfig, ModelConfig, StudentConfig, TrainConfig
 from distillcli.data.loader import Data
 from distillcli.engine import Fitted, Session, fit
+from distillcli.ensemble import Classifier
 from distillcli.evaluation import evaluate, latency
 from distillcli.models import Backbone, build
 from distillcli.objective import Objective, labels_only
@@ -72,7 +73,7 @@ def recipe_fingerprint(
     data: Data,
     student: Backbone,
     runtime: Runtime,
-    teacher: Backbone | None = None,
+    teacher: Classifier | None = None,
     rounding: str = "off",
 ) -> str:
     """Names what ``config`` trains on ``data``, from ``student`` as it is before step 1: all that decides the weights
@@ -86,7 +87,7 @@ def recipe_fingerprint(
             "views": [config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
             "model": [config.student.name, config.student.args],
             "start": weights_fingerprint(student.net.state_dict()),
-            "teacher": None if teacher is None else weights_fingerprint(teacher.net.state_dict()),
+            "teacher": None if teacher is None else weights_fingerprint(teacher.state_dict()),
             "teacher_arithmetic": None if teacher is None else [config.teacher.precision, rounding],
             "view_cycle": config.teacher.cache.views,
             "objective": dataclasses.asdict(config.distill),
@@ -216,7 +217,7 @@ def run_facts(
 
 
 def measure(
-    backbone: Backbone,
+    backbone: Classifier,
     data: Data,
     runtime: Runtime,
     precision: str = "fp32",

@@ -15,7 +15,7 @@ from distillcli.config.schema import DistillConfig
 from distillcli.errors import UserError, did_you_mean
 from distillcli.terms import TERMS
 from distillcli.terms.base import LogitOptions, Term, TermOptions
-from distillcli.types import Batch, Output, Spec, Taps
+from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
 
 
 class Objective(nn.Module):
@@ -39,7 +39,10 @@ class Objective(nn.Module):
         for name in active:
             if TERMS[name].compares == "teacher":
                 assert teacher is not None, f"{name} needs a teacher"
-            self.terms[name] = TERMS[name](self.options[name], config.temperature, student, teacher)
+            term = TERMS[name](self.options[name], config.temperature, student, teacher)
+            if teacher is not None and not teacher.stage_shapes and term.teacher_taps != LOGITS_ONLY:
+                raise UserError(f"distill.terms.{name}: an ensemble answers with logits only; use a single teacher")
+            self.terms[name] = term
         self.temperature = config.temperature
 
     @property

@@ -10,7 +10,7 @@ from distillcli.errors import UserError
 from distillcli.models import Backbone, build, place
 from distillcli.run_folder import read_result
 from distillcli.runtime import Runtime
-from distillcli.teachers import FrozenTeacher, is_imagenet, open_teacher
+from distillcli.teachers import FrozenTeacher, is_imagenet, members_of, open_teacher
 from distillcli.types import LOGITS_ONLY, Taps
 from distillcli.weights import HUB_PREFIX, knows_classes, load_into, read_weights
 
@@ -52,6 +52,6 @@ def reopen_teacher(
     result = read_result(run)
     if result is None or result.get("teacher") is None:
         return None
-    return open_teacher(
-        config, result["teacher"]["run"] or config.teacher.checkpoint, source.classes, LOGITS_ONLY, runtime
-    )
+    members = zip(result["teacher"]["runs"], members_of(config), strict=True)
+    weights_from = [fit or member.teacher.checkpoint for fit, member in members]
+    return open_teacher(config, weights_from, source.classes, taps, runtime)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,10 +10,11 @@ import torch
 from timm.data import ImageNetInfo
 
 from distillcli.config.schema import ModelConfig, TrainConfig
+from distillcli.ensemble import Classifier, Ensemble, join_specs
 from distillcli.errors import UserError
-from distillcli.models import Backbone, build, place
+from distillcli.models import Backbone, build, describe, place
 from distillcli.runtime import Runtime, autocast, resolve_precision
-from distillcli.types import Batch, Output, Taps
+from distillcli.types import Batch, Output, Spec, Taps
 from distillcli.weights import knows_classes, load_into, read_weights
 
 
@@ -26,7 +28,7 @@ class Teacher(Protocol):
 class FrozenTeacher:
     """A backbone in eval mode, without gradients, in its own precision. It is no part of what is trained or saved."""
 
-    backbone: Backbone
+    backbone: Classifier
     precision: str
     taps: Taps
 
@@ -41,13 +43,54 @@ class FrozenTeacher:
         return output
 
 
-def open_teacher(
-    config: TrainConfig, weights_from: str | None, classes: tuple[str, ...], taps: Taps, runtime: Runtime
-) -> FrozenTeacher:
-    """The teacher of ``config``, ready to teach: its weights from a checkpoint or run folder, or timm's if None.
+def describe_teacher(config: TrainConfig, classes: int) -> Spec:
+    """The spec of the teacher, or of all members of an ensemble together."""
+    size = config.dataset.image_size
+    if config.teacher.members:
+        return join_specs([describe(member, classes, size, "teacher.members") for member in config.teacher.members])
+    return describe(config.teacher, classes, size, "teacher")
 
-    Raises UserError if the weights do not fit the model or answer with other classes.
+
+def members_of(config: TrainConfig) -> list[TrainConfig]:
+    """One config for each teacher: that of the run, or that of each member of the ensemble."""
+    return [
+        dataclasses.replace(
+            config,
+            seed=config.seed if member.seed is None else member.seed,
+            teacher=dataclasses.replace(
+                config.teacher,
+                name=member.name,
+                pretrained=member.pretrained,
+                checkpoint=member.checkpoint,
+                args=member.args,
+                members=[],
+            ),
+        )
+        for member in config.teacher.members
+    ] or [config]
+
+
+def open_teacher(
+    config: TrainConfig, weights_from: list[str | None], classes: tuple[str, ...], taps: Taps, runtime: Runtime
+) -> FrozenTeacher:
+    """The teacher of ``config``, ready to teach: an ensemble, or one model.
+
+    ``weights_from``: for each member its checkpoint or run folder, or None for timm's weights. Raises UserError if
+    weights do not fit their model or answer with other classes.
     """
+    teacher = config.teacher
+    precision = resolve_precision(teacher.precision, runtime.device, teacher=True)
+    opened = [
+        _open_one(member, source, classes, runtime)
+        for member, source in zip(members_of(config), weights_from, strict=True)
+    ]
+    if not teacher.members:
+        return FrozenTeacher(opened[0], precision, taps)
+    ensemble = Ensemble(opened, [member.weight for member in teacher.members], teacher.average)
+    return FrozenTeacher(ensemble.to(runtime.device), precision, taps)
+
+
+def _open_one(config: TrainConfig, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
     teacher = config.teacher
     model = ModelConfig(name=teacher.name, pretrained=weights_from is None, args=teacher.args)
     backbone = build(model, len(classes), config.dataset.image_size, "teacher")
@@ -60,8 +103,7 @@ def open_teacher(
                 "teacher.fit.mode=always"
             )
         load_into(backbone, weights, "teacher")
-    place(backbone, runtime.device, config.trainer.channels_last)
-    return FrozenTeacher(backbone, resolve_precision(teacher.precision, runtime.device, teacher=True), taps)
+    return place(backbone, runtime.device, config.trainer.channels_last)
 
 
 def is_imagenet(classes: tuple[str, ...]) -> bool:

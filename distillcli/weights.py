@@ -106,8 +106,10 @@ def _from_exported(folder: Path) -> Weights:
         state=load_file(path),
         origin=str(folder),
         architecture=card["architecture"],
-        # The size belongs to the data the model is built for, not to the weights.
-        args={key: value for key, value in card.get("model_args", {}).items() if key != "img_size"},
+        # Size and classes belong to the data the model is built for, not to the weights.
+        args={
+            key: value for key, value in card.get("model_args", {}).items() if key not in ("img_size", "num_classes")
+        },
         classes=tuple(names) if names else None,
         image_size=card["pretrained_cfg"]["input_size"][1],
     )

@@ -253,10 +253,10 @@ def test_views_come_again_after_a_cycle(tmp_path: Path) -> None:
 def test_everything_that_can_change_a_row_changes_the_key(tmp_path: Path) -> None:
     config = tiny(f"runs={tmp_path}")
     teacher, data = cached(config)
-    reference = answers_key(config, data, teacher.live)
+    reference = answers_key(config, data, teacher.live, CPU)
     with torch.no_grad():
         next(teacher.live.backbone.parameters())[0, 0, 0, 0] += 1e-3
-    assert answers_key(config, data, teacher.live) != reference
+    assert answers_key(config, data, teacher.live, CPU) != reference
     for override in (
         "seed=1",
         "augment.rotate=11",
@@ -270,10 +270,10 @@ def test_everything_that_can_change_a_row_changes_the_key(tmp_path: Path) -> Non
         other = tiny(f"runs={tmp_path}", override)
         changed, other_data = cached(other)
         live = dataclasses.replace(changed.live, precision=other.teacher.precision)
-        assert answers_key(other, other_data, live) != reference, override
+        assert answers_key(other, other_data, live, CPU) != reference, override
     for override in ("distill.temperature=2", "distill.alpha=0.5", "trainer.epochs=3", "student.name=test_resnet"):
         same, other_data = cached(tiny(f"runs={tmp_path}", override))
-        assert answers_key(tiny(override), other_data, same.live) == reference, override
+        assert answers_key(tiny(override), other_data, same.live, CPU) == reference, override
 
 
 def test_a_run_with_a_warm_cache_ends_in_the_same_weights(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ CPU = Runtime(torch.device("cpu"))
 def tiny(*overrides: str) -> TrainConfig:
     """test_resnet teaches test_efficientnet: 2 epochs of 4 steps, with random crops, flips and colours."""
     torch.set_num_threads(1)
-    defaults = ["+experiment=smoke", "trainer.device=cpu", "dataset.samples=64", "trainer.batch_size=16"]
+    defaults = ["+experiment=smoke", "trainer.device=cpu", "dataset.samples=64", "trainer.batch_size=16", "trainer.epochs=2"]
     config = compose("train", [*defaults, *overrides])
     assert isinstance(config, TrainConfig)
     return config
@@ -94,7 +94,8 @@ def train(
 
     ``keep`` sees teacher, objective and data before; ``swap`` may put another teacher in the place of the frozen one.
     """
-    folder.mkdir(exist_ok=True)
+    if not folder.exists():
+        folder.mkdir()
     watch = watch or Watch()
     data = open_tiny(config, watch.runtime)
     classes, size = len(data.source.classes), config.dataset.image_size

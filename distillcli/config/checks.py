@@ -29,6 +29,7 @@ from distillcli.config.schema import (
 from distillcli.errors import UserError, did_you_mean
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+AVERAGES = ("probabilities", "logits")
 FIT_MODES = ("auto", "never", "always")
 CACHE_MODES = ("auto", "off", "float16", "float32", "int8", "topk")
 FORMATS = ("table", "json")
@@ -52,7 +53,8 @@ def _check_train(config: TrainConfig) -> None:
     _check_schedule(config.schedule, config.trainer.epochs)
     _check_augment(config.augment)
     _check_model("student", config.student)
-    _check_model("teacher", config.teacher)
+    if not config.teacher.members:
+        _check_model("teacher", config.teacher)
     _check_teacher(config.teacher)
     _check_dataset(config.dataset)
     _check_folders(config)
@@ -155,6 +157,10 @@ def _check_model(key: str, config: ModelConfig) -> None:
 
 
 def _check_teacher(config: TeacherConfig) -> None:
+    _one_of("teacher.average", config.average, AVERAGES)
+    for number, member in enumerate(config.members):
+        _check_model(f"teacher.members[{number}]", member)
+        _above_zero(f"teacher.members[{number}].weight", member.weight)
     _one_of("teacher.precision", config.precision, PRECISIONS)
     _one_of("teacher.fit.mode", config.fit.mode, FIT_MODES)
     _at_least("teacher.fit.epochs", config.fit.epochs, 1)

@@ -46,8 +46,18 @@ class CacheConfig:
 
 
 @dataclass
+class MemberConfig(ModelConfig):
+    """One member of an ensemble of teachers; it is fitted as a single teacher would be."""
+
+    weight: float = 1.0
+    seed: Optional[int] = None  # of its fit; null: the seed of the run. Members of one architecture need different ones
+
+
+@dataclass
 class TeacherConfig(ModelConfig):
     precision: str = "auto"  # auto | fp32 | bf16 | fp16, for its forward pass and its fit
+    members: list[MemberConfig] = field(default_factory=list)  # an ensemble, in place of name and checkpoint
+    average: str = "probabilities"  # of the members' answers: probabilities | logits
     fit: FitConfig = field(default_factory=FitConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
 
