@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distillcli.config.schema import DistillConfig
 from distillcli.errors import UserError, did_you_mean
 from distillcli.terms import TERMS
-from distillcli.terms.base import LogitOptions, Term, TermOptions
+from distillcli.terms.base import SoftOptions, Term, TermOptions
 from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
 
 
@@ -75,15 +75,15 @@ class Objective(nn.Module):
     def _details(self, name: str) -> str:
         options = self.options[name]
         changed = [
-            f"{'T' if field.name == 'temperature' else field.name}={value:g}"
+            f"{'T' if field.name == 'temperature' else field.name}={_text(value)}"
             for field in dataclasses.fields(options)
-            if field.name != "weight" and (value := self._value(options, field)) not in (None, field.default)
+            if field.name != "weight" and (value := self._value(options, field)) not in (None, _default(field))
         ]
         return f"({', '.join(changed)})" if changed else ""
 
-    def _value(self, options: TermOptions, field: dataclasses.Field[Any]) -> float | None:
-        value: float | None = getattr(options, field.name)
-        if isinstance(options, LogitOptions) and field.name == "temperature" and value is None:
+    def _value(self, options: TermOptions, field: dataclasses.Field[Any]) -> Any:
+        value = getattr(options, field.name)
+        if isinstance(options, SoftOptions) and field.name == "temperature" and value is None:
             return self.temperature
         return value
 
@@ -146,9 +146,21 @@ def parse_options(name: str, given: dict[str, Any]) -> TermOptions:
         value = getattr(merged, field.name)
         if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
             raise UserError(f"distill.terms.{name}.{field.name}={value}: must be a finite number, 0 or more")
-    if isinstance(merged, LogitOptions) and merged.temperature == 0:
+    if isinstance(merged, SoftOptions) and merged.temperature == 0:
         raise UserError(f"distill.terms.{name}.temperature=0: must be above 0; 1 leaves the logits as they are")
     return merged
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "/".join(_text(one) for one in value)
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _share(term: type[Term], alpha: float | None) -> float:

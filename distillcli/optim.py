@@ -8,6 +8,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+from distillcli.config.checks import check_schedule
 from distillcli.config.schema import OptimizerConfig, ScheduleConfig
 from distillcli.errors import UserError
 
@@ -33,8 +34,10 @@ def build_schedule(
 ) -> Scheduler:
     """A schedule of the step number alone: ``step_update(step)`` sets the learning rates, and no state is saved.
 
-    A smooth decay begins where the warm-up ends, at the full rate, and takes the rest of the epochs.
+    A smooth decay begins where the warm-up ends, at the full rate, and takes the rest of the epochs. Raises UserError
+    when the schedule does not fit into ``epochs``.
     """
+    check_schedule(config, epochs)
     smooth = config.name in ("cosine", "poly", "tanh")
     schedule: Scheduler
     schedule, _ = create_scheduler_v2(
@@ -47,7 +50,8 @@ def build_schedule(
         min_lr=config.min_lr,
         decay_epochs=config.decay_epochs,
         decay_rate=config.decay_rate,
-        decay_milestones=config.milestones,
+        # timm compares the milestones with the number of the next step; halves keep this one from dropping early.
+        decay_milestones=[milestone + 0.5 / steps_per_epoch for milestone in config.milestones],
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,
     )

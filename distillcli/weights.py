@@ -70,7 +70,7 @@ def read_weights(what: str) -> Weights:
         return _from_exported(path.parent)
     check_file(path)
     if path.suffix == ".safetensors":
-        return Weights(load_file(path), str(path))
+        return Weights(clean_state_dict(load_file(path)), str(path))
     content = load_tensors(path)
     if content.get("format") == "distillcli":
         return Weights(
@@ -96,7 +96,11 @@ def _from_folder(folder: Path) -> Weights:
 
 
 def _from_exported(folder: Path) -> Weights:
-    card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture, image_size = card["architecture"], card["pretrained_cfg"]["input_size"][1]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'}: not the config of a timm model; export the model again") from error
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"checkpoint={folder}: model.safetensors is missing beside config.json")
@@ -105,13 +109,13 @@ def _from_exported(folder: Path) -> Weights:
     return Weights(
         state=load_file(path),
         origin=str(folder),
-        architecture=card["architecture"],
+        architecture=architecture,
         # Size and classes belong to the data the model is built for, not to the weights.
         args={
             key: value for key, value in card.get("model_args", {}).items() if key not in ("img_size", "num_classes")
         },
         classes=tuple(names) if names else None,
-        image_size=card["pretrained_cfg"]["input_size"][1],
+        image_size=image_size,
     )
 
 
@@ -184,7 +188,7 @@ def load_into(backbone: Backbone, weights: Weights, role: str, new_head: bool = 
 
     Raises UserError when names or shapes do not match, naming the first ones: never a random layer in silence.
     """
-    state = clean_state_dict(weights.state)
+    state = weights.state
     own = backbone.net.state_dict()
     if new_head:
         heads = backbone.net.pretrained_cfg["classifier"]

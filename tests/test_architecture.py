@@ -114,7 +114,9 @@ def test_every_layer_has_a_file() -> None:
 
 
 def test_imports_go_down() -> None:
-    upward = {(name, target) for name, tree in TREES.items() for target, _ in own_imports(tree) if goes_up(name, target)}
+    upward = {
+        (name, target) for name, tree in TREES.items() for target, _ in own_imports(tree) if goes_up(name, target)
+    }
     assert upward - UPWARD == set()
     assert upward >= UPWARD, "an exception is no longer needed"
 
@@ -178,7 +180,9 @@ def test_no_code_from_configs() -> None:
     methods = {"eval"}  # nn.Module.eval() puts a model into evaluation mode
     for name, tree in TREES.items():
         used = set(names(tree)) & (forbidden - methods)
-        called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        called = {
+            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
         assert not used | (called & forbidden), name
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":

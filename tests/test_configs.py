@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from distillcli.config.compose import compose
-from distillcli.config.schema import EvalConfig, ModelConfig, TrainConfig
+from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.config.search import builtin_folder
 from distillcli.data.open import DATASETS
 from distillcli.models import describe
 from distillcli.objective import Objective, check_terms, labels_only, needs_teacher
 from distillcli.optim import build_optimizer, build_schedule
+from distillcli.teachers import describe_teacher
 from distillcli.types import Spec
 
 CONFIGS = builtin_folder()
@@ -40,25 +39,30 @@ def composed(overrides: list[str]) -> TrainConfig:
     return config
 
 
-@functools.cache
-def described(model: str, classes: int, size: int) -> Spec:
-    """``model``: a ModelConfig as JSON. Most options share the default models."""
-    fields = json.loads(model)
-    return describe(ModelConfig(fields["name"], args=fields["args"]), classes, size, "model")
+KNOWN: dict[tuple[str, int, int], Spec] = {}
+
+
+def described(model: str, classes: int, size: int, how: Callable[[], Spec]) -> Spec:
+    """Most options share the default models, and building them takes half a second."""
+    key = (model, classes, size)
+    if key not in KNOWN:
+        KNOWN[key] = how()
+    return KNOWN[key]
 
 
 def can_be_built(config: TrainConfig) -> None:
     """Models, objective, optimizer and schedule, and the control's objective as well."""
     classes = config.dataset.classes if config.dataset.name == "fake" else CLASSES.get(config.dataset.name, 7)
     size = config.dataset.image_size
-    student, teacher = (described(json.dumps(dataclasses.asdict(model)), classes, size) for model in (config.student, config.teacher))
+    student = described(repr(config.student), classes, size, lambda: describe(config.student, classes, size, "student"))
+    teacher = described(repr(config.teacher), classes, size, lambda: describe_teacher(config, classes))
     assert student.classes == teacher.classes == classes
     assert student.params > 0
     assert student.macs > 0
     check_terms(config.distill)
     objective = Objective(config.distill, student, teacher)
     assert objective.words()
-    assert needs_teacher(config.distill) == (config.distill.name != "none")
+    assert needs_teacher(config.distill) == (config.distill.name not in ("none", "tfkd"))
     assert not needs_teacher(labels_only(config.distill))
     # Any module with parameters will do for these two.
     optimizer = build_optimizer(config.optimizer, torch.nn.Linear(2, 2))

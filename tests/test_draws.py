@@ -68,7 +68,9 @@ def finalise(state: int) -> int:
     return state ^ (state >> 31)
 
 
-@pytest.mark.parametrize(("seed", "stream", "view", "index", "draw"), [(0, "view", 1, 7, 1), (9, "order", 3, 10**9, 17)])
+@pytest.mark.parametrize(
+    ("seed", "stream", "view", "index", "draw"), [(0, "view", 1, 7, 1), (9, "order", 3, 10**9, 17)]
+)
 def test_numbers_are_splitmix64_of_the_key(seed: int, stream: str, view: int, index: int, draw: int) -> None:
     """Written with Python's integers; the finaliser is checked against the published first output for seed 0."""
     increment = 0x9E3779B97F4A7C15

@@ -22,7 +22,14 @@ from distillcli.teachers import FrozenTeacher
 from distillcli.weights import load_tensors, weights_fingerprint
 
 # timm calls SGD without Nesterov "momentum".
-SGD = ("optimizer=sgd", "optimizer.name=momentum", "optimizer.lr=0.05", "optimizer.momentum=0", "optimizer.weight_decay=0", "schedule=constant")
+SGD = (
+    "optimizer=sgd",
+    "optimizer.name=momentum",
+    "optimizer.lr=0.05",
+    "optimizer.momentum=0",
+    "optimizer.weight_decay=0",
+    "schedule=constant",
+)
 STREAMED = "dataset.memory_gb=0"
 
 # python tests/test_engine.py prints these numbers again. Change them only with a change that is meant to change them.
@@ -193,7 +200,9 @@ def test_clipping_bounds_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     def lengths() -> list[float]:
         moved = [
-            math.sqrt(sum((step["after"][name] - value).square().sum().item() for name, value in step["before"].items()))
+            math.sqrt(
+                sum((step["after"][name] - value).square().sum().item() for name, value in step["before"].items())
+            )
             for step in steps
         ]
         return [length / 0.05 for length in moved]

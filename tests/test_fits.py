@@ -124,7 +124,7 @@ def test_an_interrupted_fit_is_continued(known: dict[str, Path], tmp_path: Path)
 def test_a_teacher_that_was_fitted_teaches(known: dict[str, Path], runs: Path) -> None:
     config = config_in(runs)
     found, run = find_teacher(config, open_tiny(config), LOGITS_ONLY, Watch().session)
-    assert run == str(known["teacher"])
+    assert run == [str(known["teacher"])]
     assert digest(found.backbone.net.state_dict()) == digest(last(known["teacher"])["student"])
 
 
@@ -138,7 +138,7 @@ def test_weights_that_are_given_are_not_fitted(known: dict[str, Path], tmp_path:
     config = config_in(tmp_path, f"teacher.checkpoint={known['teacher']}")
     watch = Watch()
     found, run = find_teacher(config, open_tiny(config), LOGITS_ONLY, watch.session)
-    assert (run, watch.labels) == (None, [])
+    assert (run, watch.labels) == ([None], [])
     assert digest(found.backbone.net.state_dict()) == digest(last(known["teacher"])["student"])
 
 

@@ -37,7 +37,7 @@ def array_images(count: int, side: int = 16) -> ArrayImages:
 def file_images(folder: Path, sizes: list[tuple[int, int]]) -> FileImages:
     """One PNG for each width and height: a smooth image, another colour for each."""
     for number, (width, height) in enumerate(sizes):
-        y, x = np.mgrid[0:1 : height * 1j, 0:1 : width * 1j]
+        y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
         colour = np.stack([x, y, np.full_like(x, number / len(sizes))], axis=2)
         Image.fromarray((255 * colour).astype(np.uint8)).save(folder / f"{number}.png")
     return FileImages(folder, tuple(f"{number}.png" for number in range(len(sizes))))
@@ -61,9 +61,7 @@ def indices(steps: list[list[Batch]]) -> list[list[int]]:
 
 def same(one: list[list[Batch]], two: list[list[Batch]]) -> bool:
     pairs = [
-        (first, second)
-        for left, right in zip(one, two, strict=True)
-        for first, second in zip(left, right, strict=True)
+        (first, second) for left, right in zip(one, two, strict=True) for first, second in zip(left, right, strict=True)
     ]
     assert pairs
     return all(
@@ -75,7 +73,9 @@ def same(one: list[list[Batch]], two: list[list[Batch]]) -> bool:
 
 
 def by_index(batches: list[Batch]) -> dict[int, Tensor]:
-    return {int(position): image for batch in batches for position, image in zip(batch.index, batch.images, strict=True)}
+    return {
+        int(position): image for batch in batches for position, image in zip(batch.index, batch.images, strict=True)
+    }
 
 
 @pytest.fixture

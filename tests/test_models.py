@@ -55,8 +55,8 @@ def test_logits_are_those_of_the_plain_model_on_normalised_images(name: str, siz
     backbone = built(name, size)
     settings = timm.get_pretrained_cfg(name)
     assert settings is not None
-    extra = {"img_size": size} if "vit" in name or "deit" in name or "swin" in name else {}
-    plain = timm.create_model(name, num_classes=7, **({} if name == "levit_128s" else extra)).eval()
+    fixed = {"img_size": size} if any(part in name for part in ("vit", "deit", "swin")) else {}
+    plain = timm.create_model(name, num_classes=7, **fixed).eval()
     plain.load_state_dict(backbone.net.state_dict())
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (settings.mean, settings.std))
     logits = backbone(images(size)).logits
@@ -158,8 +158,6 @@ def test_describing_leaves_the_random_state_alone() -> None:
 def test_arguments_reach_the_model() -> None:
     wide = build(ModelConfig(name="test_vit", args={"embed_dim": 96, "num_heads": 3}), 7, 32, "student")
     assert wide.spec.embedding_width == 96
-    grey = build(ModelConfig(name="test_resnet", args={"in_chans": 1}), 7, 32, "student")
-    assert grey(torch.rand(2, 1, 32, 32)).logits.shape == (2, 7)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +165,8 @@ def test_arguments_reach_the_model() -> None:
     [
         ("resnet18", {"no_such_argument": 1}, 32, "no_such_argument"),
         ("resnet18", {"output_stride": 7}, 32, "images of 32 pixels"),
-        ("vit_tiny_patch16_224", {}, 33, "images of 33 pixels"),
+        ("resnet18", {"in_chans": 1}, 32, "channel"),  # images have three
+        ("vit_tiny_patch16_224", {}, 8, "images of 8 pixels"),
         ("vgg11", {}, 8, "images of 8 pixels"),
         ("levit_128s", {}, 40, "images of 40 pixels"),
         ("no_such_model", {}, 32, "no_such_model"),

@@ -73,7 +73,9 @@ def test_two_ranks_take_the_steps_of_one(tmp_path: Path) -> None:
     def work(runtime: Runtime, folder: Path) -> Any:
         written: list[str] = []
         if not runtime.is_main:
-            sys.addaudithook(lambda event, args: written.append(str(args)) if event in WRITING and writes(event, args) else None)
+            sys.addaudithook(
+                lambda event, args: written.append(str(args)) if event in WRITING and writes(event, args) else None
+            )
         train(tiny(*VIT), folder / "two", Watch(runtime=runtime))
         return [entry for entry in written if str(folder) in entry]
 
@@ -208,7 +210,10 @@ def test_torchrun_leaves_one_run(tmp_path: Path) -> None:
     assert done.stdout.count("student  epoch 1/1") == 1
     (run,) = (path for path in (tmp_path / "runs" / "smoke").iterdir() if not path.is_symlink())
     assert (tmp_path / "runs" / "smoke" / "latest").resolve() == run
-    assert [path.relative_to(tmp_path).parts[1] for path in sorted(tmp_path.rglob("result.json"))] == ["smoke", "teachers"]
+    assert [path.relative_to(tmp_path).parts[1] for path in sorted(tmp_path.rglob("result.json"))] == [
+        "smoke",
+        "teachers",
+    ]
     result = json.loads((run / "result.json").read_text())
     assert result["status"] == "ok"
     config = tiny("dataset.samples=64")

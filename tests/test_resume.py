@@ -36,9 +36,12 @@ def everything(folder: Path) -> str:
 
 def stopped(folder: Path, after: int, *overrides: str) -> None:
     watch = Watch(stop_after=after)
-    with pytest.raises(Interrupted) as raised:
+    code = None
+    try:  # pytest.raises would keep the traceback, and with it the loader and its workers
         train(tiny(*RECIPE, *overrides), folder, watch)
-    assert raised.value.exit_code == 130
+    except Interrupted as stop:
+        code = stop.exit_code
+    assert code == 130
     assert watch.steps == after, "the step that was running is the last one"
 
 
@@ -94,7 +97,8 @@ def test_a_stop_anywhere_changes_nothing(stops: list[int], whole: Path, tmp_path
     fitted = train(tiny(*RECIPE), tmp_path)
     assert everything(tmp_path) == everything(whole)
     assert digest(fitted.backbone.net.state_dict()) == digest(last(whole)["ema"])
-    assert read_checkpoint(tmp_path / "checkpoints" / "best.pt")["best"] == last(whole)["best"]
+    best = [read_checkpoint(folder / "checkpoints" / "best.pt") for folder in (tmp_path, whole)]
+    assert digest(best[0]) == digest(best[1])
     for kind in ("train", "eval"):
         assert [row["epoch"] for row in rows(tmp_path, kind)] == [1, 2, 3]
     assert rows(tmp_path, "eval") == rows(whole, "eval")
@@ -127,7 +131,9 @@ def test_a_kill_goes_back_to_the_last_checkpoint(whole: Path, tmp_path: Path, mo
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "save_last", lambda folder, content: killed() if content["step"] == 8 else save(folder, content))
+        patch.setattr(
+            engine, "save_last", lambda folder, content: killed() if content["step"] == 8 else save(folder, content)
+        )
         save = save_last
         with pytest.raises(Killed):
             train(tiny(*RECIPE), tmp_path)
@@ -143,9 +149,7 @@ def test_a_kill_goes_back_to_the_last_checkpoint(whole: Path, tmp_path: Path, mo
 def test_the_best_epoch_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch after the resume that is worse does not take the place of the best one."""
     scores = iter([70.0, 90.0, 80.0, 85.0])
-    monkeypatch.setattr(
-        engine, "evaluate", lambda *_: {"top1": next(scores), "top5": 100.0, "nll": 1.0, "ece": 0.0}
-    )
+    monkeypatch.setattr(engine, "evaluate", lambda *_: {"top1": next(scores), "top5": 100.0, "nll": 1.0, "ece": 0.0})
     four = ("trainer.epochs=4",)
     watch = Watch(stop_after=2 * STEPS + 1)
     with pytest.raises(Interrupted):

@@ -31,7 +31,13 @@ CPU = Runtime(torch.device("cpu"))
 def tiny(*overrides: str) -> TrainConfig:
     """test_resnet teaches test_efficientnet: 2 epochs of 4 steps, with random crops, flips and colours."""
     torch.set_num_threads(1)
-    defaults = ["+experiment=smoke", "trainer.device=cpu", "dataset.samples=64", "trainer.batch_size=16", "trainer.epochs=2"]
+    defaults = [
+        "+experiment=smoke",
+        "trainer.device=cpu",
+        "dataset.samples=64",
+        "trainer.batch_size=16",
+        "trainer.epochs=2",
+    ]
     config = compose("train", [*defaults, *overrides])
     assert isinstance(config, TrainConfig)
     return config

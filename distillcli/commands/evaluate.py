@@ -44,7 +44,8 @@ def run(config: EvalConfig, job: Job) -> None:
     images = len(source.evaluation.labels)
     facts = {"checkpoint": what, "dataset": source.name, "evaluated_on": source.evaluated_on, "images": images}
     if config.format == "json":
-        say(json.dumps(facts | numbers, ensure_ascii=False, indent=2))
+        for line in json.dumps(facts | numbers, ensure_ascii=False, indent=2).splitlines():
+            say(line)
         return
     sentence(f"{what} on the {source.evaluated_on} part of {source.name}, {images:,} images", "bold")
     evaluation_table([numbers])

@@ -50,7 +50,7 @@ def _check_train(config: TrainConfig) -> None:
     _at_least("seed", config.seed, 0)
     _check_distill(config.distill)
     _check_optimizer(config.optimizer)
-    _check_schedule(config.schedule, config.trainer.epochs)
+    check_schedule(config.schedule, config.trainer.epochs)
     _check_augment(config.augment)
     _check_model("student", config.student)
     if not config.teacher.members:
@@ -92,13 +92,19 @@ def _check_optimizer(config: OptimizerConfig) -> None:
         raise UserError(f"optimizer.momentum={config.momentum}: must be in [0, 1)")
 
 
-def _check_schedule(config: ScheduleConfig, epochs: int) -> None:
+def check_schedule(config: ScheduleConfig, epochs: int) -> None:
+    """Raise UserError for a schedule that does not fit into ``epochs``: the student's budget, or the teacher's."""
     _known("schedule.name", config.name, SCHEDULES)
     for key in ("warmup_epochs", "warmup_lr", "min_lr"):
         _at_least(f"schedule.{key}", getattr(config, key), 0)
-    if config.warmup_epochs > epochs:
-        raise UserError(f"schedule.warmup_epochs={config.warmup_epochs}: longer than trainer.epochs={epochs}")
+    if config.warmup_epochs >= epochs:
+        raise UserError(f"schedule.warmup_epochs={config.warmup_epochs}: must be shorter than the fit, {epochs} epochs")
     _above_zero("schedule.decay_epochs", config.decay_epochs)
+    if config.name == "wsd" and config.decay_epochs > epochs - config.warmup_epochs:
+        raise UserError(
+            f"schedule.decay_epochs={config.decay_epochs}: wsd decays at the end of the {epochs} epochs of the fit, and "
+            "after its warm-up; make it shorter"
+        )
     _above_zero("schedule.decay_rate", config.decay_rate)
     if config.name == "multistep" and not config.milestones:
         raise UserError("schedule.milestones is empty: multistep needs epochs, e.g. schedule.milestones=[6,8]")

@@ -149,8 +149,8 @@ def _stack(items: list[Tensor | UserError]) -> Tensor | UserError:
 
 def _unwrap(item: Tensor | UserError) -> Tensor:
     if isinstance(item, UserError):
-        # A fresh one: raising a local variable ties it to its own traceback in a cycle, which keeps the loader alive
-        # until the garbage collector takes it apart in an order that leaves its workers without their order to stop.
+        # A fresh one: a local variable that is raised refers to itself through its traceback. The garbage collector,
+        # unlike the end of the last reference, closes the queues first, and the workers never hear that they may go.
         raise UserError(str(item))
     return item
 

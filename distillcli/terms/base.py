@@ -1,7 +1,8 @@
 """What a loss term is.
 
 A term is a pure function of tensors wrapped in a final class that picks the function's arguments from the outputs of
-student and teacher. Its ``Options`` are the keys under ``distill.terms.NAME``. Nothing is inherited but the contract.
+student and teacher. Its ``Options`` are the keys under ``distill.terms.NAME``. Nothing is inherited but the contract
+and, by terms that compare logits, what happens to logits before any of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from distillcli.errors import UserError
 from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
 
 
@@ -24,10 +26,25 @@ class TermOptions:
 
 
 @dataclass(frozen=True)
-class LogitOptions(TermOptions):
+class SoftOptions(TermOptions):
     """Options of every term that softens logits. ``temperature``: None takes ``distill.temperature``."""
 
     temperature: float | None = None
+
+    def temperature_or(self, common: float) -> float:
+        return common if self.temperature is None else self.temperature
+
+
+@dataclass(frozen=True)
+class StandardizeOptions(TermOptions):
+    """Options of every term that compares logits. ``standardize``: both sides, before the temperature."""
+
+    standardize: bool = False
+
+
+@dataclass(frozen=True)
+class LogitOptions(SoftOptions, StandardizeOptions):
+    """Options of every term that compares logits at one temperature."""
 
 
 class Term(nn.Module, ABC):
@@ -52,3 +69,40 @@ class Term(nn.Module, ABC):
     @abstractmethod
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """The scalar value in float32; outputs arrive in float32, outside of autocast, the teacher's without graph."""
+
+
+def standardized(logits_BK: Tensor) -> Tensor:
+    """Logit standardisation (Sun et al., CVPR 2024): (z - mean z) / (1e-7 + std z) of every row, std over K - 1.
+
+    A row is its shape alone: the student need not match the teacher's mean or spread of logits. The gradient grows as
+    1 / std: a row that is nearly constant has a huge one.
+    """
+    centred = logits_BK - logits_BK.mean(dim=1, keepdim=True)
+    return centred / (1e-7 + centred.std(dim=1, keepdim=True, correction=1))
+
+
+class LogitTerm(Term, ABC):
+    """A term on the logits of student and teacher: ``compare`` gets both, standardized where the options say so."""
+
+    Options: ClassVar[type[StandardizeOptions]]
+    compares = "teacher"
+
+    def __init__(self, options: StandardizeOptions, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        if options.standardize and student.classes < 3:
+            raise UserError(
+                f"distill.terms.*.standardize=true: with {student.classes} classes a standardized row is its largest"
+                " class alone, without a gradient; set it to false"
+            )
+        self.standardize = options.standardize
+        self.temperature = options.temperature_or(temperature) if isinstance(options, SoftOptions) else temperature
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        if self.standardize:
+            return self.compare(standardized(student.logits), standardized(teacher.logits), batch)
+        return self.compare(student.logits, teacher.logits, batch)
+
+    @abstractmethod
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+        """The scalar value."""

@@ -1,16 +1,29 @@
-"""Terms on feature maps, addressed by stage."""
+"""Terms on feature maps, addressed by stage, and on the pooled embedding.
+
+Where student and teacher differ in size the larger map is average-pooled; where they differ in channels, and the method
+needs them equal, the student's pass a trained 1 x 1 convolution.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillcli.errors import UserError
+from distillcli.errors import UserError, did_you_mean
 from distillcli.terms.base import Term, TermOptions
 from distillcli.types import Batch, Output, Spec, Taps
+
+_SHORTEST = 1e-12  # a vector below this length has no direction: it stays as it is
+_MOST_STAGES = 4  # a convolutional network has a stem and four stages
+_VID_START = 5.0  # variance of every channel at the start
+_VID_LEAST = 1e-5
 
 
 def same_size(first_BCHW: Tensor, second_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,12 +34,90 @@ def same_size(first_BCHW: Tensor, second_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     return pooled[0], pooled[1]
 
 
+def unit(vectors: Tensor, dim: int) -> Tensor:
+    """Vectors along ``dim`` over their length. A zero vector stays zero, with a gradient of ordinary size."""
+    length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
+    return vectors / torch.where(length > _SHORTEST, length, torch.ones_like(length))
+
+
 def stage_shape(spec: Spec, stage: int, key: str) -> tuple[int, int, int]:
     """Channels, height, width of a stage. Raises UserError naming ``key`` if the model has no such stage."""
     count = len(spec.stage_shapes)
     if not -count <= stage < count:
         raise UserError(f"{key}={stage}: {spec.name} has stages 0 to {count - 1} (or -1 to -{count})")
     return spec.stage_shapes[stage]
+
+
+def check_choice(value: str, known: Collection[str], key: str) -> str:
+    """``value``. Raises UserError naming ``key`` if it is not one of ``known``."""
+    if value not in known:
+        raise UserError(f"{key}={value}: one of {', '.join(known)}{did_you_mean(value, known)}")
+    return value
+
+
+@dataclass(frozen=True)
+class StageOptions(TermOptions):
+    """Options of every term that compares several stages.
+
+    ``stages``: None takes the last four, all but the stem in a convolutional network, or fewer if a model has fewer.
+    ``teacher_stages``: None takes the same numbers.
+    """
+
+    stages: list[int] | None = None
+    teacher_stages: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class StagePair:
+    """A stage of the student and the stage of the teacher it is compared with: numbers, and channels, height, width."""
+
+    student: int
+    teacher: int
+    student_shape: tuple[int, int, int]
+    teacher_shape: tuple[int, int, int]
+
+
+def stage_pairs(options: StageOptions, name: str, student: Spec, teacher: Spec) -> list[StagePair]:
+    """The pairs of term ``name``, from the student's input to its output. Raises UserError if they do not exist."""
+    key = f"distill.terms.{name}"
+    common = min(_MOST_STAGES, len(student.stage_shapes), len(teacher.stage_shapes))
+    stages = list(range(-common, 0)) if options.stages is None else options.stages
+    teacher_stages = stages if options.teacher_stages is None else options.teacher_stages
+    if not stages:
+        raise UserError(f"{key}.stages=[]: give one stage or more, or null for the last {common}")
+    if len(stages) != len(teacher_stages):
+        raise UserError(
+            f"{key}.teacher_stages={teacher_stages}: {len(teacher_stages)} stages for the {len(stages)} of the student,"
+            f" {stages}; give as many"
+        )
+    teacher_key = f"{key}.{'stages' if options.teacher_stages is None else 'teacher_stages'}"
+    pairs = [
+        StagePair(mine, its, stage_shape(student, mine, f"{key}.stages"), stage_shape(teacher, its, teacher_key))
+        for mine, its in zip(stages, teacher_stages, strict=True)
+    ]
+    return sorted(pairs, key=lambda pair: pair.student % len(student.stage_shapes))
+
+
+def taps_of(pairs: list[StagePair], embedding: bool = False) -> tuple[Taps, Taps]:
+    """What the pairs need of student and teacher."""
+    student, teacher = tuple(pair.student for pair in pairs), tuple(pair.teacher for pair in pairs)
+    return Taps(student, embedding), Taps(teacher, embedding)
+
+
+class AdapterNorm(nn.BatchNorm2d):
+    """Batch norm that takes the running statistics for one value per channel: a single value has no variance."""
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        if self.training and maps_BCHW.numel() == maps_BCHW.shape[1]:
+            return functional.batch_norm(
+                maps_BCHW, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
+        return super().forward(maps_BCHW)
+
+
+def projector(channels: int, wanted: int, size: int = 1) -> nn.Sequential:
+    """A convolution to the wanted channels and batch norm, without ReLU: targets may be negative."""
+    return nn.Sequential(nn.Conv2d(channels, wanted, size, padding=size // 2, bias=False), AdapterNorm(wanted))
 
 
 @final
@@ -53,7 +144,7 @@ class Hint(Term):
         self.teacher_taps = Taps(stages=(self.teacher_stage,))
         channels = stage_shape(student, self.stage, "distill.terms.hint.stage")[0]
         wanted = stage_shape(teacher, self.teacher_stage, "distill.terms.hint.teacher_stage")[0]
-        self.projector = nn.Sequential(nn.Conv2d(channels, wanted, 1, bias=False), nn.BatchNorm2d(wanted))
+        self.projector = projector(channels, wanted)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         assert teacher is not None
@@ -61,4 +152,289 @@ class Hint(Term):
         return functional.mse_loss(self.projector(guess), target)
 
 
-FEATURE_TERMS: dict[str, type[Term]] = {"hint": Hint}
+def attention(maps_BCHW: Tensor, power: float) -> Tensor:
+    """B x HW: the mean over channels of |F|^power, as a unit vector."""
+    return unit(maps_BCHW.abs().pow(power).mean(dim=1).flatten(1), dim=1)
+
+
+def attention_transfer(student_BCHW: Tensor, teacher_BCHW: Tensor, power: float = 2.0, form: str = "code") -> Tensor:
+    """``code``: mean over B and HW of (Q_s - Q_t)^2; ``paper``: half the distance ||Q_s - Q_t||, mean over B."""
+    student, teacher = (attention(maps, power) for maps in same_size(student_BCHW, teacher_BCHW))
+    if form == "code":
+        return functional.mse_loss(student, teacher)
+    length: Tensor = torch.linalg.vector_norm(student - teacher, dim=1)
+    return length.mean() / 2
+
+
+@final
+class AttentionTransfer(Term):
+    """Attention transfer (Zagoruyko & Komodakis, ICLR 2017): where the energy of a stage lies, summed over stages.
+
+    The authors' code squares and averages where their equation has a distance: ``form`` is ``code`` or ``paper``. The
+    published weight 1000 belongs to ``code``, whose mean over positions makes it depend on the resolution.
+    """
+
+    compares = "teacher"
+
+    @dataclass(frozen=True)
+    class Options(StageOptions):
+        power: float = 2.0
+        form: str = "code"  # or paper
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        assert teacher is not None
+        if options.power == 0:
+            raise UserError("distill.terms.at.power=0: must be above 0; 2 is the published one")
+        self.pairs = stage_pairs(options, "at", student, teacher)
+        self.student_taps, self.teacher_taps = taps_of(self.pairs)
+        self.power = options.power
+        self.form = check_choice(options.form, ("code", "paper"), "distill.terms.at.form")
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        values = [
+            attention_transfer(student.stages[pair.student], teacher.stages[pair.teacher], self.power, self.form)
+            for pair in self.pairs
+        ]
+        return torch.stack(values).sum()
+
+
+def neuron_selectivity(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+    """Squared MMD with the kernel <a, b>^2 between the channels of both, each a unit vector of HW positions.
+
+    mean k(t, t') + mean k(s, s') - 2 mean k(s, t), as batched matrix products: no B x C x C x HW tensor.
+    """
+    student, teacher = (unit(maps.flatten(2), dim=2) for maps in same_size(student_BCHW, teacher_BCHW))
+
+    def kernel(first_BCN: Tensor, second_BCN: Tensor) -> Tensor:
+        return (first_BCN @ second_BCN.transpose(1, 2)).square().mean()
+
+    return kernel(teacher, teacher) + kernel(student, student) - 2 * kernel(student, teacher)
+
+
+@final
+class NeuronSelectivity(Term):
+    """Neuron selectivity transfer (Huang & Wang, 2017): the distribution of the channels' patterns, summed over stages.
+
+    Student and teacher may differ in channels.
+    """
+
+    compares = "teacher"
+
+    @dataclass(frozen=True)
+    class Options(StageOptions):
+        pass
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        assert teacher is not None
+        self.pairs = stage_pairs(options, "nst", student, teacher)
+        self.student_taps, self.teacher_taps = taps_of(self.pairs)
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        values = [neuron_selectivity(student.stages[pair.student], teacher.stages[pair.teacher]) for pair in self.pairs]
+        return torch.stack(values).sum()
+
+
+def flow(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
+    """B x C_first x C_second: the inner products of the channels of two stages, mean over positions."""
+    first, second = (maps.flatten(2) for maps in same_size(first_BCHW, second_BCHW))
+    return first @ second.transpose(1, 2) / first.shape[2]
+
+
+@final
+class FSP(Term):
+    """Flow of solution procedure (Yim et al., CVPR 2017): squared distance of the flows between consecutive stages.
+
+    Mean over B and both channels, summed over pairs. The original sums over the matrix and uses this loss alone, in 30
+    epochs before training. Where channels differ, student stages pass a 1 x 1 convolution and batch norm.
+    """
+
+    compares = "teacher"
+
+    @dataclass(frozen=True)
+    class Options(StageOptions):
+        pass
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        assert teacher is not None
+        self.pairs = stage_pairs(options, "fsp", student, teacher)
+        if len(self.pairs) < 2:
+            given = [pair.student for pair in self.pairs]
+            raise UserError(f"distill.terms.fsp.stages={given}: a flow joins two stages; give two or more")
+        self.student_taps, self.teacher_taps = taps_of(self.pairs)
+        self.projectors = nn.ModuleList(
+            nn.Identity() if mine == wanted else projector(mine, wanted)
+            for mine, wanted in ((pair.student_shape[0], pair.teacher_shape[0]) for pair in self.pairs)
+        )
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        guesses = [
+            project(student.stages[pair.student]) for project, pair in zip(self.projectors, self.pairs, strict=True)
+        ]
+        targets = [teacher.stages[pair.teacher] for pair in self.pairs]
+        values = [
+            functional.mse_loss(flow(*mine), flow(*wanted))
+            for mine, wanted in zip(itertools.pairwise(guesses), itertools.pairwise(targets), strict=True)
+        ]
+        return torch.stack(values).sum()
+
+
+def variational_information(mean_BCHW: Tensor, target_BCHW: Tensor, rho_C: Tensor) -> Tensor:
+    """Half the mean of (mean - target)^2 / v + log v with v = softplus(rho) + 1e-5, one for each channel.
+
+    The Gaussian negative log-likelihood without its constant: it may be negative.
+    """
+    variance = (functional.softplus(rho_C) + _VID_LEAST)[:, None, None]
+    return ((mean_BCHW - target_BCHW).square() / variance + variance.log()).mean() / 2
+
+
+@final
+class VariationalInformation(Term):
+    """Variational information distillation (Ahn et al., CVPR 2019): likelihood of the teacher's stages, given ours.
+
+    The mean is three 1 x 1 convolutions of the student's stage, the variance a trained number for each channel, 5 at
+    the start. Summed over stages; not zero where the means are exact, and negative once variances fall below 1.
+    """
+
+    compares = "teacher"
+
+    @dataclass(frozen=True)
+    class Options(StageOptions):
+        pass
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        assert teacher is not None
+        self.pairs = stage_pairs(options, "vid", student, teacher)
+        self.student_taps, self.teacher_taps = taps_of(self.pairs)
+        shapes = [(pair.student_shape[0], pair.teacher_shape[0]) for pair in self.pairs]
+        self.means = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, wanted, 1, bias=False),
+                nn.ReLU(),
+                nn.Conv2d(wanted, wanted, 1, bias=False),
+                nn.ReLU(),
+                nn.Conv2d(wanted, wanted, 1, bias=False),
+            )
+            for channels, wanted in shapes
+        )
+        start = math.log(math.expm1(_VID_START - _VID_LEAST))
+        self.rhos = nn.ParameterList(nn.Parameter(torch.full((wanted,), start)) for _, wanted in shapes)
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        values = []
+        for pair, mean, rho in zip(self.pairs, self.means, self.rhos, strict=True):
+            guess, target = same_size(student.stages[pair.student], teacher.stages[pair.teacher])
+            values.append(variational_information(mean(guess), target, rho))
+        return torch.stack(values).sum()
+
+
+def hierarchical_context(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+    """Squared distance of maps of one size, and of both pooled to 4 x 4, 2 x 2 and 1 x 1 where that is smaller.
+
+    The scales weigh 1, 1/2, 1/4, ... in this order, over the sum of the weights of those that are used.
+    """
+    smaller = [side for side in (4, 2, 1) if side < min(student_BCHW.shape[2:])]
+    pools = [functional.adaptive_avg_pool2d(student_BCHW - teacher_BCHW, side) for side in smaller]
+    weights = [2.0**-power for power in range(len(smaller) + 1)]
+    values = [maps.square().mean() for maps in (student_BCHW - teacher_BCHW, *pools)]
+    return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum() / sum(weights)
+
+
+@final
+class ReviewKD(Term):
+    """Knowledge review (Chen et al., CVPR 2021): a stage of the teacher is learned by that student stage and all deeper.
+
+    From the pooled embedding, a 1 x 1 map, towards the input: a stage passes a 1 x 1 convolution, is fused with the map
+    carried from below, enlarged, by a learned attention, and a 3 x 3 convolution of it is compared with the teacher's
+    stage, at several scales. Stages are compared as the model gives them, where the original takes the teacher's before
+    their activation.
+    """
+
+    compares = "teacher"
+
+    @dataclass(frozen=True)
+    class Options(StageOptions):
+        pass
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        assert teacher is not None
+        self.pairs = stage_pairs(options, "reviewkd", student, teacher)[::-1]
+        self.student_taps, self.teacher_taps = taps_of(self.pairs, embedding=True)
+        middle = min(512, student.embedding_width)
+        widths = [student.embedding_width] + [pair.student_shape[0] for pair in self.pairs]
+        wanted = [teacher.embedding_width] + [pair.teacher_shape[0] for pair in self.pairs]
+        self.entries = nn.ModuleList(projector(width, middle) for width in widths)
+        self.attentions = nn.ModuleList(nn.Conv2d(2 * middle, 2, 1) for _ in self.pairs)
+        self.exits = nn.ModuleList(projector(middle, width, size=3) for width in wanted)
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        assert student.embedding is not None
+        assert teacher.embedding is not None
+        carried = self.entries[0](student.embedding[:, :, None, None])
+        values = [hierarchical_context(self.exits[0](carried), teacher.embedding[:, :, None, None])]
+        for pair, enter, attend, leave in zip(
+            self.pairs, self.entries[1:], self.attentions, self.exits[1:], strict=True
+        ):
+            entered, target = enter(student.stages[pair.student]), teacher.stages[pair.teacher]
+            carried = functional.interpolate(carried, entered.shape[2:], mode="nearest")
+            shares = attend(torch.cat([entered, carried], dim=1)).sigmoid()
+            carried = entered * shares[:, :1] + carried * shares[:, 1:]
+            guess = leave(functional.interpolate(carried, target.shape[2:], mode="nearest"))
+            values.append(hierarchical_context(guess, target))
+        return torch.stack(values).sum()
+
+
+def cosine_distance(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
+    """1 - cosine of the angle between both, mean over the batch; 1 where a vector is zero."""
+    return (1 - (unit(student_BD, dim=1) * unit(teacher_BD, dim=1)).sum(dim=1)).mean()
+
+
+@final
+class Embedding(Term):
+    """The teacher's pooled embedding, by the student's or, where widths differ, a linear map of it; needs no labels.
+
+    ``form``: ``cosine``, or ``mse``, a mean over B and D that follows the few dimensions in which the teacher varies
+    most.
+    """
+
+    compares = "teacher"
+    student_taps = Taps(embedding=True)
+    teacher_taps = Taps(embedding=True)
+
+    @dataclass(frozen=True)
+    class Options(TermOptions):
+        form: str = "cosine"  # or mse
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        assert teacher is not None
+        forms = {"cosine": cosine_distance, "mse": functional.mse_loss}
+        self.compare = forms[check_choice(options.form, forms, "distill.terms.embedding.form")]
+        mine, wanted = student.embedding_width, teacher.embedding_width
+        self.projector = nn.Identity() if mine == wanted else nn.Linear(mine, wanted)
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        assert student.embedding is not None
+        assert teacher.embedding is not None
+        return self.compare(self.projector(student.embedding), teacher.embedding)
+
+
+FEATURE_TERMS: dict[str, type[Term]] = {
+    "hint": Hint,
+    "at": AttentionTransfer,
+    "nst": NeuronSelectivity,
+    "fsp": FSP,
+    "vid": VariationalInformation,
+    "reviewkd": ReviewKD,
+    "embedding": Embedding,
+}

@@ -1,15 +1,17 @@
-"""Terms on logits."""
+"""Terms on logits: cross-entropy, divergences between softened distributions, correlations of their matrix."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import final
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from distillcli.errors import UserError
-from distillcli.terms.base import LogitOptions, Term, TermOptions
+from distillcli.terms.base import LogitOptions, LogitTerm, StandardizeOptions, Term, TermOptions
 from distillcli.types import Batch, Output, Spec
 
 
@@ -25,6 +27,59 @@ def kl_divergence(student_BK: Tensor, teacher_BK: Tensor, temperature: float) ->
     """
     student, teacher = (functional.log_softmax(logits / temperature, dim=1) for logits in (student_BK, teacher_BK))
     return temperature**2 * functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
+
+
+def reverse_kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(student || teacher) of the softened distributions, mean over the batch.
+
+    d/dz = T / B p_student (log p_student - log p_teacher - KL), which vanishes for classes the student has ruled out.
+    """
+    return kl_divergence(teacher_BK, student_BK, temperature)
+
+
+def symmetric_kl(student_BK: Tensor, teacher_BK: Tensor, temperature: float, rho: float) -> Tensor:
+    """rho T^2 KL(teacher || student) + (1 - rho) T^2 KL(student || teacher), mean over the batch."""
+    forward = kl_divergence(student_BK, teacher_BK, temperature)
+    return rho * forward + (1 - rho) * reverse_kl(student_BK, teacher_BK, temperature)
+
+
+def jensen_shannon(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
+    """T^2 [KL(teacher || m) + KL(student || m)] / 2, m the mean of both distributions; at most T^2 log 2."""
+    student, teacher = (functional.log_softmax(logits / temperature, dim=1) for logits in (student_BK, teacher_BK))
+    middle = torch.logaddexp(student, teacher) - math.log(2)
+    to_middle = [functional.kl_div(middle, side, log_target=True, reduction="batchmean") for side in (teacher, student)]
+    return temperature**2 * (to_middle[0] + to_middle[1]) / 2
+
+
+def pearson(first: Tensor, second: Tensor, dim: int) -> Tensor:
+    """Pearson correlation along ``dim``; 1e-8 is added to the product of the norms.
+
+    Clamping each norm instead would leave slices that are small, but alike, uncorrelated.
+    """
+    first, second = (side - side.mean(dim=dim, keepdim=True) for side in (first, second))
+    norms: Tensor = torch.linalg.vector_norm(first, dim=dim) * torch.linalg.vector_norm(second, dim=dim)
+    return (first * second).sum(dim=dim) / (norms + 1e-8)
+
+
+def dist_parts(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Inter: 1 - mean correlation of the rows of the softened probabilities; intra: the same of their columns.
+
+    With one sample intra is 1, and with two classes every row correlates at 1 or -1: neither then has a gradient.
+    """
+    student, teacher = (functional.softmax(logits / temperature, dim=1) for logits in (student_BK, teacher_BK))
+    return 1 - pearson(student, teacher, dim=1).mean(), 1 - pearson(student, teacher, dim=0).mean()
+
+
+def class_correlation(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
+    """||P_t' P_t - P_s' P_s||_F^2 / K of the softened probabilities: K x K relations, summed over the batch; no T^2."""
+    student, teacher = (functional.softmax(logits / temperature, dim=1) for logits in (student_BK, teacher_BK))
+    return (teacher.T @ teacher - student.T @ student).square().sum() / student.shape[1]
+
+
+def batch_correlation(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
+    """||P_t P_t' - P_s P_s'||_F^2 / B of the softened probabilities: B x B relations; no T^2."""
+    student, teacher = (functional.softmax(logits / temperature, dim=1) for logits in (student_BK, teacher_BK))
+    return (teacher @ teacher.T - student @ student.T).square().sum() / student.shape[0]
 
 
 def hard_label(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
@@ -53,22 +108,57 @@ class CrossEntropy(Term):
 
 
 @final
-class KL(Term):
+class KL(LogitTerm):
     """Knowledge distillation (Hinton, Vinyals, Dean, 2015): KL divergence to the teacher's softened distribution."""
-
-    compares = "teacher"
 
     @dataclass(frozen=True)
     class Options(LogitOptions):
         pass
 
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+        return kl_divergence(student_BK, teacher_BK, self.temperature)
+
+
+@final
+class ReverseKL(LogitTerm):
+    """Reverse KL divergence, KL(student || teacher): the student may ignore what it cannot fit (mode-seeking)."""
+
+    @dataclass(frozen=True)
+    class Options(LogitOptions):
+        pass
+
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+        return reverse_kl(student_BK, teacher_BK, self.temperature)
+
+
+@final
+class SymmetricKL(LogitTerm):
+    """Both KL divergences: the share rho of KL(teacher || student), the rest of KL(student || teacher)."""
+
+    @dataclass(frozen=True)
+    class Options(LogitOptions):
+        rho: float = 0.5
+
     def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
         super().__init__(options, temperature, student, teacher)
-        self.temperature = temperature if options.temperature is None else options.temperature
+        if options.rho > 1:
+            raise UserError(f"distill.terms.symmetric_kl.rho={options.rho}: a share of the loss, at most 1")
+        self.rho = options.rho
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        assert teacher is not None
-        return kl_divergence(student.logits, teacher.logits, self.temperature)
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+        return symmetric_kl(student_BK, teacher_BK, self.temperature, self.rho)
+
+
+@final
+class JensenShannon(LogitTerm):
+    """Jensen-Shannon divergence (as in SSLD: Cui et al., 2021): symmetric, and bounded by T^2 log 2."""
+
+    @dataclass(frozen=True)
+    class Options(LogitOptions):
+        pass
+
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+        return jensen_shannon(student_BK, teacher_BK, self.temperature)
 
 
 @final
@@ -86,4 +176,110 @@ class HardLabel(Term):
         return hard_label(student.logits, teacher.logits)
 
 
-LOGIT_TERMS: dict[str, type[Term]] = {"ce": CrossEntropy, "kl": KL, "hard": HardLabel}
+@final
+class DIST(LogitTerm):
+    """Relation matching (Huang et al., NeurIPS 2022): correlation of the probabilities by sample and by class.
+
+    T^2 is in the authors' code for classification, not in their paper: ``squared`` false leaves it out. With more
+    classes than samples in a batch the intra part has a floor near the share of classes that hardly occur.
+    """
+
+    whole_batch = True
+
+    @dataclass(frozen=True)
+    class Options(LogitOptions):
+        beta: float = 1.0  # of the inter part: rows
+        gamma: float = 1.0  # of the intra part: columns
+        squared: bool = True
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        self.beta = options.beta
+        self.gamma = options.gamma
+        self.scale = self.temperature**2 if options.squared else 1.0
+
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+        inter, intra = dist_parts(student_BK, teacher_BK, self.temperature)
+        return self.scale * (self.beta * inter + self.gamma * intra)
+
+
+@dataclass(frozen=True)
+class MultiOptions(StandardizeOptions):
+    """Options of the parts of MLKD, each of which is a sum over temperatures."""
+
+    temperatures: list[float] = field(default_factory=lambda: [2.0, 3.0, 4.0, 5.0, 6.0])
+
+
+def _positive(temperatures: list[float], name: str) -> list[float]:
+    if not temperatures or not all(math.isfinite(number) and number > 0 for number in temperatures):
+        raise UserError(f"distill.terms.{name}.temperatures={temperatures}: give one number or more, each above 0")
+    return temperatures
+
+
+@final
+class MultiKL(LogitTerm):
+    """MLKD, single samples (Jin, Wang, Lin, CVPR 2023): the KL divergence summed over several temperatures."""
+
+    @dataclass(frozen=True)
+    class Options(MultiOptions):
+        pass
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        self.temperatures = _positive(options.temperatures, "multi_kl")
+
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+        return torch.stack([kl_divergence(student_BK, teacher_BK, number) for number in self.temperatures]).sum()
+
+
+@final
+class ClassCorrelation(LogitTerm):
+    """MLKD, classes (Jin, Wang, Lin, CVPR 2023): how alike the classes of a batch are, at several temperatures.
+
+    Unmasked: the published confidence mask multiplies a finished mean. The value grows as the square of the batch.
+    """
+
+    whole_batch = True
+
+    @dataclass(frozen=True)
+    class Options(MultiOptions):
+        pass
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        self.temperatures = _positive(options.temperatures, "class_correlation")
+
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+        return torch.stack([class_correlation(student_BK, teacher_BK, number) for number in self.temperatures]).sum()
+
+
+@final
+class BatchCorrelation(LogitTerm):
+    """MLKD, samples (Jin, Wang, Lin, CVPR 2023): how alike the samples of a batch are, at several temperatures."""
+
+    whole_batch = True
+
+    @dataclass(frozen=True)
+    class Options(MultiOptions):
+        pass
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        self.temperatures = _positive(options.temperatures, "batch_correlation")
+
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+        return torch.stack([batch_correlation(student_BK, teacher_BK, number) for number in self.temperatures]).sum()
+
+
+LOGIT_TERMS: dict[str, type[Term]] = {
+    "ce": CrossEntropy,
+    "kl": KL,
+    "reverse_kl": ReverseKL,
+    "symmetric_kl": SymmetricKL,
+    "js": JensenShannon,
+    "hard": HardLabel,
+    "dist": DIST,
+    "multi_kl": MultiKL,
+    "class_correlation": ClassCorrelation,
+    "batch_correlation": BatchCorrelation,
+}

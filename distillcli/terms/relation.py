@@ -2,17 +2,192 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from distillcli.errors import UserError
 
 from distillcli.terms.base import Term, TermOptions
+from distillcli.terms.feature import check_choice, stage_shape, unit
 from distillcli.types import Batch, Output, Spec, Taps
 
 _SMALLEST_SQUARE = 1e-12  # below this a squared distance counts as this, so that its root has a gradient
+_MOST_ANGLES = 2**25  # of one network at a time, 128 MiB in float32: a batch of 322 at once, larger ones in slabs
+_NEIGHBOUR_WIDTH = 128
+
+
+def similarities(features: Tensor) -> Tensor:
+    """B x B inner products of the flattened features, every row a unit vector."""
+    rows = features.flatten(1)
+    return unit(rows @ rows.T, dim=1)
+
+
+@final
+class SimilarityPreserving(Term):
+    """Similarity-preserving distillation (Tung & Mori, ICCV 2019): squared distance of the similarities, over B^2.
+
+    Rows are normalised by their L2 norm. A stage is flattened; sizes, channels and widths may differ.
+    """
+
+    compares = "teacher"
+    whole_batch = True
+
+    @dataclass(frozen=True)
+    class Options(TermOptions):
+        stage: int | None = -1  # None: the embedding of both
+        teacher_stage: int | None = None  # None: the same number
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        assert teacher is not None
+        self.stage = options.stage
+        self.teacher_stage = options.stage if options.teacher_stage is None else options.teacher_stage
+        self.student_taps = self.teacher_taps = Taps(embedding=True)
+        if self.stage is not None and self.teacher_stage is not None:
+            stage_shape(student, self.stage, "distill.terms.sp.stage")
+            stage_shape(teacher, self.teacher_stage, "distill.terms.sp.teacher_stage")
+            self.student_taps, self.teacher_taps = Taps(stages=(self.stage,)), Taps(stages=(self.teacher_stage,))
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        mine = student.embedding if self.stage is None else student.stages[self.stage]
+        its = (
+            teacher.embedding
+            if self.stage is None or self.teacher_stage is None
+            else teacher.stages[self.teacher_stage]
+        )
+        assert mine is not None
+        assert its is not None
+        return functional.mse_loss(similarities(mine), similarities(its))
+
+
+def bilinear(embeddings_BD: Tensor) -> Tensor:
+    """B x B inner products."""
+    return embeddings_BD @ embeddings_BD.T
+
+
+def gaussian(embeddings_BD: Tensor, gamma: float, order: int) -> Tensor:
+    """B x B: exp(-gamma ||e_i - e_j||^2) of unit vectors, as the Taylor series in e_i . e_j up to ``order``."""
+    inner = 2 * gamma * bilinear(embeddings_BD)
+    series = torch.stack([inner**power / math.factorial(power) for power in range(order + 1)])
+    return math.exp(-2 * gamma) * series.sum(dim=0)
+
+
+@final
+class CorrelationCongruence(Term):
+    """Correlation congruence (Peng et al., ICCV 2019), as in the paper: squared distance of two kernel matrices, / B^2.
+
+    The kernel, ``bilinear`` or ``gaussian``, is of the embeddings as unit vectors; widths may differ. What benchmarks
+    train under this name is the term ``cc_neighbour``.
+    """
+
+    compares = "teacher"
+    whole_batch = True
+    student_taps = Taps(embedding=True)
+    teacher_taps = Taps(embedding=True)
+
+    @dataclass(frozen=True)
+    class Options(TermOptions):
+        kernel: str = "gaussian"  # or bilinear
+        gamma: float = 0.4
+        order: int = 2
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        self.kernel = check_choice(options.kernel, ("gaussian", "bilinear"), "distill.terms.cc.kernel")
+        if options.order < 1:
+            raise UserError(f"distill.terms.cc.order={options.order}: must be 1 or more; 2 is the published one")
+        self.gamma = options.gamma
+        self.order = options.order
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        assert student.embedding is not None
+        assert teacher.embedding is not None
+        return functional.mse_loss(self._matrix(student.embedding), self._matrix(teacher.embedding))
+
+    def _matrix(self, embeddings_BD: Tensor) -> Tensor:
+        vectors = unit(embeddings_BD, dim=1)
+        return bilinear(vectors) if self.kernel == "bilinear" else gaussian(vectors, self.gamma, self.order)
+
+
+def neighbour_products(difference_BD: Tensor) -> Tensor:
+    """Inner products of the absolute differences of consecutive samples, mean over the B - 1 of them."""
+    size = difference_BD.abs()
+    return (size[:-1] * size[1:]).sum(dim=1).mean()
+
+
+@final
+class NeighbourCongruence(Term):
+    """What benchmarks train as correlation congruence (Tian et al., ICLR 2020): products of neighbouring differences.
+
+    Both embeddings pass a trained linear map to 128 dimensions, so both can shrink together; the value depends on the
+    order of the samples. One sample has no neighbour and gives 0.
+    """
+
+    compares = "teacher"
+    whole_batch = True
+    student_taps = Taps(embedding=True)
+    teacher_taps = Taps(embedding=True)
+
+    @dataclass(frozen=True)
+    class Options(TermOptions):
+        pass
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        assert teacher is not None
+        self.student_map = nn.Linear(student.embedding_width, _NEIGHBOUR_WIDTH)
+        self.teacher_map = nn.Linear(teacher.embedding_width, _NEIGHBOUR_WIDTH)
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        assert student.embedding is not None
+        assert teacher.embedding is not None
+        difference: Tensor = self.student_map(student.embedding) - self.teacher_map(teacher.embedding)
+        return difference.sum() * 0 if len(difference) < 2 else neighbour_products(difference)
+
+
+def neighbourhood(embeddings_BD: Tensor) -> Tensor:
+    """B x B: (1 + cosine) / 2 over the sum of its row, the diagonal included."""
+    vectors = unit(embeddings_BD, dim=1)
+    kernel = (1 + vectors @ vectors.T) / 2
+    return kernel / kernel.sum(dim=1, keepdim=True)
+
+
+def probabilistic_transfer(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
+    """P_t log((P_t + 1e-7) / (P_s + 1e-7)) of the neighbourhoods, mean over all B^2 pairs, not over B."""
+    student, teacher = neighbourhood(student_BD), neighbourhood(teacher_BD)
+    return (teacher * ((teacher + 1e-7).log() - (student + 1e-7).log())).mean()
+
+
+@final
+class ProbabilisticTransfer(Term):
+    """Probabilistic knowledge transfer (Passalis & Tefas, ECCV 2018): who is whose neighbour, as probabilities.
+
+    Widths may differ. The mean is over B^2 pairs, which is why the published weight is 30000.
+    """
+
+    compares = "teacher"
+    whole_batch = True
+    student_taps = Taps(embedding=True)
+    teacher_taps = Taps(embedding=True)
+
+    @dataclass(frozen=True)
+    class Options(TermOptions):
+        pass
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        assert teacher is not None
+        assert student.embedding is not None
+        assert teacher.embedding is not None
+        return probabilistic_transfer(student.embedding, teacher.embedding)
 
 
 def distances(embeddings_BD: Tensor) -> Tensor:
@@ -21,8 +196,7 @@ def distances(embeddings_BD: Tensor) -> Tensor:
     The batch mean is subtracted first: the expanded square cancels badly when embeddings share a large offset.
     """
     others = ~torch.eye(len(embeddings_BD), dtype=torch.bool, device=embeddings_BD.device)
-    centred = embeddings_BD - embeddings_BD.mean(dim=0)
-    gram = centred @ centred.T
+    gram = _centred_gram(embeddings_BD)
     squared = gram.diag()[:, None] - 2 * gram + gram.diag()[None, :]
     distance = squared.clamp(min=_SMALLEST_SQUARE).sqrt() * others
     return distance / distance[others].mean()
@@ -33,10 +207,42 @@ def angles(embeddings_BD: Tensor) -> Tensor:
 
     They are 0 where j or k coincides with i: there is no angle, and a cosine would be rounding over 1e-6.
     """
+    return _angles_at(_centred_gram(embeddings_BD), 0, len(embeddings_BD))
+
+
+def angle_loss(student_BD: Tensor, teacher_BD: Tensor, most: int = _MOST_ANGLES) -> Tensor:
+    """Smooth L1 between the angles of both, mean over B^3, with at most ``most`` angles of a network alive.
+
+    More are computed in slabs of vertices, at least one vertex each, and once more in the backward pass.
+    """
+    count = len(student_BD)
+    vertices = max(1, most // count**2)
+    student, teacher = _centred_gram(student_BD), _centred_gram(teacher_BD)
+    if vertices >= count:
+        return functional.smooth_l1_loss(_angles_at(student, 0, count), _angles_at(teacher, 0, count))
+    slabs = [
+        checkpoint(_slab, student, teacher, first, first + vertices, use_reentrant=False, preserve_rng_state=False)
+        for first in range(0, count, vertices)
+    ]
+    return torch.stack(slabs).sum() / count**3
+
+
+def _slab(student_BB: Tensor, teacher_BB: Tensor, first: int, last: int) -> Tensor:
+    angles_of_both = (_angles_at(gram, first, last) for gram in (student_BB, teacher_BB))
+    return functional.smooth_l1_loss(*angles_of_both, reduction="sum")
+
+
+def _centred_gram(embeddings_BD: Tensor) -> Tensor:
     centred = embeddings_BD - embeddings_BD.mean(dim=0)
-    gram = centred @ centred.T
+    return centred @ centred.T
+
+
+def _angles_at(gram_BB: Tensor, first: int, last: int) -> Tensor:
+    """The angles at vertices first to last."""
+    vertex = gram_BB[first:last]
+    own = gram_BB.diag()[first:last, None, None]
     # In this order the differences of coinciding samples cancel exactly.
-    inner = (gram[None, :, :] - gram[:, None, :]) - (gram[:, :, None] - gram.diag()[:, None, None])
+    inner = (gram_BB[None, :, :] - vertex[:, None, :]) - (vertex[:, :, None] - own)
     squared = inner.diagonal(dim1=1, dim2=2)
     apart = squared > _SMALLEST_SQUARE
     length = squared.clamp(min=_SMALLEST_SQUARE).sqrt()
@@ -73,8 +279,14 @@ class RKD(Term):
         if len(student.embedding) < 3:
             return student.embedding.sum() * 0
         apart = functional.smooth_l1_loss(distances(student.embedding), distances(teacher.embedding))
-        turned = functional.smooth_l1_loss(angles(student.embedding), angles(teacher.embedding))
+        turned = angle_loss(student.embedding, teacher.embedding)
         return self.distance * apart + self.angle * turned
 
 
-RELATION_TERMS: dict[str, type[Term]] = {"rkd": RKD}
+RELATION_TERMS: dict[str, type[Term]] = {
+    "sp": SimilarityPreserving,
+    "cc": CorrelationCongruence,
+    "cc_neighbour": NeighbourCongruence,
+    "rkd": RKD,
+    "pkt": ProbabilisticTransfer,
+}

@@ -1,0 +1,171 @@
+"""Terms on logits that set the class of the label apart from the others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from distillcli.errors import UserError
+from distillcli.terms.base import LogitOptions, LogitTerm, SoftOptions, Term
+from distillcli.terms.logit import kl_divergence
+from distillcli.types import Batch, Output, Spec
+
+
+def label_of(targets: Tensor) -> Tensor:
+    """B class numbers: the targets themselves, or the largest share of B x K distributions."""
+    return targets if targets.ndim == 1 else targets.argmax(dim=1)
+
+
+def at_label(values_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """The entry of each row at its label. Raises on a label that is no class."""
+    return values_BK.gather(1, labels_B[:, None])[:, 0]
+
+
+def without_label(values_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """B x (K - 1): every row without the entry at its label."""
+    column = torch.arange(values_BK.shape[1] - 1, device=values_BK.device)[None, :]
+    return values_BK.gather(1, column + (column >= labels_B[:, None]).long())
+
+
+def target_kl(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float) -> Tensor:
+    """TCKD: T^2 KL(teacher || student) of the two events label and not label, mean over the batch.
+
+    The log-odds of the label are z_y - logsumexp of the other logits, so log p and log(1 - p) are log-sigmoids, finite
+    for a student however confident.
+    """
+    student, teacher = (
+        at_label(logits, labels_B) - without_label(logits, labels_B).logsumexp(dim=1)
+        for logits in (student_BK / temperature, teacher_BK / temperature)
+    )
+    hit = teacher.sigmoid() * (functional.logsigmoid(teacher) - functional.logsigmoid(student))
+    miss = (-teacher).sigmoid() * (functional.logsigmoid(-teacher) - functional.logsigmoid(-student))
+    return temperature**2 * (hit + miss).mean()
+
+
+def other_kl(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float) -> Tensor:
+    """NCKD: T^2 KL(teacher || student) over the K - 1 classes other than the label, mean over the batch.
+
+    0 for two classes.
+    """
+    return kl_divergence(without_label(student_BK, labels_B), without_label(teacher_BK, labels_B), temperature)
+
+
+def nkd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: float, gamma: float) -> Tensor:
+    """-p_t(y) log p_s(y) at T = 1, and gamma T^2 times the cross-entropy over the other classes, mean over the batch.
+
+    Both are cross-entropies: the value at student = teacher is an entropy, not 0.
+    """
+    student, teacher = (at_label(functional.log_softmax(z, dim=1), labels_B) for z in (student_BK, teacher_BK))
+    others_s, others_t = (without_label(logits, labels_B) / temperature for logits in (student_BK, teacher_BK))
+    hit = -(teacher.exp() * student).mean()
+    others = -(others_t.softmax(dim=1) * functional.log_softmax(others_s, dim=1)).sum(dim=1).mean()
+    return hit + gamma * temperature**2 * others
+
+
+def sample_weights(student_BK: Tensor, teacher_BK: Tensor, targets: Tensor) -> Tensor:
+    """1 - exp(-l_s / (l_t + 1e-7)), l the cross-entropies with the targets at T = 1; B, in [0, 1], without gradient.
+
+    A sample counts less the better the student knows it already, compared with the teacher.
+    """
+    with torch.no_grad():
+        student, teacher = (functional.cross_entropy(z, targets, reduction="none") for z in (student_BK, teacher_BK))
+        return -torch.expm1(-(student / (teacher + 1e-7)).clamp(min=0))
+
+
+def weighted_soft_labels(student_BK: Tensor, teacher_BK: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """T^2 times the cross-entropy with the teacher's softened distribution, each sample with its weight, batch mean.
+
+    d/dz = T w (p_student - p_teacher) / B; the value at student = teacher is w times the teacher's entropy.
+    """
+    soft = functional.softmax(teacher_BK / temperature, dim=1)
+    cross = -(soft * functional.log_softmax(student_BK / temperature, dim=1)).sum(dim=1)
+    return temperature**2 * (sample_weights(student_BK, teacher_BK, targets) * cross).mean()
+
+
+def hand_made_logits(like_BK: Tensor, labels_B: Tensor, confidence: float) -> Tensor:
+    """Logarithms of a distribution with ``confidence`` at the label and the rest spread evenly over the others."""
+    rest = math.log((1 - confidence) / (like_BK.shape[1] - 1))
+    return torch.full_like(like_BK, rest).scatter(1, labels_B[:, None], math.log(confidence))
+
+
+@final
+class DKD(LogitTerm):
+    """Decoupled KD (Zhao et al., CVPR 2022): label against the rest, and the rest among itself, weighted apart.
+
+    KL is TCKD + (1 - p_t(y)) NCKD of each sample; here NCKD counts fully for samples the teacher is sure of.
+    """
+
+    @dataclass(frozen=True)
+    class Options(LogitOptions):
+        alpha: float = 1.0
+        beta: float = 8.0
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        self.alpha = options.alpha
+        self.beta = options.beta
+
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+        given = student_BK, teacher_BK, label_of(batch.targets), self.temperature
+        return self.alpha * target_kl(*given) + self.beta * other_kl(*given)
+
+
+@final
+class NKD(LogitTerm):
+    """Normalised KD (Yang et al., ICCV 2023): cross-entropies at the label, and among the other classes."""
+
+    @dataclass(frozen=True)
+    class Options(LogitOptions):
+        gamma: float = 1.5
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        self.gamma = options.gamma
+
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+        return nkd(student_BK, teacher_BK, label_of(batch.targets), self.temperature, self.gamma)
+
+
+@final
+class WSLD(LogitTerm):
+    """Weighted soft labels (Zhou et al., ICLR 2021): samples the student knows already count less."""
+
+    @dataclass(frozen=True)
+    class Options(LogitOptions):
+        pass
+
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+        return weighted_soft_labels(student_BK, teacher_BK, batch.targets, self.temperature)
+
+
+@final
+class TfKD(Term):
+    """Teacher-free KD (Yuan et al., CVPR 2020): KL divergence to a hand-made teacher, sure of the label and fair else.
+
+    Both sides are softened and T^2 is inside, as in any other term; at T = 1 it is label smoothing less a constant.
+    """
+
+    compares = "labels"
+
+    @dataclass(frozen=True)
+    class Options(SoftOptions):
+        confidence: float = 0.99
+
+    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
+        super().__init__(options, temperature, student, teacher)
+        if not 0 < options.confidence < 1:
+            raise UserError(f"distill.terms.tfkd.confidence={options.confidence}: must lie between 0 and 1")
+        self.temperature = options.temperature_or(temperature)
+        self.confidence = options.confidence
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        made = hand_made_logits(student.logits.detach(), label_of(batch.targets), self.confidence)
+        return kl_divergence(student.logits, made, self.temperature)
+
+
+LABELLED_TERMS: dict[str, type[Term]] = {"dkd": DKD, "nkd": NKD, "wsld": WSLD, "tfkd": TfKD}

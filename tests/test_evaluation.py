@@ -1,0 +1,158 @@
+"""Evaluation against float64 NumPy on random logits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distillcli.evaluation import evaluate, latency
+from distillcli.runtime import Runtime
+from distillcli.teachers import FrozenTeacher
+from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
+
+CPU = torch.device("cpu")
+
+
+class Echo(nn.Module):
+    """A model whose images are its logits: the first K values for the student, the next K for the teacher."""
+
+    def __init__(self, classes: int, offset: int = 0) -> None:
+        super().__init__()
+        self.spec = Spec("echo", classes, 1, (), 0, 0)
+        self.offset = offset
+        self.modes: list[bool] = []
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1))
+
+    def forward(self, images: Tensor, taps: Taps = LOGITS_ONLY) -> Output:
+        self.modes.append(self.training)
+        return Output(images.flatten(1)[:, self.offset : self.offset + self.spec.classes], None, {})
+
+
+def measured(
+    student: NDArray[np.float32], labels: NDArray[np.int64], teacher: NDArray[np.float32] | None = None, size: int = 17
+) -> dict[str, float]:
+    """``evaluate`` on these logits in batches of ``size``, the last one smaller."""
+    classes = student.shape[1]
+    values = torch.from_numpy(np.concatenate([student, student if teacher is None else teacher], axis=1))
+    batches = [
+        Batch(values[start : start + size, None, None], torch.from_numpy(labels[start : start + size]), torch.zeros(1))
+        for start in range(0, len(labels), size)
+    ]
+    frozen = None if teacher is None else FrozenTeacher(Echo(classes, classes), "fp32", LOGITS_ONLY)  # type: ignore[arg-type]
+    loader: Any = SimpleNamespace(plain=lambda: iter(batches))
+    return evaluate(Echo(classes), loader, Runtime(CPU), teacher=frozen)  # type: ignore[arg-type]
+
+
+def logits(count: int, classes: int, seed: int = 0, scale: float = 3.0) -> NDArray[np.float32]:
+    return (scale * np.random.RandomState(seed).randn(count, classes)).astype(np.float32)
+
+
+def labels_for(student: NDArray[np.float32], seed: int = 1) -> NDArray[np.int64]:
+    """Half of the labels random, half what the model says."""
+    random = np.random.RandomState(seed)
+    guess = random.randint(0, student.shape[1], len(student))
+    return np.where(random.rand(len(student)) < 0.5, student.argmax(axis=1), guess).astype(np.int64)
+
+
+def log_softmax(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = values.astype(np.float64) - values.max(axis=1, keepdims=True).astype(np.float64)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def calibration_error(student: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Expected calibration error (Guo et al., ICML 2017) of 15 equal bins, each open at its lower end."""
+    confidence = np.exp(log_softmax(student)).max(axis=1)
+    correct = student.argmax(axis=1) == labels
+    edges, error = np.linspace(0, 1, 16), 0.0
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            error += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    return error
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 6, 50])
+@pytest.mark.parametrize("count", [1, 200])
+def test_numbers_of_a_model_are_their_formulas(classes: int, count: int) -> None:
+    student = logits(count, classes)
+    labels = labels_for(student)
+    numbers = measured(student, labels)
+    ranks = (student > student[np.arange(count), labels][:, None]).sum(axis=1)  # how many classes come before the label
+    assert numbers.keys() == {"top1", "top5", "nll", "ece"}
+    assert numbers["top1"] == pytest.approx(100 * (ranks < 1).mean(), rel=1e-6)
+    assert numbers["top5"] == pytest.approx(100 * (ranks < 5).mean(), rel=1e-6)
+    assert numbers["nll"] == pytest.approx(-log_softmax(student)[np.arange(count), labels].mean(), rel=1e-5, abs=1e-7)
+    assert numbers["ece"] == pytest.approx(calibration_error(student, labels), abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_top5_of_at_most_five_classes_is_always_right(classes: int) -> None:
+    student = logits(50, classes)
+    assert measured(student, labels_for(student))["top5"] == 100
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_fidelity_to_the_teacher_is_its_formula(classes: int) -> None:
+    student, teacher = logits(200, classes), logits(200, classes, seed=5)
+    numbers = measured(student, labels_for(student), teacher)
+    log_s, log_t = log_softmax(student), log_softmax(teacher)
+    alike = student.argmax(axis=1) == teacher.argmax(axis=1)
+    assert 0 < alike.mean() < 1
+    assert numbers["agreement"] == pytest.approx(100 * alike.mean(), rel=1e-6)
+    divergence = (np.exp(log_t) * (log_t - log_s)).sum(axis=1).mean()
+    assert numbers["kl_to_teacher"] == pytest.approx(divergence, rel=1e-5)
+
+
+def test_a_model_agrees_with_itself_wholly() -> None:
+    student = logits(50, 4)
+    numbers = measured(student, labels_for(student), student)
+    assert (numbers["agreement"], numbers["kl_to_teacher"]) == (100, 0)
+
+
+def test_numbers_do_not_depend_on_the_batches() -> None:
+    student, teacher = logits(100, 7), logits(100, 7, seed=5)
+    labels = labels_for(student)
+    whole = measured(student, labels, teacher, size=100)
+    for size in (1, 33, 64):
+        assert measured(student, labels, teacher, size=size) == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_confident_model_is_right_or_wrong_without_limit() -> None:
+    student = np.array([[100.0, 0.0], [100.0, 0.0]], np.float32)
+    numbers = measured(student, np.array([0, 1]))
+    assert numbers == {"top1": 50, "top5": 100, "nll": 50, "ece": 0.5}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_evaluated_in_eval_mode_and_returns_to_its_own(training: bool) -> None:
+    model, images = Echo(3).train(training), torch.from_numpy(logits(4, 3))[:, None, None]
+    loader: Any = SimpleNamespace(
+        plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))])
+    )
+    evaluate(model, loader, Runtime(CPU))  # type: ignore[arg-type]
+    assert model.modes == [False]
+    assert model.training == training
+
+
+def test_evaluation_makes_no_graph() -> None:
+    model = Echo(3)
+    images = torch.from_numpy(logits(4, 3))[:, None, None].requires_grad_()
+    seen: list[bool] = []
+    model.register_forward_hook(lambda *call: seen.append(call[2].logits.requires_grad))
+    loader: Any = SimpleNamespace(
+        plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))])
+    )
+    evaluate(model, loader, Runtime(CPU))  # type: ignore[arg-type]
+    assert seen == [False]
+
+
+def test_latency_is_measured_in_eval_mode_on_one_image() -> None:
+    model = Echo(3).train()
+    assert latency(model, 8, CPU) > 0  # type: ignore[arg-type]
+    assert not any(model.modes)
