@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -112,17 +113,26 @@ def run(argv: list[str]) -> int:
         # The reader has gone (| head). Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _bug()
+        where = error.filename or "stdout"
+        return _fail(f"{where}: the disk is full; free some space and go on with resume=RUN", 2)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except Exception:
-        import traceback
-
-        traceback.print_exc()
-        return 1
+        return _bug()
     return 0
 
 
-def _fail(error: Exception, code: int) -> int:
+def _bug() -> int:
+    import traceback
+
+    traceback.print_exc()
+    return 1
+
+
+def _fail(error: Exception | str, code: int) -> int:
     rank = os.environ.get("RANK", "0")  # torchrun shows what all its processes say
     print("error:" if rank == "0" else f"error: rank {rank}:", " ".join(str(error).split()), file=sys.stderr)
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,7 +71,7 @@ def calibration_error(student: NDArray[np.float32], labels: NDArray[np.int64]) -
     confidence = np.exp(log_softmax(student)).max(axis=1)
     correct = student.argmax(axis=1) == labels
     edges, error = np.linspace(0, 1, 16), 0.0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             error += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -49,8 +50,8 @@ def test_a_smooth_schedule_rises_to_the_base_rate_at_the_end_of_the_warm_up_then
     seen, peak = rates(name=name, warmup_epochs=2.0), 2 * STEPS
     assert seen[0] == 1e-5
     assert seen[peak] == pytest.approx(BASE, rel=1e-4)  # tanh begins at 0.99997 of it
-    assert all(one < two for one, two in zip(seen[:peak], seen[1 : peak + 1], strict=True))
-    assert all(one > two for one, two in zip(seen[peak:], seen[peak + 1 :], strict=False))
+    assert all(one < two for one, two in pairwise(seen[: peak + 1]))
+    assert all(one > two for one, two in pairwise(seen[peak:]))
     assert max(seen) == seen[peak]
 
 
@@ -73,7 +74,7 @@ def test_step_drops_every_so_many_epochs() -> None:
 def test_wsd_is_constant_until_its_decay() -> None:
     seen = rates(name="wsd", warmup_epochs=2.0, decay_epochs=3.0)
     assert seen[2 * STEPS : 7 * STEPS] == [BASE] * (5 * STEPS)
-    assert all(one > two for one, two in zip(seen[7 * STEPS :], seen[7 * STEPS + 1 :], strict=False))
+    assert all(one > two for one, two in pairwise(seen[7 * STEPS :]))
 
 
 def test_constant_is_the_base_rate() -> None:

@@ -362,13 +362,13 @@ def test_a_saved_checkpoint_comes_back_whole(tmp_path: Path) -> None:
         assert all(torch.equal(back[part][name], value) for name, value in content[part].items())
     simple = {key: value for key, value in content.items() if key not in ("student", "ema")}
     assert {key: back[key] for key in simple} == simple
-    assert os.listdir(tmp_path) == ["last.pt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_a_copied_exported_folder_needs_nothing_else(tmp_path: Path) -> None:
     moved = shutil.copytree(exported(tmp_path / "student"), tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "student")
-    assert sorted(os.listdir(moved)) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in moved.iterdir()) == ["config.json", "model.safetensors"]
     assert json.loads((moved / "config.json").read_text())["label_names"] == list(CLASSES)
     assert load_file(moved / "model.safetensors").keys() == state().keys()
     assert read_weights(str(moved)).classes == CLASSES

@@ -102,7 +102,7 @@ def check_schedule(config: ScheduleConfig, epochs: int) -> None:
     _above_zero("schedule.decay_epochs", config.decay_epochs)
     if config.name == "wsd" and config.decay_epochs > epochs - config.warmup_epochs:
         raise UserError(
-            f"schedule.decay_epochs={config.decay_epochs}: wsd decays at the end of the {epochs} epochs of the fit, and "
+            f"schedule.decay_epochs={config.decay_epochs}: wsd decays at the end of the {epochs} epochs of the fit, "
             "after its warm-up; make it shorter"
         )
     _above_zero("schedule.decay_rate", config.decay_rate)

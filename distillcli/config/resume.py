@@ -24,7 +24,6 @@ NEUTRAL_KEYS = frozenset(
         "trainer.threads",
         "trainer.checkpoint_minutes",
         "dataset.root",
-        "dataset.memory_gb",
         "teacher.cache.dir",
         "runs",
         "resume",

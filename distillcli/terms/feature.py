@@ -340,16 +340,17 @@ def hierarchical_context(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 
     The scales weigh 1, 1/2, 1/4, ... in this order, over the sum of the weights of those that are used.
     """
-    smaller = [side for side in (4, 2, 1) if side < min(student_BCHW.shape[2:])]
-    pools = [functional.adaptive_avg_pool2d(student_BCHW - teacher_BCHW, side) for side in smaller]
-    weights = [2.0**-power for power in range(len(smaller) + 1)]
-    values = [maps.square().mean() for maps in (student_BCHW - teacher_BCHW, *pools)]
-    return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum() / sum(weights)
+    difference = student_BCHW - teacher_BCHW  # the pool of it is the difference of the pools
+    smaller = [side for side in (4, 2, 1) if side < min(difference.shape[2:])]
+    scales = [difference] + [functional.adaptive_avg_pool2d(difference, side) for side in smaller]
+    weights = [2.0**-power for power in range(len(scales))]
+    values = [weight * maps.square().mean() for weight, maps in zip(weights, scales, strict=True)]
+    return torch.stack(values).sum() / sum(weights)
 
 
 @final
 class ReviewKD(Term):
-    """Knowledge review (Chen et al., CVPR 2021): a stage of the teacher is learned by that student stage and all deeper.
+    """Knowledge review (Chen et al., CVPR 2021): a teacher's stage is learned by the student's and all deeper ones.
 
     From the pooled embedding, a 1 x 1 map, towards the input: a stage passes a 1 x 1 convolution, is fused with the map
     carried from below, enlarged, by a learned attention, and a 3 x 3 convolution of it is compared with the teacher's
@@ -417,8 +418,7 @@ class Embedding(Term):
     def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
         super().__init__(options, temperature, student, teacher)
         assert teacher is not None
-        forms = {"cosine": cosine_distance, "mse": functional.mse_loss}
-        self.compare = forms[check_choice(options.form, forms, "distill.terms.embedding.form")]
+        self.form = check_choice(options.form, ("cosine", "mse"), "distill.terms.embedding.form")
         mine, wanted = student.embedding_width, teacher.embedding_width
         self.projector = nn.Identity() if mine == wanted else nn.Linear(mine, wanted)
 
@@ -426,7 +426,9 @@ class Embedding(Term):
         assert teacher is not None
         assert student.embedding is not None
         assert teacher.embedding is not None
-        return self.compare(self.projector(student.embedding), teacher.embedding)
+        guess: Tensor = self.projector(student.embedding)
+        compare = cosine_distance if self.form == "cosine" else functional.mse_loss
+        return compare(guess, teacher.embedding)
 
 
 FEATURE_TERMS: dict[str, type[Term]] = {

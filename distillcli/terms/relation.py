@@ -12,13 +12,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from distillcli.errors import UserError
-
 from distillcli.terms.base import Term, TermOptions
 from distillcli.terms.feature import check_choice, stage_shape, unit
 from distillcli.types import Batch, Output, Spec, Taps
 
 _SMALLEST_SQUARE = 1e-12  # below this a squared distance counts as this, so that its root has a gradient
-_MOST_ANGLES = 2**25  # of one network at a time, 128 MiB in float32: a batch of 322 at once, larger ones in slabs
+_MOST_ANGLES = 2**25  # elements of a tensor of angles, 128 MiB in float32: a batch of 322 at once, larger ones in slabs
 _NEIGHBOUR_WIDTH = 128
 
 
@@ -46,6 +45,10 @@ class SimilarityPreserving(Term):
     def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
         super().__init__(options, temperature, student, teacher)
         assert teacher is not None
+        if options.stage is None and options.teacher_stage is not None:
+            raise UserError(
+                f"distill.terms.sp.teacher_stage={options.teacher_stage}: stage=null compares embeddings; give both"
+            )
         self.stage = options.stage
         self.teacher_stage = options.stage if options.teacher_stage is None else options.teacher_stage
         self.student_taps = self.teacher_taps = Taps(embedding=True)
@@ -57,11 +60,7 @@ class SimilarityPreserving(Term):
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         assert teacher is not None
         mine = student.embedding if self.stage is None else student.stages[self.stage]
-        its = (
-            teacher.embedding
-            if self.stage is None or self.teacher_stage is None
-            else teacher.stages[self.teacher_stage]
-        )
+        its = teacher.embedding if self.teacher_stage is None else teacher.stages[self.teacher_stage]
         assert mine is not None
         assert its is not None
         return functional.mse_loss(similarities(mine), similarities(its))
@@ -211,9 +210,10 @@ def angles(embeddings_BD: Tensor) -> Tensor:
 
 
 def angle_loss(student_BD: Tensor, teacher_BD: Tensor, most: int = _MOST_ANGLES) -> Tensor:
-    """Smooth L1 between the angles of both, mean over B^3, with at most ``most`` angles of a network alive.
+    """Smooth L1 between the angles of both, mean over B^3, from tensors of ``most`` elements or fewer.
 
-    More are computed in slabs of vertices, at least one vertex each, and once more in the backward pass.
+    More angles are computed in slabs of vertices, at least one vertex each, and once more in the backward pass, so that
+    no two slabs are alive together.
     """
     count = len(student_BD)
     vertices = max(1, most // count**2)
@@ -228,8 +228,8 @@ def angle_loss(student_BD: Tensor, teacher_BD: Tensor, most: int = _MOST_ANGLES)
 
 
 def _slab(student_BB: Tensor, teacher_BB: Tensor, first: int, last: int) -> Tensor:
-    angles_of_both = (_angles_at(gram, first, last) for gram in (student_BB, teacher_BB))
-    return functional.smooth_l1_loss(*angles_of_both, reduction="sum")
+    student, teacher = _angles_at(student_BB, first, last), _angles_at(teacher_BB, first, last)
+    return functional.smooth_l1_loss(student, teacher, reduction="sum")
 
 
 def _centred_gram(embeddings_BD: Tensor) -> Tensor:
