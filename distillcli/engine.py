@@ -185,6 +185,11 @@ def fit(
             f"trainer.accumulate={trainer.accumulate}: {', '.join(objective.whole_batch_terms)} compares the samples "
             "of a whole batch; use trainer.accumulate=1"
         )
+    if trainer.batch_size % (runtime.world * trainer.accumulate):
+        raise UserError(
+            f"trainer.batch_size={trainer.batch_size}: not divisible by {runtime.world} processes times "
+            f"trainer.accumulate={trainer.accumulate}; images would be left out"
+        )
     precision = resolve_precision(trainer.precision, device)
     place(student, device, trainer.channels_last)
     model = Distillation(student, objective.to(device))

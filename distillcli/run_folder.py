@@ -24,15 +24,8 @@ import distillcli
 from distillcli.errors import UserError
 
 LIBRARIES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "hydra-core",
-    "omegaconf",
-    "numpy",
-    "pillow",
-    "scikit-learn",
-    "torchmetrics",
+    *("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "pillow", "safetensors"),
+    *("scikit-learn", "torchmetrics"),
 )
 
 

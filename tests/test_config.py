@@ -97,8 +97,8 @@ def test_experiment_given_twice_is_refused() -> None:
 
 
 def test_unknown_experiment_names_the_nearest() -> None:
-    search.use([write("experiment/resnet50_to_mobile", "# @package _global_\nseed: 7\n")])
-    assert "did you mean 'resnet50_to_mobile'?" in refused("experiment=resnet50_mobile")
+    search.use([write("experiment/quick_trial", "# @package _global_\nseed: 7\n")])
+    assert "did you mean 'quick_trial'?" in refused("experiment=quick_trail")
 
 
 @pytest.mark.parametrize("prefix", ["", "+", "++"])

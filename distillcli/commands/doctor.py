@@ -15,20 +15,10 @@ from pathlib import Path
 from distillcli import __version__
 from distillcli.config import search
 from distillcli.errors import UserError
+from distillcli.run_folder import LIBRARIES
 
 Row = tuple[str, str]
 
-_LIBRARIES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "hydra-core",
-    "omegaconf",
-    "numpy",
-    "pillow",
-    "safetensors",
-    "scikit-learn",
-)
 _EXTRAS = {
     "joblib": "hydra_plugins.hydra_joblib_launcher",
     "submitit": "hydra_plugins.hydra_submitit_launcher",
@@ -50,7 +40,7 @@ def run(arguments: list[str]) -> None:
 def _versions() -> Iterator[Row]:
     yield "distill", __version__
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    for name in _LIBRARIES:
+    for name in LIBRARIES:
         try:
             yield name, importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

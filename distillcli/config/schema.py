@@ -109,7 +109,7 @@ class ScheduleConfig:
     warmup_lr: float = 1e-5
     min_lr: float = 0.0
     decay_epochs: float = 30.0  # step: epochs between decays; wsd: length of the decay phase
-    decay_rate: float = 0.1
+    decay_rate: float = 0.1  # step, multistep: factor of a decay; poly: the power, where 1 or 2 is usual
     milestones: list[int] = field(default_factory=list)  # multistep: the epochs of the decays
 
 
