@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "distillcli"
 # of one pattern may import each other as long as there is no circle.
 LAYERS = (
     ("", "errors"),
-    ("config", "config.schema", "config.*", "types", "run_folder"),
+    ("run_folder", "config", "config.schema", "config.*", "types"),
     ("runtime", "signals", "cache"),
     ("data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.torchvision_sets"),
     ("data.open", "data.views", "data.loader"),

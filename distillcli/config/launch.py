@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ from distillcli.config.overrides import SCHEMAS, key_of, normalise, quote, unkno
 from distillcli.config.resume import NEUTRAL_KEYS, check_unchanged, merge, recorded_overrides
 from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.errors import NumericError, UserError
+from distillcli.run_folder import claim_new, read_result, write_result
 
 Config = TrainConfig | EvalConfig
 Action = Callable[[Any, Job], None]  # Any: train takes a TrainConfig, eval an EvalConfig
@@ -94,7 +93,7 @@ def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: s
     resuming = folder is not None and (folder / "multirun.yaml").exists()
     if folder is not None and not resuming and folder.exists() and not _is_empty_folder(folder):
         raise UserError(f"out={folder}: exists and is not the folder of a sweep; name another one")
-    folder = folder or _claim_sweep_folder(Path(runs))
+    folder = folder or claim_new(Path(runs) / "sweeps")
     _check_old_jobs(folder, jobs)
 
     def task(composed: DictConfig) -> None:
@@ -110,7 +109,8 @@ def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: s
 
         close_sweep(folder)
     # Launchers may run jobs in other processes, so the files are what counts.
-    if any(read_result(folder / str(number)).get("status") != "ok" for number in range(len(jobs))):
+    results = [read_result(folder / str(number)) for number in range(len(jobs))]
+    if any(result is None or result["status"] != "ok" for result in results):
         raise SystemExit(1)
 
 
@@ -121,7 +121,7 @@ def _run_job(primary: str, composed: DictConfig, command: str, sweep_folder: Pat
     overrides = _task_overrides()
     folder = sweep_folder / str(HydraConfig.get().job.num)
     old = read_result(folder)
-    if old.get("status") == "ok":
+    if old is not None and old["status"] == "ok":
         print(f"job {folder.name}: done already, skipped ({shlex.join(overrides)})", flush=True)
         return
     try:
@@ -137,23 +137,11 @@ def _run_job(primary: str, composed: DictConfig, command: str, sweep_folder: Pat
         _record_failure(folder, f"{type(error).__name__}: {error}", overrides, old)
 
 
-def _record_failure(folder: Path, error: str, overrides: tuple[str, ...], old: dict[str, Any]) -> None:
+def _record_failure(folder: Path, error: str, overrides: tuple[str, ...], old: dict[str, Any] | None) -> None:
     """Write the job's result.json unless the job itself did."""
     if read_result(folder) != old:
         return
-    text = json.dumps({"status": "failed", "error": error, "overrides": list(overrides)}, indent=2)
-    temporary = folder / f"result.json.tmp.{os.getpid()}"
-    temporary.write_text(text + "\n", "utf-8")
-    temporary.replace(folder / "result.json")
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """The job's result.json, or an empty mapping if there is none that can be read."""
-    try:
-        result = json.loads((folder / "result.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return result if isinstance(result, dict) else {}
+    write_result(folder, {"status": "failed", "error": error, "overrides": list(overrides)})
 
 
 def _take_folder(overrides: list[str]) -> tuple[list[str], Path | None]:
@@ -222,7 +210,7 @@ def _preflight(primary: str, jobs: list[list[str]], hydra_overrides: list[str]) 
 def _check_old_jobs(folder: Path, jobs: list[list[str]]) -> None:
     """Refuse to continue a sweep folder whose jobs had other overrides."""
     for number, job in enumerate(jobs):
-        recorded = read_result(folder / str(number)).get("overrides")
+        recorded = (read_result(folder / str(number)) or {}).get("overrides")
         if recorded is not None and _identity(recorded) != _identity(job):
             was, now = shlex.join(recorded), shlex.join(job)
             raise UserError(f"out={folder}: job {number} was {was}, now it would be {now}; use a new folder")
@@ -234,21 +222,6 @@ def _identity(overrides: list[str]) -> set[str]:
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
-
-
-def _claim_sweep_folder(runs: Path) -> Path:
-    """``RUNS/sweeps/TIMESTAMP``; two sweeps of the same second get two folders."""
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    number = 1
-    while True:
-        folder = runs / "sweeps" / (stamp if number == 1 else f"{stamp}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise UserError(f"runs={runs}: cannot create {folder}: {error.strerror}") from error
 
 
 def _task_overrides() -> tuple[str, ...]:
