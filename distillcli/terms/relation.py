@@ -217,9 +217,9 @@ def angle_loss(student_BD: Tensor, teacher_BD: Tensor, most: int = _MOST_ANGLES)
     """
     count = len(student_BD)
     vertices = max(1, most // count**2)
-    student, teacher = _centred_gram(student_BD), _centred_gram(teacher_BD)
     if vertices >= count:
-        return functional.smooth_l1_loss(_angles_at(student, 0, count), _angles_at(teacher, 0, count))
+        return functional.smooth_l1_loss(angles(student_BD), angles(teacher_BD))
+    student, teacher = _centred_gram(student_BD), _centred_gram(teacher_BD)
     slabs = [
         checkpoint(_slab, student, teacher, first, first + vertices, use_reentrant=False, preserve_rng_state=False)
         for first in range(0, count, vertices)
