@@ -7,17 +7,20 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import timm
 
-from distillcli.cached_teacher import with_cache
+from distillcli.chain import describe_assistants, hand_down
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
 from distillcli.data.loader import Data, open_data
 from distillcli.data.source import Source
 from distillcli.engine import Session, fit
+from distillcli.ensemble import join_specs
 from distillcli.errors import NumericError, UserError
 from distillcli.fits import (
     control_recipe,
@@ -26,6 +29,7 @@ from distillcli.fits import (
     fit_once,
     measure,
     new_backbone,
+    open_cache_or_warn,
     recipe_fingerprint,
     run_facts,
     teacher_recipe,
@@ -88,20 +92,22 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     check_terms(config.distill)
     size, classes = config.dataset.image_size, len(source.classes)
     student_spec = describe(config.student, classes, size, "student")
-    with_teacher = needs_teacher(config.distill)
-    teacher_spec = describe_teacher(config, classes) if with_teacher else None
+    teachers = teaching_specs(config, student_spec, classes)
+    for above, assistant in pairwise(teachers):  # each must suit the next, which is seen before the first is fitted
+        Objective(config.distill, assistant, above)
     seed_everything(config.seed, "init", "objective")
-    objective = Objective(config.distill, student_spec, teacher_spec)
+    objective = Objective(config.distill, student_spec, teachers[-1] if teachers else None)
     data = open_data(source, config.dataset, config.trainer.workers, runtime)
     if runtime.is_main:
         describe_folder(folder, config, job.command, list(job.overrides), data)
-        introduce(config, source, student_spec, teacher_spec, objective, runtime, folder)
+        introduce(config, source, student_spec, teachers[0] if teachers else None, objective, runtime, folder)
 
     warnings: list[str] = []
-    frozen, teacher_facts, timings = None, None, {}
+    frozen, taught_by, teacher_facts, timings = None, None, None, {}
     targets: Teacher | None = None
     rounding = "off"
-    if with_teacher:
+    chain: list[dict[str, Any]] = []
+    if teachers and not learns_with_student(config):
         begun = time.monotonic()
         frozen, runs = find_teacher(config, data, objective.teacher_taps, session)
         timings["teacher"] = time.monotonic() - begun
@@ -113,24 +119,36 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         warnings = teacher_warnings(config)
         for warning in warnings:
             session.warn(warning)
-        try:
-            targets, rounding, why = with_cache(config, data, frozen, runtime)
-            session.say(why)
-        except OSError as error:  # costs the cache and no more
-            session.warn(f"teacher cache: off, its folder cannot be written ({error.strerror}: {error.filename})")
-            targets = frozen
+        begun = time.monotonic()
+        taught_by = frozen
+        for taught_by, run in hand_down(config, data, frozen, session):
+            chain.append(measure(taught_by.backbone, data, runtime, taught_by.precision, frozen) | {"run": run})
+            session.say(f"assistant: top-1 {chain[-1]['top1']:.2f} on {source.evaluated_on}")
+        if chain:
+            timings["assistants"] = time.monotonic() - begun
+        taught_by = replace(taught_by, taps=objective.teacher_taps)
+        targets, rounding = open_cache_or_warn(config, data, taught_by, session)
 
     begun = time.monotonic()
     student = new_backbone(config, config.student, data, "student")
-    recipe = recipe_fingerprint(config, data, student, runtime, frozen.backbone if frozen else None, rounding)
-    fitted = fit(config, data, student, objective, targets, folder, recipe, "student", session)
+    peers = [
+        new_backbone(replace(config, seed=config.seed + n), peer, data, "peers")
+        for n, peer in enumerate(config.peers, 1)
+    ]
+    recipe = recipe_fingerprint(
+        config, data, student, runtime, taught_by.backbone if taught_by else None, rounding, peers
+    )
+    fitted = fit(config, data, student, objective, targets, folder, recipe, "student", session, peers)
     timings["student"] = time.monotonic() - begun
     facts = run_facts(config, data, fitted, folder, recipe, objective, runtime, frozen)
+    peer_facts = [measure(peer, data, runtime) for peer in peers]
     if runtime.is_main:
-        export_student(fitted.backbone, folder, config, data)
+        export_student(fitted.backbone, folder / "student", config, data)
+        for number, peer in enumerate(peers, 1):
+            export_student(peer, folder / "peers" / str(number), config, data)
 
     baseline = None
-    if config.baseline and with_teacher:
+    if config.baseline and teachers:
         begun = time.monotonic()
         control = fit_once(control_recipe(config), "control", data, session)
         timings["control"] = time.monotonic() - begun
@@ -143,7 +161,7 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         session.warn(warning)
     result = {"status": "ok", "error": None, "role": "student", **facts}
     result |= {"command": job.command, "overrides": list(job.overrides)}
-    result |= {"teacher": teacher_facts, "baseline": baseline}
+    result |= {"teacher": teacher_facts, "chain": chain, "peers": peer_facts, "baseline": baseline}
     result |= {"gap_closed": gap_closed(facts["student"], teacher_facts, baseline), "cache": rounding}
     result |= {"warnings": warnings + late, "timings": timings, "seconds": time.monotonic() - started}
     if runtime.is_main:
@@ -183,6 +201,23 @@ def introduce(
             run=str(folder),
         )
     )
+
+
+def learns_with_student(config: TrainConfig) -> bool:
+    """Whether who teaches is itself in training: the peers, or the moving average of the student."""
+    return bool(config.peers) or config.teacher.mean
+
+
+def teaching_specs(config: TrainConfig, student: Spec, classes: int) -> list[Spec]:
+    """Who teaches, in order: the teacher and its assistants, the last of whom teaches the student; empty for nobody."""
+    if not needs_teacher(config.distill):
+        return []
+    if config.peers:
+        peers = [describe(peer, classes, config.dataset.image_size, "peers") for peer in config.peers]
+        return [replace(join_specs(peers), name="peers: " + ", ".join(peer.name for peer in peers))]
+    if config.teacher.mean:
+        return [replace(student, name="moving average of the student")]
+    return [describe_teacher(config, classes), *describe_assistants(config, classes)]
 
 
 def find_teacher(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ from distillcli.runtime import (
     sum_over_ranks,
 )
 from distillcli.signals import Stop
-from distillcli.teachers import Teacher
+from distillcli.teachers import FrozenTeacher, Teacher
 from distillcli.types import Batch, Output
 
 Numbers = dict[str, float]
@@ -59,6 +59,34 @@ class Session:
     warn: Callable[[str], None]
 
 
+class MutualLearning(nn.Module):
+    """Students that teach each other (deep mutual learning: Zhang et al., CVPR 2018), the first of them the main one.
+
+    The loss is the sum over the students of the mean, over the others, of the objective with that other as teacher.
+    All learn in one step from outputs of the same weights; the paper updates them in turn. What is reported as the
+    value of each term is the main student's.
+    """
+
+    def __init__(self, student: Backbone, peers: Sequence[Backbone], objective: Objective) -> None:
+        super().__init__()
+        self.student = student
+        self.peers = nn.ModuleList(peers)
+        self.objective = objective
+
+    def forward(self, batch: Batch, target: None, epoch: float) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs = [student(batch.images) for student in (self.student, *self.peers)]
+        fixed = [Output(output.logits.detach(), None, {}) for output in outputs]
+        lessons = [
+            [self.objective(output, other, batch, epoch) for place, other in enumerate(fixed) if place != own]
+            for own, output in enumerate(outputs)
+        ]
+        others = len(self.peers)
+        total = torch.stack([loss for lesson in lessons for loss, _ in lesson]).sum() / others
+        names = lessons[0][0][1]
+        values = {name: torch.stack([values[name] for _, values in lessons[0]]).mean() for name in names}
+        return total, values
+
+
 class Distillation(nn.Module):
     """Student and objective as one module, so that DistributedDataParallel sees every trained parameter."""
 
@@ -77,7 +105,7 @@ class Distillation(nn.Module):
 class State:
     """All that changes while training, and all that a checkpoint holds."""
 
-    model: Distillation
+    model: Distillation | MutualLearning
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
@@ -92,6 +120,12 @@ class State:
         assert isinstance(backbone, Backbone)
         return backbone
 
+    @property
+    def peers(self) -> list[Backbone]:
+        if isinstance(self.model, Distillation):
+            return []
+        return [peer for peer in self.model.peers if isinstance(peer, Backbone)]
+
     def weights(self) -> dict[str, Any]:
         return {
             "student": self.model.student.net.state_dict(),
@@ -101,6 +135,7 @@ class State:
     def everything(self) -> dict[str, Any]:
         return self.weights() | {
             "objective": self.model.objective.state_dict(),
+            "peers": [peer.net.state_dict() for peer in self.peers],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
@@ -111,6 +146,8 @@ class State:
     def restore(self, content: dict[str, Any]) -> None:
         self.model.student.net.load_state_dict(content["student"])
         self.model.objective.load_state_dict(content["objective"])
+        for peer, weights in zip(self.peers, content["peers"], strict=True):
+            peer.net.load_state_dict(weights)
         if self.ema is not None:
             self.ema.module.net.load_state_dict(content["ema"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -172,12 +209,14 @@ def fit(
     recipe: str,
     label: str,
     session: Session,
+    peers: Sequence[Backbone] = (),
 ) -> Fitted:
     """Train ``student`` as ``config`` says, from the last checkpoint in ``folder`` if there is one.
 
     Writes ``metrics.jsonl`` and ``checkpoints/``. ``recipe``: the fingerprint of what is trained, kept in the
-    checkpoints. Raises Interrupted after saving when ``stop`` was requested, NumericError on a non-finite loss,
-    UserError when the folder holds another recipe or the objective does not fit the loop.
+    checkpoints. ``peers`` learn with the student and teach it. Raises Interrupted after saving when ``stop`` was
+    requested, NumericError on a non-finite loss, UserError when the folder holds another recipe or the objective does
+    not fit the loop.
     """
     runtime, trainer, device = session.runtime, config.trainer, session.runtime.device
     if trainer.accumulate > 1 and objective.whole_batch_terms:
@@ -191,8 +230,10 @@ def fit(
             f"trainer.accumulate={trainer.accumulate}; images would be left out"
         )
     precision = resolve_precision(trainer.precision, device)
-    place(student, device, trainer.channels_last)
-    model = Distillation(student, objective.to(device))
+    for backbone in (student, *peers):
+        place(backbone, device, trainer.channels_last)
+    objective.to(device)
+    model = MutualLearning(student, peers, objective) if peers else Distillation(student, objective)
     optimizer = build_optimizer(config.optimizer, model)
     steps = data.train.steps_per_epoch(trainer.batch_size)
     schedule = build_schedule(config.schedule, optimizer, trainer.epochs, steps)
@@ -202,6 +243,10 @@ def fit(
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         ema=None if trainer.ema is None else ModelEmaV3(student, decay=trainer.ema, use_warmup=True),
     )
+    if config.teacher.mean and objective.compares_teacher:
+        assert state.ema is not None  # the checks of the config ask for trainer.ema
+        own_precision = resolve_precision(config.teacher.precision, device, teacher=True)
+        teacher = FrozenTeacher(state.deployed, own_precision, objective.teacher_taps)
     keeper = Keeper(config, data, folder, recipe, runtime, state)
     keeper.resume(session)
     if trainer.compile:

@@ -11,12 +11,14 @@ import copy
 import dataclasses
 import re
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from distillcli.cached_teacher import with_cache
 from distillcli.checkpoint import read_checkpoint
 from distillcli.config.schema import CacheConfig, ModelConfig, StudentConfig, TrainConfig
 from distillcli.data.loader import Data
@@ -24,7 +26,7 @@ from distillcli.engine import Fitted, Session, fit
 from distillcli.ensemble import Classifier
 from distillcli.evaluation import evaluate, latency
 from distillcli.models import Backbone, build
-from distillcli.objective import Objective, labels_only
+from distillcli.objective import Objective, labels_only, needs_teacher
 from distillcli.run_folder import (
     environment,
     fingerprint,
@@ -36,7 +38,7 @@ from distillcli.run_folder import (
     write_text,
 )
 from distillcli.runtime import Runtime, any_rank, barrier, resolve_precision, seed_everything
-from distillcli.teachers import FrozenTeacher
+from distillcli.teachers import FrozenTeacher, Teacher
 from distillcli.weights import export, knows_classes, load_into, read_weights, weights_fingerprint
 
 # Raise this number when a change of the code changes what the same recipe trains.
@@ -65,7 +67,7 @@ def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:
 def control_recipe(config: TrainConfig) -> TrainConfig:
     """The same student with the same budget and no teacher."""
     name = f"control {config.student.name}"
-    return dataclasses.replace(config, name=name, baseline=False, distill=labels_only(config.distill))
+    return dataclasses.replace(config, name=name, baseline=False, peers=[], distill=labels_only(config.distill))
 
 
 def recipe_fingerprint(
@@ -75,13 +77,20 @@ def recipe_fingerprint(
     runtime: Runtime,
     teacher: Classifier | None = None,
     rounding: str = "off",
+    peers: Sequence[Backbone] = (),
 ) -> str:
     """Names what ``config`` trains on ``data``, from ``student`` as it is before step 1: all that decides the weights
     afterwards, and nothing else. ``rounding``: the format in which the teacher's answers are cached.
     """
     trainer = config.trainer
+    learning = (
+        {"peers": [[peer.spec.name, weights_fingerprint(peer.net.state_dict())] for peer in peers]} if peers else {}
+    )
+    if config.teacher.mean and needs_teacher(config.distill):
+        learning["mean_teacher"] = [[config.teacher.precision]]
     return fingerprint(
         {
+            **learning,
             "version": RECIPE_VERSION,
             "data": data.source.fingerprint,
             "views": [config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
@@ -115,14 +124,23 @@ def new_backbone(config: TrainConfig, model: ModelConfig, data: Data, role: str)
     return backbone
 
 
-def fit_once(config: TrainConfig, role: str, data: Data, session: Session) -> Path:
+def fit_once(
+    config: TrainConfig, role: str, data: Data, session: Session, teacher: FrozenTeacher | None = None
+) -> Path:
     """The run folder of this recipe: found if it is complete, else fitted, or continued where it was stopped.
 
-    ``role``: teacher or control, which names the parent folder.
+    ``role``: teacher, assistant or control, which names the parent folder. ``teacher``: who teaches an assistant.
     """
     runtime = session.runtime
     student = new_backbone(config, config.student, data, role)
-    recipe = recipe_fingerprint(config, data, student, runtime)
+    seed_everything(config.seed, "init", "objective")
+    objective = Objective(config.distill, student.spec, None if teacher is None else teacher.backbone.spec)
+    targets: Teacher | None = None
+    rounding = "off"
+    if teacher is not None:
+        teacher = dataclasses.replace(teacher, taps=objective.teacher_taps)
+        targets, rounding = open_cache_or_warn(config, data, teacher, session)
+    recipe = recipe_fingerprint(config, data, student, runtime, None if teacher is None else teacher.backbone, rounding)
     safe_name = re.sub(r"[^A-Za-z0-9_.-]+", "_", config.student.name)
     folder = Path(config.runs) / f"{role}s" / f"{safe_name}-{recipe[:8]}"
     if runtime.is_main:
@@ -132,12 +150,12 @@ def fit_once(config: TrainConfig, role: str, data: Data, session: Session) -> Pa
         if any_rank(result is not None and result["status"] == "ok", runtime):
             session.say(f"{role}: {config.student.name} found in {folder}")
         else:
-            session.say(f"{role}: fitting {config.student.name} to the labels, {config.trainer.epochs} epochs")
+            whom = "the labels" if teacher is None else teacher.backbone.spec.name
+            session.say(f"{role}: fitting {config.student.name} to {whom}, {config.trainer.epochs} epochs")
             started = time.monotonic()
             if runtime.is_main:
                 describe_folder(folder, config, session.command, [], data)
-            objective = Objective(config.distill, student.spec, None)
-            fitted = fit(config, data, student, objective, None, folder, recipe, role, session)
+            fitted = fit(config, data, student, objective, targets, folder, recipe, role, session)
             outcome = run_facts(config, data, fitted, folder, recipe, objective, runtime) | {
                 "status": "ok",
                 "error": None,
@@ -151,10 +169,23 @@ def fit_once(config: TrainConfig, role: str, data: Data, session: Session) -> Pa
                 "seconds": time.monotonic() - started,
             }
             if runtime.is_main:
-                export_student(fitted.backbone, folder, config, data)
+                export_student(fitted.backbone, folder / "student", config, data)
                 write_result(folder, outcome)
     barrier(runtime)
     return folder
+
+
+def open_cache_or_warn(
+    config: TrainConfig, data: Data, teacher: FrozenTeacher, session: Session
+) -> tuple[Teacher, str]:
+    """The teacher, its answers cached where that is possible, and the format of the cache; says which."""
+    try:
+        targets, rounding, why = with_cache(config, data, teacher, session.runtime)
+    except OSError as error:  # costs the cache and no more
+        session.warn(f"teacher cache: off, its folder cannot be written ({error.strerror}: {error.filename})")
+        return teacher, "off"
+    session.say(why)
+    return targets, rounding
 
 
 # --- what every run folder holds ---------------------------------------------------------------------------------
@@ -169,8 +200,9 @@ def describe_folder(folder: Path, config: TrainConfig, command: str, overrides: 
 
 
 def export_student(backbone: Backbone, folder: Path, config: TrainConfig, data: Data) -> None:
+    """Write a trained model into ``folder`` in timm's format."""
     size, crop = config.dataset.image_size, config.dataset.crop_fraction
-    export(backbone, folder / "student", data.source.classes, size, crop)
+    export(backbone, folder, data.source.classes, size, crop)
 
 
 def run_facts(

@@ -54,6 +54,11 @@ class Objective(nn.Module):
         return _join([term.teacher_taps for term in self._all()])
 
     @property
+    def compares_teacher(self) -> bool:
+        """Whether any of its terms compares the student with a teacher."""
+        return any(term.compares == "teacher" for term in self._all())
+
+    @property
     def whole_batch_terms(self) -> list[str]:
         return [name for name, term in zip(self.terms, self._all(), strict=True) if term.whole_batch]
 

@@ -90,6 +90,16 @@ def open_teacher(
     return FrozenTeacher(ensemble.to(runtime.device), precision, taps)
 
 
+def open_single(
+    model: ModelConfig, weights_from: str, config: TrainConfig, classes: tuple[str, ...], taps: Taps, runtime: Runtime
+) -> FrozenTeacher:
+    """A model that was fitted in ``weights_from``, as a teacher with the settings of ``config.teacher``."""
+    teacher = dataclasses.replace(
+        config.teacher, name=model.name, args=model.args, pretrained=False, checkpoint=weights_from, members=[]
+    )
+    return open_teacher(dataclasses.replace(config, teacher=teacher), [weights_from], classes, taps, runtime)
+
+
 def _open_one(config: TrainConfig, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
     teacher = config.teacher
     model = ModelConfig(name=teacher.name, pretrained=weights_from is None, args=teacher.args)

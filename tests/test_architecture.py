@@ -26,6 +26,7 @@ LAYERS = (
     ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation"),
     ("engine",),
     ("fits",),
+    ("chain",),
     ("reopening", "report", "report.format", "report.*"),
     ("distillation",),
     ("commands", "commands.*"),

@@ -53,9 +53,10 @@ def _check_train(config: TrainConfig) -> None:
     check_schedule(config.schedule, config.trainer.epochs)
     _check_augment(config.augment)
     _check_model("student", config.student)
-    if not config.teacher.members:
+    if not config.teacher.members and not config.teacher.mean and not config.peers:
         _check_model("teacher", config.teacher)
     _check_teacher(config.teacher)
+    _check_kinds_of_teachers(config)
     _check_dataset(config.dataset)
     _check_folders(config)
 
@@ -167,6 +168,8 @@ def _check_teacher(config: TeacherConfig) -> None:
     for number, member in enumerate(config.members):
         _check_model(f"teacher.members[{number}]", member)
         _above_zero(f"teacher.members[{number}].weight", member.weight)
+    for number, assistant in enumerate(config.assistants):
+        _check_model(f"teacher.assistants[{number}]", assistant)
     _one_of("teacher.precision", config.precision, PRECISIONS)
     _one_of("teacher.fit.mode", config.fit.mode, FIT_MODES)
     _at_least("teacher.fit.epochs", config.fit.epochs, 1)
@@ -175,6 +178,29 @@ def _check_teacher(config: TeacherConfig) -> None:
     _one_of("teacher.cache.mode", config.cache.mode, CACHE_MODES)
     _at_least("teacher.cache.views", config.cache.views, 0)
     _above_zero("teacher.cache.max_gb", config.cache.max_gb)
+
+
+def _check_kinds_of_teachers(config: TrainConfig) -> None:
+    """Peers and the student's own average teach while they learn: nothing is fitted, found or handed down."""
+    for number, peer in enumerate(config.peers):
+        _check_model(f"peers[{number}]", peer)
+    _at_least("generations", config.generations, 1)
+    handed_down = [
+        key
+        for key, given in (
+            ("teacher.assistants", bool(config.teacher.assistants)),
+            ("generations", config.generations > 1),
+            ("teacher.members", bool(config.teacher.members)),
+        )
+        if given
+    ]
+    if config.peers and config.teacher.mean:
+        raise UserError("peers and teacher.mean=true: two kinds of teacher that learn with the student; choose one")
+    if handed_down and (config.peers or config.teacher.mean):
+        learning = "peers" if config.peers else "teacher.mean=true"
+        raise UserError(f"{learning} and {handed_down[0]}: a teacher that learns with the student is the only one")
+    if config.teacher.mean and config.trainer.ema is None:
+        raise UserError("teacher.mean=true: the teacher is the moving average of the student; set trainer.ema=0.99")
 
 
 def _check_dataset(config: DatasetConfig) -> None:

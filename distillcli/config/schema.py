@@ -54,10 +54,19 @@ class MemberConfig(ModelConfig):
 
 
 @dataclass
+class AssistantConfig(ModelConfig):
+    """A model that learns from the teacher, or the assistant before it, and teaches the next."""
+
+    seed: Optional[int] = None  # null: the seed of the run
+
+
+@dataclass
 class TeacherConfig(ModelConfig):
     precision: str = "auto"  # auto | fp32 | bf16 | fp16, for its forward pass and its fit
     members: list[MemberConfig] = field(default_factory=list)  # an ensemble, in place of name and checkpoint
     average: str = "probabilities"  # of the members' answers: probabilities | logits
+    assistants: list[AssistantConfig] = field(default_factory=list)  # from the teacher down to the student's teacher
+    mean: bool = False  # mean teacher: the moving average of the student itself (trainer.ema) teaches
     fit: FitConfig = field(default_factory=FitConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
 
@@ -155,6 +164,8 @@ class TrainConfig:
     out: Optional[str] = None  # explicit run folder instead of RUNS/NAME/TIMESTAMP
     resume: Optional[str] = None  # a run folder to continue
     baseline: bool = True  # train the control: same student, same budget, no teacher
+    generations: int = 1  # born-again: so many students in a row, each the teacher of the next
+    peers: list[ModelConfig] = field(default_factory=list)  # mutual learning: they teach the student, and it them
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

@@ -20,7 +20,12 @@ DASH = "–"  # a typographic dash, so that a missing number is not taken for a 
 Grid = list[list[str]]  # the first row is the header, the first column names the row
 
 MODELS = {"teacher": "teacher", "student": "student distilled", "baseline": "student without teacher"}
-ROLES = {"teacher": "teacher", "student": "student distilled", "control": "student without teacher"}
+ROLES = {
+    "teacher": "teacher",
+    "assistant": "assistant",
+    "student": "student distilled",
+    "control": "student without teacher",
+}
 
 
 def clean(text: object) -> str:
@@ -45,6 +50,12 @@ def part(result: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A nested object of a result, empty when it is null or missing."""
     value = result.get(name)
     return value if isinstance(value, dict) else {}
+
+
+def parts(result: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """A list of objects in a result, empty when it is null or missing."""
+    value = result.get(name)
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def number(values: Mapping[str, Any], *path: str) -> float | None:
@@ -140,13 +151,17 @@ def share(value: float) -> str:
 
 
 def models(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The measured models of a run with their row labels: teacher, student, control, as far as they exist.
+    """The measured models of a run with their row labels, as far as they exist: teacher, what stands between it and the
+    student, student, the peers that learned with it, control.
 
     In the run folder of a fitted teacher or a control, "student" is that model.
     """
     role = text(result, "role")
     labels = {**MODELS, "student": ROLES[role] if role in ROLES else MODELS["student"]}
-    return [(label, part(result, name)) for name, label in labels.items() if part(result, name)]
+    rows = {name: [(label, part(result, name))] for name, label in labels.items() if part(result, name)}
+    between = [(f"assistant {row.get('model')}", row) for row in parts(result, "chain")]
+    peers = [(f"peer {row.get('model')}", row) for row in parts(result, "peers")]
+    return [*rows.get("teacher", []), *between, *rows.get("student", []), *peers, *rows.get("baseline", [])]
 
 
 def closing_grid(result: Mapping[str, Any]) -> Grid:
@@ -260,7 +275,7 @@ def status_sentence(result: Mapping[str, Any]) -> str:
 
 def timing_words(result: Mapping[str, Any]) -> str:
     """``teacher 52 s, student 25 s, control 12 s``, without what took no time because it was found again."""
-    parts = [(name, number(result, "timings", name)) for name in ("teacher", "student", "control")]
+    parts = [(name, number(result, "timings", name)) for name in ("teacher", "assistants", "student", "control")]
     return ", ".join(f"{name} {seconds(value)}" for name, value in parts if value is not None and value >= 0.05)
 
 
