@@ -177,7 +177,7 @@ def test_features_of_peers_are_refused(tmp_path: Path) -> None:
         run(tmp_path / "run", PEERS[0], "distill=rkd")
 
 
-# --- the student's own average -----------------------------------------------------------------------------------------
+# --- the student's own average ----------------------------------------------------------------------------------------
 
 MEAN = ("teacher=mean", "trainer.ema=0.5", "distill=kd", "distill.alpha=0.5")
 

@@ -13,10 +13,10 @@ from distillcli.config.compose import compose
 from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.config.search import builtin_folder
 from distillcli.data.open import DATASETS
+from distillcli.distillation import learns_with_student, teaching_specs
 from distillcli.models import describe
 from distillcli.objective import Objective, check_terms, labels_only, needs_teacher
 from distillcli.optim import build_optimizer, build_schedule
-from distillcli.teachers import describe_teacher
 from distillcli.types import Spec
 
 CONFIGS = builtin_folder()
@@ -27,10 +27,11 @@ CLASSES = {"digits": 10, "imagenet": 1000, "cifar100": 100}
 
 
 def overrides_of(option: Path, folder: Path) -> list[str]:
-    """``group=option``, and what only the user can give: a folder of images that exists."""
+    """``group=option``, and what only the user can give: a folder of images that exists, a decay for the average."""
     group, name = option.parent.as_posix(), option.stem
     (folder / "class").mkdir(exist_ok=True)
-    return [f"+experiment={name}" if group == "experiment" else f"{group}={name}", f"dataset.root={folder}"]
+    needed = ["trainer.ema=0.99"] if option == Path("teacher/mean.yaml") else []
+    return [f"+experiment={name}" if group == "experiment" else f"{group}={name}", f"dataset.root={folder}", *needed]
 
 
 def composed(overrides: list[str]) -> TrainConfig:
@@ -55,7 +56,8 @@ def can_be_built(config: TrainConfig) -> None:
     classes = config.dataset.classes if config.dataset.name == "fake" else CLASSES.get(config.dataset.name, 7)
     size = config.dataset.image_size
     student = described(repr(config.student), classes, size, lambda: describe(config.student, classes, size, "student"))
-    teacher = described(repr(config.teacher), classes, size, lambda: describe_teacher(config, classes))
+    who = repr((config.teacher, config.peers, config.student if learns_with_student(config) else config.generations))
+    teacher = described(who, classes, size, lambda: (teaching_specs(config, student, classes) or [student])[-1])
     assert student.classes == teacher.classes == classes
     assert student.params > 0
     assert student.macs > 0
