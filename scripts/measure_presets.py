@@ -21,9 +21,9 @@ PRESETS = sorted(path.stem for path in (ROOT / "configs" / "distill").glob("*.ya
 WORDS = """# What every preset gave
 
 Top-1 in percent on {test} test images of scikit-learn's digits: mean ± standard deviation over seeds {seeds}, of the
-last epoch and of the epoch that was best on the {val} validation images. {teacher} teaches {student}; {epochs} epochs. The
-control is the same student with the same budget and no teacher. A step is one optimizer step on {batch} images with the
-teacher's forward pass, or its cached answers where the preset allows a cache; it was timed by the run itself.
+last epoch and of the epoch that was best on the {val} validation images. {teacher} teaches {student}; {epochs} epochs.
+The control is the same student with the same budget and no teacher. A step is one optimizer step on {batch} images with
+the teacher's forward pass, or its cached answers where the preset allows a cache; it was timed by the run itself.
 
 A preset keeps the weights and temperatures of its paper, mostly those for CIFAR-100. They are not tuned for this task:
 what loses to the control here may win with other weights, and small differences are within the spread of the seeds.
