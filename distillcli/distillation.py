@@ -39,6 +39,7 @@ from distillcli.run_folder import read_result, write_result
 from distillcli.runtime import Runtime, resolve_precision, seed_everything, start
 from distillcli.signals import listening
 from distillcli.teachers import FrozenTeacher, Teacher, describe_teacher, is_imagenet, members_of, open_teacher
+from distillcli.terms.base import Setting
 from distillcli.types import Spec, Taps
 
 # timm's recipes of "ResNet strikes back" train with binary cross-entropy; their softmax is not calibrated.
@@ -91,7 +92,9 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     with_teacher = needs_teacher(config.distill)
     teacher_spec = describe_teacher(config, classes) if with_teacher else None
     seed_everything(config.seed, "init", "objective")
-    objective = Objective(config.distill, student_spec, teacher_spec)
+    objective = Objective(
+        config.distill, Setting(student_spec, teacher_spec, source.train.labels, config.trainer.epochs)
+    )
     data = open_data(source, config.dataset, config.trainer.workers, runtime)
     if runtime.is_main:
         describe_folder(folder, config, job.command, list(job.overrides), data)

@@ -37,6 +37,7 @@ from distillcli.run_folder import (
 )
 from distillcli.runtime import Runtime, any_rank, barrier, resolve_precision, seed_everything
 from distillcli.teachers import FrozenTeacher
+from distillcli.terms.base import Setting
 from distillcli.weights import export, knows_classes, load_into, read_weights, weights_fingerprint
 
 # Raise this number when a change of the code changes what the same recipe trains.
@@ -136,7 +137,8 @@ def fit_once(config: TrainConfig, role: str, data: Data, session: Session) -> Pa
             started = time.monotonic()
             if runtime.is_main:
                 describe_folder(folder, config, session.command, [], data)
-            objective = Objective(config.distill, student.spec, None)
+            setting = Setting(student.spec, None, data.source.train.labels, config.trainer.epochs)
+            objective = Objective(config.distill, setting)
             fitted = fit(config, data, student, objective, None, folder, recipe, role, session)
             outcome = run_facts(config, data, fitted, folder, recipe, objective, runtime) | {
                 "status": "ok",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from distillcli.config.schema import DistillConfig
 from distillcli.errors import UserError, did_you_mean
 from distillcli.terms import TERMS
-from distillcli.terms.base import SoftOptions, Term, TermOptions
-from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
+from distillcli.terms.base import Setting, SoftOptions, Term, TermOptions
+from distillcli.types import LOGITS_ONLY, Batch, Output, Taps
 
 
 class Objective(nn.Module):
@@ -24,7 +24,7 @@ class Objective(nn.Module):
     A term whose total factor is 0 is not built: it costs nothing and is not reported.
     """
 
-    def __init__(self, config: DistillConfig, student: Spec, teacher: Spec | None) -> None:
+    def __init__(self, config: DistillConfig, setting: Setting) -> None:
         super().__init__()
         self.options = {name: parse_options(name, options) for name, options in config.terms.items()}
         self.factors = {
@@ -38,9 +38,9 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict()
         for name in active:
             if TERMS[name].compares == "teacher":
-                assert teacher is not None, f"{name} needs a teacher"
-            term = TERMS[name](self.options[name], config.temperature, student, teacher)
-            if teacher is not None and not teacher.stage_shapes and term.teacher_taps != LOGITS_ONLY:
+                assert setting.teacher is not None, f"{name} needs a teacher"
+            term = TERMS[name](self.options[name], setting)
+            if setting.teacher and not setting.teacher.stage_shapes and term.teacher_taps != LOGITS_ONLY:
                 raise UserError(f"distill.terms.{name}: an ensemble answers with logits only; use a single teacher")
             self.terms[name] = term
         self.temperature = config.temperature
@@ -63,7 +63,10 @@ class Objective(nn.Module):
         """``epoch``: how many epochs have passed, fractions included; it drives the ramps."""
         with torch.autocast(student.logits.device.type, enabled=False):
             student, teacher = _float(student), None if teacher is None else _float(teacher)
-            values = {name: term(student, teacher, batch) for name, term in zip(self.terms, self._all(), strict=True)}
+            values = {
+                name: term(student, teacher, batch, self._temperature(name))
+                for name, term in zip(self.terms, self._all(), strict=True)
+            }
             total = sum((self._factor(name, epoch) * value for name, value in values.items()), torch.zeros(()))
         assert isinstance(total, Tensor)
         return total, {name: value.detach() for name, value in values.items()}
@@ -86,6 +89,11 @@ class Objective(nn.Module):
         if isinstance(options, SoftOptions) and field.name == "temperature" and value is None:
             return self.temperature
         return value
+
+    def _temperature(self, name: str) -> float:
+        options = self.options[name]
+        own = options.temperature if isinstance(options, SoftOptions) else None
+        return self.temperature if own is None else own
 
     def _factor(self, name: str, epoch: float) -> float:
         ramp = self.options[name].ramp
