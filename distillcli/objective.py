@@ -43,7 +43,8 @@ class Objective(nn.Module):
             if setting.teacher and not setting.teacher.stage_shapes and term.teacher_taps != LOGITS_ONLY:
                 raise UserError(f"distill.terms.{name}: an ensemble answers with logits only; use a single teacher")
             self.terms[name] = term
-        self.temperature = config.temperature
+        self.temperatures = (config.temperature, config.temperature_end or config.temperature)
+        self.epochs = setting.epochs
 
     @property
     def student_taps(self) -> Taps:
@@ -60,11 +61,11 @@ class Objective(nn.Module):
     def forward(
         self, student: Output, teacher: Output | None, batch: Batch, epoch: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``epoch``: how many epochs have passed, fractions included; it drives the ramps."""
+        """``epoch``: how many epochs have passed, fractions included; it drives the weights and the temperature."""
         with torch.autocast(student.logits.device.type, enabled=False):
             student, teacher = _float(student), None if teacher is None else _float(teacher)
             values = {
-                name: term(student, teacher, batch, self._temperature(name))
+                name: term(student, teacher, batch, self._temperature(name, epoch))
                 for name, term in zip(self.terms, self._all(), strict=True)
             }
             total = sum((self._factor(name, epoch) * value for name, value in values.items()), torch.zeros(()))
@@ -78,26 +79,33 @@ class Objective(nn.Module):
     def _details(self, name: str) -> str:
         options = self.options[name]
         changed = [
-            f"{'T' if field.name == 'temperature' else field.name}={_text(value)}"
+            f"{'T' if field.name == 'temperature' else field.name}={value}"
             for field in dataclasses.fields(options)
-            if field.name != "weight" and (value := self._value(options, field)) not in (None, _default(field))
+            if field.name != "weight" and (value := self._words(options, field)) is not None
         ]
         return f"({', '.join(changed)})" if changed else ""
 
-    def _value(self, options: TermOptions, field: dataclasses.Field[Any]) -> Any:
+    def _words(self, options: TermOptions, field: dataclasses.Field[Any]) -> str | None:
+        """The value of an option; None for its default, unless it is the common temperature."""
         value = getattr(options, field.name)
         if isinstance(options, SoftOptions) and field.name == "temperature" and value is None:
-            return self.temperature
-        return value
+            return "→".join(_text(temperature) for temperature in dict.fromkeys(self.temperatures))
+        return None if value in (None, _default(field)) else _text(value)
 
-    def _temperature(self, name: str) -> float:
+    def _temperature(self, name: str, epoch: float) -> float:
         options = self.options[name]
-        own = options.temperature if isinstance(options, SoftOptions) else None
-        return self.temperature if own is None else own
+        if isinstance(options, SoftOptions) and options.temperature is not None:
+            return options.temperature
+        first, last = self.temperatures
+        return first + (last - first) * min(1.0, epoch / self.epochs)
 
     def _factor(self, name: str, epoch: float) -> float:
-        ramp = self.options[name].ramp
-        return self.factors[name] * (min(1.0, epoch / ramp) if ramp > 0 else 1.0)
+        options, factor = self.options[name], self.factors[name]
+        if options.ramp > 0:
+            factor *= min(1.0, epoch / options.ramp)
+        if options.fade > 0:
+            factor *= min(1.0, max(0.0, self.epochs - epoch) / options.fade)
+        return factor
 
     def _all(self) -> list[Term]:
         return [term for term in self.terms.values() if isinstance(term, Term)]

@@ -558,6 +558,34 @@ def test_a_ramp_grows_linearly_to_the_full_weight(epoch: float, share: float) ->
     assert total == pytest.approx(values["ce"] + share * 2 * values["kl"], rel=1e-6)
 
 
+@pytest.mark.parametrize(("epoch", "share"), [(0, 1.0), (6, 1.0), (7, 0.75), (9.5, 0.125), (10, 0.0), (11, 0.0)])
+def test_a_fade_falls_linearly_to_nothing_at_the_end_of_the_run(epoch: float, share: float) -> None:
+    total, values = parts_of({"ce": {}, "kl": {"weight": 2.0, "fade": 4}}, epoch=epoch)  # of 10 epochs
+    assert total == pytest.approx(values["ce"] + share * 2 * values["kl"], rel=1e-6)
+
+
+def test_a_ramp_and_a_fade_that_meet_multiply() -> None:
+    total, values = parts_of({"ce": {}, "kl": {"ramp": 8, "fade": 8}}, epoch=5)
+    assert total == pytest.approx(values["ce"] + 5 / 8 * 5 / 8 * values["kl"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("epoch", "temperature"), [(0, 4.0), (2.5, 3.25), (5, 2.5), (10, 1.0), (12, 1.0)])
+def test_the_temperature_moves_linearly_from_its_start_to_its_end(epoch: float, temperature: float) -> None:
+    """Over the 10 epochs of the setting; a term's own temperature stays."""
+    seed_everything(0)
+    terms = {"kl": {}, "js": {"temperature": 3.0}}
+    moving = DistillConfig(name="test", temperature=4.0, temperature_end=1.0, alpha=None, terms=terms)
+    built = Objective(moving, setting(SPEC, WIDE))
+    assert built.words() == "1·kl(T=4→1) + 1·js(T=3)"
+    values = built(output(SPEC), output(WIDE, seed=1), batch_of(), epoch)[1]
+    still = objective({"kl": {"temperature": temperature}, "js": {"temperature": 3.0}})
+    assert values == still(output(SPEC), output(WIDE, seed=1), batch_of(), 0)[1]
+
+
+def test_words_say_what_a_weight_does_over_the_run() -> None:
+    assert objective({"kl": {"ramp": 2, "fade": 3.5}}).words() == "1·kl(ramp=2, fade=3.5, T=4)"
+
+
 def test_the_temperature_of_a_term_comes_before_the_common_one() -> None:
     student, teacher, batch = output(SPEC), output(WIDE, seed=1), batch_of()
     for options, temperature in (({}, 3.0), ({"temperature": 1.5}, 1.5)):
@@ -589,6 +617,7 @@ def test_the_control_learns_from_the_label_terms_alone_at_full_weight() -> None:
         ({"kl": {"weight": -1}}, ["distill.terms.kl.weight=-1", "0 or more"]),
         ({"kl": {"weight": float("nan")}}, ["distill.terms.kl.weight=nan", "finite"]),
         ({"kl": {"weight": float("inf")}}, ["distill.terms.kl.weight=inf", "finite"]),
+        ({"kl": {"fade": -2}}, ["distill.terms.kl.fade=-2", "0 or more"]),
         ({"kl": {"ramp": -2}}, ["distill.terms.kl.ramp=-2", "0 or more"]),
         ({"kl": {"temperature": 0}}, ["distill.terms.kl.temperature=0", "above 0"]),
         ({"ce": {"smoothing": 1.5}}, ["distill.terms.ce.smoothing=1.5", "at most 1"]),

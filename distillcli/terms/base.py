@@ -21,10 +21,15 @@ from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
 
 @dataclass(frozen=True)
 class TermOptions:
-    """Options of every term. ``ramp``: epochs over which the weight grows linearly from 0, 0 for none."""
+    """Options of every term.
+
+    ``ramp``: first epochs, over which the weight grows linearly from 0. ``fade``: last epochs, over which it falls to 0
+    again. 0 for none.
+    """
 
     weight: float = 1.0
     ramp: float = 0.0
+    fade: float = 0.0
 
 
 @dataclass(frozen=True)
