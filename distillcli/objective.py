@@ -187,7 +187,7 @@ def _share(term: type[Term], alpha: float | None) -> float:
 
 def _join(taps: list[Taps]) -> Taps:
     stages = sorted({stage for tap in taps for stage in tap.stages})
-    return Taps(tuple(stages), any(tap.embedding for tap in taps))
+    return Taps(tuple(stages), any(tap.embedding for tap in taps), any(tap.token for tap in taps))
 
 
 def _float(output: Output) -> Output:
@@ -196,4 +196,5 @@ def _float(output: Output) -> Output:
         output.logits.float(),
         None if output.embedding is None else output.embedding.float(),
         {stage: maps.float() for stage, maps in output.stages.items()},
+        None if output.token_logits is None else output.token_logits.float(),
     )

@@ -108,10 +108,14 @@ def standardized(logits_BK: Tensor) -> Tensor:
 
 
 class LogitTerm(Term, ABC):
-    """A term on the logits of student and teacher: ``compare`` gets both, standardized where the options say so."""
+    """A term on the logits of student and teacher: ``compare`` gets both, standardized where the options say so.
+
+    A student with a distillation token answers to the teacher with the token's logits.
+    """
 
     Options: ClassVar[type[StandardizeOptions]]
     compares = "teacher"
+    student_taps = Taps(token=True)
 
     def __init__(self, options: StandardizeOptions, setting: Setting) -> None:
         super().__init__(options, setting)
@@ -125,8 +129,8 @@ class LogitTerm(Term, ABC):
     def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         if self.standardize:
-            return self.compare(standardized(student.logits), standardized(teacher.logits), batch, temperature)
-        return self.compare(student.logits, teacher.logits, batch, temperature)
+            return self.compare(standardized(student.taught_logits), standardized(teacher.logits), batch, temperature)
+        return self.compare(student.taught_logits, teacher.logits, batch, temperature)
 
     @abstractmethod
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from distillcli.errors import UserError
 from distillcli.terms.base import LogitOptions, LogitTerm, Setting, StandardizeOptions, Term, TermOptions
-from distillcli.types import Batch, Output
+from distillcli.types import Batch, Output, Taps
 
 
 def cross_entropy(logits_BK: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -163,9 +163,13 @@ class JensenShannon(LogitTerm):
 
 @final
 class HardLabel(Term):
-    """Hard-label distillation (Touvron et al., ICML 2021): cross-entropy with the teacher's decision."""
+    """Hard-label distillation (Touvron et al., ICML 2021): cross-entropy with the teacher's decision.
+
+    A student with a distillation token learns it by the token's logits.
+    """
 
     compares = "teacher"
+    student_taps = Taps(token=True)
 
     @dataclass(frozen=True)
     class Options(TermOptions):
@@ -173,7 +177,7 @@ class HardLabel(Term):
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
-        return hard_label(student.logits, teacher.logits)
+        return hard_label(student.taught_logits, teacher.logits)
 
 
 @final
