@@ -58,6 +58,10 @@ class Objective(nn.Module):
     def whole_batch_terms(self) -> list[str]:
         return [name for name, term in zip(self.terms, self._all(), strict=True) if term.whole_batch]
 
+    @property
+    def remembering_terms(self) -> list[str]:
+        return [name for name, term in zip(self.terms, self._all(), strict=True) if term.remembers]
+
     def forward(
         self, student: Output, teacher: Output | None, batch: Batch, epoch: float
     ) -> tuple[Tensor, dict[str, Tensor]]:

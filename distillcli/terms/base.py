@@ -75,12 +75,14 @@ class Term(nn.Module, ABC):
 
     ``compares``: whether it compares the student with the labels, weighted by 1 - alpha, or with the teacher, weighted
     by alpha. ``whole_batch``: its value depends on which samples share a batch, so micro-batches would change it.
-    Parameters it registers are trained with the student and left behind at export.
+    ``remembers``: it keeps what it saw in buffers, of which every process would have its own. Parameters it registers
+    are trained with the student and left behind at export.
     """
 
     Options: ClassVar[type[TermOptions]]
     compares: ClassVar[Literal["labels", "teacher"]]
     whole_batch: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
 
     student_taps: Taps = LOGITS_ONLY
     teacher_taps: Taps = LOGITS_ONLY
