@@ -43,6 +43,7 @@ from distillcli.run_folder import read_result, write_result
 from distillcli.runtime import Runtime, resolve_precision, seed_everything, start
 from distillcli.signals import listening
 from distillcli.teachers import FrozenTeacher, Teacher, describe_teacher, is_imagenet, members_of, open_teacher
+from distillcli.terms.base import Setting
 from distillcli.types import Spec, Taps
 
 # timm's recipes of "ResNet strikes back" train with binary cross-entropy; their softmax is not calibrated.
@@ -93,10 +94,14 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     size, classes = config.dataset.image_size, len(source.classes)
     student_spec = describe(config.student, classes, size, "student")
     teachers = teaching_specs(config, student_spec, classes)
+
+    def setting(learner: Spec, above: Spec | None) -> Setting:
+        return Setting(learner, above, source.train.labels, config.trainer.epochs)
+
     for above, assistant in pairwise(teachers):  # each must suit the next, which is seen before the first is fitted
-        Objective(config.distill, assistant, above)
+        Objective(config.distill, setting(assistant, above))
     seed_everything(config.seed, "init", "objective")
-    objective = Objective(config.distill, student_spec, teachers[-1] if teachers else None)
+    objective = Objective(config.distill, setting(student_spec, teachers[-1] if teachers else None))
     data = open_data(source, config.dataset, config.trainer.workers, runtime)
     if runtime.is_main:
         describe_folder(folder, config, job.command, list(job.overrides), data)

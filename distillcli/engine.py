@@ -224,6 +224,11 @@ def fit(
             f"trainer.accumulate={trainer.accumulate}: {', '.join(objective.whole_batch_terms)} compares the samples "
             "of a whole batch; use trainer.accumulate=1"
         )
+    if runtime.world > 1 and objective.remembering_terms:
+        raise UserError(
+            f"distill.terms: {', '.join(objective.remembering_terms)} remembers what it saw, and {runtime.world}"
+            " processes would remember different images; train in one process"
+        )
     if trainer.batch_size % (runtime.world * trainer.accumulate):
         raise UserError(
             f"trainer.batch_size={trainer.batch_size}: not divisible by {runtime.world} processes times "

@@ -39,6 +39,7 @@ from distillcli.run_folder import (
 )
 from distillcli.runtime import Runtime, any_rank, barrier, resolve_precision, seed_everything
 from distillcli.teachers import FrozenTeacher, Teacher
+from distillcli.terms.base import Setting
 from distillcli.weights import export, knows_classes, load_into, read_weights, weights_fingerprint
 
 # Raise this number when a change of the code changes what the same recipe trains.
@@ -134,7 +135,8 @@ def fit_once(
     runtime = session.runtime
     student = new_backbone(config, config.student, data, role)
     seed_everything(config.seed, "init", "objective")
-    objective = Objective(config.distill, student.spec, None if teacher is None else teacher.backbone.spec)
+    above = None if teacher is None else teacher.backbone.spec
+    objective = Objective(config.distill, Setting(student.spec, above, data.source.train.labels, config.trainer.epochs))
     targets: Teacher | None = None
     rounding = "off"
     if teacher is not None:

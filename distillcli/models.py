@@ -18,6 +18,8 @@ import huggingface_hub.constants
 import timm
 import torch
 from timm.models import resolve_model_input_args
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.levit import LevitDistilled
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,11 +42,14 @@ class Backbone(nn.Module):
         settings = net.pretrained_cfg
         for name in ("mean", "std"):  # not saved: the exported config carries them
             self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
+        if isinstance(net, (VisionTransformerDistilled, LevitDistilled)):
+            net.set_distilled_training(True)  # in training mode they then answer with both classifiers
 
     def forward(self, images: Tensor, taps: Taps = LOGITS_ONLY) -> Output:
         normalised = (images - self.mean) / self.std
         if not taps.stages and not taps.embedding:
-            return Output(self.net(normalised), None, {})
+            logits, token = _both_heads(self.net(normalised), taps)
+            return Output(logits, None, {}, token)
         count = len(self.spec.stage_shapes)
         wanted = sorted({stage % count for stage in taps.stages})
         if wanted:
@@ -52,11 +57,23 @@ class Backbone(nn.Module):
         else:  # timm takes an empty list for a mistake
             features, maps = self.net.forward_features(normalised), []
         by_number = dict(zip(wanted, maps, strict=True))
+        logits, token = _both_heads(self.net.forward_head(features), taps)
         return Output(
-            logits=self.net.forward_head(features),
+            logits=logits,
             embedding=self.net.forward_head(features, pre_logits=True) if taps.embedding else None,
             stages={stage: by_number[stage % count] for stage in taps.stages},
+            token_logits=token,
         )
+
+
+def _both_heads(answer: Tensor | tuple[Tensor, Tensor], taps: Taps) -> tuple[Tensor, Tensor | None]:
+    """The logits and the distillation token's, if there are any and they are tapped; else the mean, as in evaluation.
+
+    Without a teacher nothing would train the token's classifier, which evaluation counts as a half.
+    """
+    if isinstance(answer, Tensor):
+        return answer, None
+    return answer if taps.token else ((answer[0] + answer[1]) / 2, None)
 
 
 def build(config: ModelConfig, classes: int, image_size: int, role: str) -> Backbone:

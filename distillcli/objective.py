@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from distillcli.config.schema import DistillConfig
 from distillcli.errors import UserError, did_you_mean
 from distillcli.terms import TERMS
-from distillcli.terms.base import SoftOptions, Term, TermOptions
-from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
+from distillcli.terms.base import Setting, SoftOptions, Term, TermOptions
+from distillcli.types import LOGITS_ONLY, Batch, Output, Taps
 
 
 class Objective(nn.Module):
@@ -24,7 +24,7 @@ class Objective(nn.Module):
     A term whose total factor is 0 is not built: it costs nothing and is not reported.
     """
 
-    def __init__(self, config: DistillConfig, student: Spec, teacher: Spec | None) -> None:
+    def __init__(self, config: DistillConfig, setting: Setting) -> None:
         super().__init__()
         self.options = {name: parse_options(name, options) for name, options in config.terms.items()}
         self.factors = {
@@ -38,12 +38,13 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict()
         for name in active:
             if TERMS[name].compares == "teacher":
-                assert teacher is not None, f"{name} needs a teacher"
-            term = TERMS[name](self.options[name], config.temperature, student, teacher)
-            if teacher is not None and not teacher.stage_shapes and term.teacher_taps != LOGITS_ONLY:
+                assert setting.teacher is not None, f"{name} needs a teacher"
+            term = TERMS[name](self.options[name], setting)
+            if setting.teacher and not setting.teacher.stage_shapes and term.teacher_taps != LOGITS_ONLY:
                 raise UserError(f"distill.terms.{name}: an ensemble answers with logits only; use a single teacher")
             self.terms[name] = term
-        self.temperature = config.temperature
+        self.temperatures = (config.temperature, config.temperature_end or config.temperature)
+        self.epochs = setting.epochs
 
     @property
     def student_taps(self) -> Taps:
@@ -62,13 +63,20 @@ class Objective(nn.Module):
     def whole_batch_terms(self) -> list[str]:
         return [name for name, term in zip(self.terms, self._all(), strict=True) if term.whole_batch]
 
+    @property
+    def remembering_terms(self) -> list[str]:
+        return [name for name, term in zip(self.terms, self._all(), strict=True) if term.remembers]
+
     def forward(
         self, student: Output, teacher: Output | None, batch: Batch, epoch: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``epoch``: how many epochs have passed, fractions included; it drives the ramps."""
+        """``epoch``: how many epochs have passed, fractions included; it drives the weights and the temperature."""
         with torch.autocast(student.logits.device.type, enabled=False):
             student, teacher = _float(student), None if teacher is None else _float(teacher)
-            values = {name: term(student, teacher, batch) for name, term in zip(self.terms, self._all(), strict=True)}
+            values = {
+                name: term(student, teacher, batch, self._temperature(name, epoch))
+                for name, term in zip(self.terms, self._all(), strict=True)
+            }
             total = sum((self._factor(name, epoch) * value for name, value in values.items()), torch.zeros(()))
         assert isinstance(total, Tensor)
         return total, {name: value.detach() for name, value in values.items()}
@@ -80,21 +88,33 @@ class Objective(nn.Module):
     def _details(self, name: str) -> str:
         options = self.options[name]
         changed = [
-            f"{'T' if field.name == 'temperature' else field.name}={_text(value)}"
+            f"{'T' if field.name == 'temperature' else field.name}={value}"
             for field in dataclasses.fields(options)
-            if field.name != "weight" and (value := self._value(options, field)) not in (None, _default(field))
+            if field.name != "weight" and (value := self._words(options, field)) is not None
         ]
         return f"({', '.join(changed)})" if changed else ""
 
-    def _value(self, options: TermOptions, field: dataclasses.Field[Any]) -> Any:
+    def _words(self, options: TermOptions, field: dataclasses.Field[Any]) -> str | None:
+        """The value of an option; None for its default, unless it is the common temperature."""
         value = getattr(options, field.name)
         if isinstance(options, SoftOptions) and field.name == "temperature" and value is None:
-            return self.temperature
-        return value
+            return "→".join(_text(temperature) for temperature in dict.fromkeys(self.temperatures))
+        return None if value in (None, _default(field)) else _text(value)
+
+    def _temperature(self, name: str, epoch: float) -> float:
+        options = self.options[name]
+        if isinstance(options, SoftOptions) and options.temperature is not None:
+            return options.temperature
+        first, last = self.temperatures
+        return first + (last - first) * min(1.0, epoch / self.epochs)
 
     def _factor(self, name: str, epoch: float) -> float:
-        ramp = self.options[name].ramp
-        return self.factors[name] * (min(1.0, epoch / ramp) if ramp > 0 else 1.0)
+        options, factor = self.options[name], self.factors[name]
+        if options.ramp > 0:
+            factor *= min(1.0, epoch / options.ramp)
+        if options.fade > 0:
+            factor *= min(1.0, max(0.0, self.epochs - epoch) / options.fade)
+        return factor
 
     def _all(self) -> list[Term]:
         return [term for term in self.terms.values() if isinstance(term, Term)]
@@ -176,7 +196,7 @@ def _share(term: type[Term], alpha: float | None) -> float:
 
 def _join(taps: list[Taps]) -> Taps:
     stages = sorted({stage for tap in taps for stage in tap.stages})
-    return Taps(tuple(stages), any(tap.embedding for tap in taps))
+    return Taps(tuple(stages), any(tap.embedding for tap in taps), any(tap.token for tap in taps))
 
 
 def _float(output: Output) -> Output:
@@ -185,4 +205,5 @@ def _float(output: Output) -> Output:
         output.logits.float(),
         None if output.embedding is None else output.embedding.float(),
         {stage: maps.float() for stage, maps in output.stages.items()},
+        None if output.token_logits is None else output.token_logits.float(),
     )

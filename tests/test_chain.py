@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from distillcli.models import Backbone, build
 from distillcli.objective import Objective
 from distillcli.reopening import reopen_model, reopen_teacher
 from distillcli.runtime import seed_everything
+from distillcli.terms.base import Setting
 from distillcli.types import Batch, Output
 from tests.tiny import CPU, Watch, digest, last, tiny
 
@@ -109,7 +111,8 @@ def pair(first: int, second: int) -> tuple[Backbone, Backbone, Objective]:
     for seed in (first, second):
         seed_everything("peer", seed)
         models.append(build(ModelConfig("test_resnet"), 5, 32, "student").eval())
-    objective = Objective(tiny("distill=kd", "distill.alpha=null").distill, models[0].spec, models[1].spec)
+    config = tiny("distill=kd", "distill.alpha=null").distill
+    objective = Objective(config, Setting(models[0].spec, models[1].spec, np.zeros(6, np.int64), 2))
     return models[0], models[1], objective
 
 

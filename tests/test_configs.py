@@ -18,6 +18,7 @@ from distillcli.models import describe
 from distillcli.objective import Objective, check_terms, labels_only, needs_teacher
 from distillcli.optim import build_optimizer, build_schedule
 from distillcli.types import Spec
+from tests.tiny import setting
 
 CONFIGS = builtin_folder()
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
@@ -62,7 +63,7 @@ def can_be_built(config: TrainConfig) -> None:
     assert student.params > 0
     assert student.macs > 0
     check_terms(config.distill)
-    objective = Objective(config.distill, student, teacher)
+    objective = Objective(config.distill, setting(student, teacher))
     assert objective.words()
     assert needs_teacher(config.distill) == (config.distill.name not in ("none", "tfkd"))
     assert not needs_teacher(labels_only(config.distill))

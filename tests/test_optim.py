@@ -17,6 +17,7 @@ from distillcli.errors import UserError
 from distillcli.models import build
 from distillcli.objective import Objective
 from distillcli.optim import build_optimizer, build_schedule
+from tests.tiny import setting
 
 EPOCHS, STEPS, BASE = 10, 7, 0.4
 
@@ -118,7 +119,7 @@ def test_a_schedule_that_does_not_fit_the_epochs_is_one_line(options: dict[str, 
 def test_norms_and_biases_have_no_weight_decay_and_everything_is_trained_once(name: str) -> None:
     student = build(ModelConfig(name="test_resnet"), 5, 32, "student")
     terms = DistillConfig(name="test", alpha=None, terms={"ce": {}, "hint": {"stage": -1}})
-    model = Distillation(student, Objective(terms, student.spec, student.spec))
+    model = Distillation(student, Objective(terms, setting(student.spec, student.spec)))
     optimizer = build_optimizer(OptimizerConfig(name=name, lr=0.1, weight_decay=0.05), model)
     decays = {id(value): group["weight_decay"] for group in optimizer.param_groups for value in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters())) == len(decays)

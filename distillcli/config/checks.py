@@ -78,6 +78,8 @@ def _check_run_name(name: str) -> None:
 def _check_distill(config: DistillConfig) -> None:
     if config.temperature <= 0:
         raise UserError(f"distill.temperature={config.temperature}: must be above 0; 1 to 8 is usual")
+    if config.temperature_end is not None:
+        _above_zero("distill.temperature_end", config.temperature_end)
     if config.alpha is not None and not 0 <= config.alpha <= 1:
         raise UserError(f"distill.alpha={config.alpha}: must be in [0, 1], or null for a plain weighted sum")
     if not config.terms:

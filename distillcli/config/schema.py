@@ -96,6 +96,7 @@ class DistillConfig:
 
     name: str = MISSING
     temperature: float = 4.0
+    temperature_end: Optional[float] = None  # reached in a straight line over the run; null: it stays
     alpha: Optional[float] = 0.9
     terms: dict[str, dict[str, Any]] = field(default_factory=dict)  # term name -> its options (distill show terms)
 

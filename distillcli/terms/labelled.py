@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from distillcli.errors import UserError
-from distillcli.terms.base import LogitOptions, LogitTerm, SoftOptions, Term
+from distillcli.terms.base import LogitOptions, LogitTerm, Setting, SoftOptions, Term
 from distillcli.terms.logit import kl_divergence
-from distillcli.types import Batch, Output, Spec
+from distillcli.types import Batch, Output
 
 
 def label_of(targets: Tensor) -> Tensor:
@@ -105,13 +105,13 @@ class DKD(LogitTerm):
         alpha: float = 1.0
         beta: float = 8.0
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.alpha = options.alpha
         self.beta = options.beta
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
-        given = student_BK, teacher_BK, label_of(batch.targets), self.temperature
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
+        given = student_BK, teacher_BK, label_of(batch.targets), temperature
         return self.alpha * target_kl(*given) + self.beta * other_kl(*given)
 
 
@@ -123,12 +123,12 @@ class NKD(LogitTerm):
     class Options(LogitOptions):
         gamma: float = 1.5
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.gamma = options.gamma
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
-        return nkd(student_BK, teacher_BK, label_of(batch.targets), self.temperature, self.gamma)
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
+        return nkd(student_BK, teacher_BK, label_of(batch.targets), temperature, self.gamma)
 
 
 @final
@@ -139,8 +139,8 @@ class WSLD(LogitTerm):
     class Options(LogitOptions):
         pass
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
-        return weighted_soft_labels(student_BK, teacher_BK, batch.targets, self.temperature)
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
+        return weighted_soft_labels(student_BK, teacher_BK, batch.targets, temperature)
 
 
 @final
@@ -156,16 +156,15 @@ class TfKD(Term):
     class Options(SoftOptions):
         confidence: float = 0.99
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         if not 0 < options.confidence < 1:
             raise UserError(f"distill.terms.tfkd.confidence={options.confidence}: must lie between 0 and 1")
-        self.temperature = options.temperature_or(temperature)
         self.confidence = options.confidence
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         made = hand_made_logits(student.logits.detach(), label_of(batch.targets), self.confidence)
-        return kl_divergence(student.logits, made, self.temperature)
+        return kl_divergence(student.logits, made, temperature)
 
 
 LABELLED_TERMS: dict[str, type[Term]] = {"dkd": DKD, "nkd": NKD, "wsld": WSLD, "tfkd": TfKD}
