@@ -31,7 +31,7 @@ from distillcli.fits import (
     teacher_recipe,
 )
 from distillcli.models import describe
-from distillcli.objective import Objective, check_terms, needs_teacher
+from distillcli.objective import Objective, check_labels, check_terms, needs_teacher
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
 from distillcli.report.markdown import write_report
@@ -87,6 +87,7 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     runtime = session.runtime
     check_terms(config.distill)
     size, classes = config.dataset.image_size, len(source.classes)
+    check_labels(config.distill, source.train)
     student_spec = describe(config.student, classes, size, "student")
     with_teacher = needs_teacher(config.distill)
     teacher_spec = describe_teacher(config, classes) if with_teacher else None
@@ -130,7 +131,9 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         export_student(fitted.backbone, folder, config, data)
 
     baseline = None
-    if config.baseline and with_teacher:
+    if config.baseline and with_teacher and not source.train.labelled:
+        session.say("control: none, as no training image has a label")
+    elif config.baseline and with_teacher:
         begun = time.monotonic()
         control = fit_once(control_recipe(config), "control", data, session)
         timings["control"] = time.monotonic() - begun
@@ -175,6 +178,7 @@ def introduce(
             dataset=source.name,
             classes=len(source.classes),
             train=len(source.train.labels),
+            labelled=source.train.labelled,
             val=len(source.val.labels),
             test=len(source.test.labels) if source.test else 0,
             objective=objective.words(),
@@ -204,6 +208,11 @@ def find_weights(config: TrainConfig, data: Data, session: Session) -> str | Non
     ready = teacher.checkpoint is not None or (teacher.pretrained and is_imagenet(classes))
     if ready and teacher.fit.mode != "always":
         return None
+    if not data.source.train.labelled:
+        raise UserError(
+            f"teacher.name={teacher.name}: no training image has a label to fit it to; give teacher.checkpoint=RUN "
+            "with teacher.fit.mode=auto"
+        )
     if teacher.fit.mode == "never":
         raise UserError(
             f"teacher.fit.mode=never: {teacher.name} has no weights for the {len(classes)} classes of the data; give "

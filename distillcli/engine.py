@@ -176,7 +176,8 @@ def fit(
     """Train ``student`` as ``config`` says, from the last checkpoint in ``folder`` if there is one.
 
     Writes ``metrics.jsonl`` and ``checkpoints/``. ``recipe``: the fingerprint of what is trained, kept in the
-    checkpoints. Raises Interrupted after saving when ``stop`` was requested, NumericError on a non-finite loss,
+    checkpoints. Without ``teacher`` only the labelled images are shown, for as many steps as all of them would take.
+    Raises Interrupted after saving when ``stop`` was requested, NumericError on a non-finite loss,
     UserError when the folder holds another recipe or the objective does not fit the loop.
     """
     runtime, trainer, device = session.runtime, config.trainer, session.runtime.device
@@ -194,7 +195,8 @@ def fit(
     place(student, device, trainer.channels_last)
     model = Distillation(student, objective.to(device))
     optimizer = build_optimizer(config.optimizer, model)
-    steps = data.train.steps_per_epoch(trainer.batch_size)
+    train = data.train if teacher is not None else data.train.labelled()
+    steps = train.steps_per_epoch(trainer.batch_size)
     schedule = build_schedule(config.schedule, optimizer, trainer.epochs, steps)
     state = State(
         model=model,
@@ -216,7 +218,7 @@ def fit(
             epoch, first_step = state.step // steps + 1, state.step % steps
             totals = Totals(device, skips_overflow=state.scaler.is_enabled())
             started = time.perf_counter()
-            for parts in data.train.epoch(
+            for parts in train.epoch(
                 config.augment,
                 config.seed,
                 epoch,
@@ -245,7 +247,7 @@ def fit(
                     raise Interrupted("interrupted", session.stop.exit_code or 143)
             totals.check(config, epoch, runtime)
             elapsed = time.perf_counter() - started
-            images = totals.count * min(trainer.batch_size, len(data.train))
+            images = totals.count * min(trainer.batch_size, len(train.shown))
             seen, seconds = seen + images, seconds + elapsed
             row = {"kind": "train", "epoch": epoch, "step": state.step, **totals.means(runtime)}
             row |= {"lr": max(group["lr"] for group in optimizer.param_groups)}

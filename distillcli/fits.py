@@ -63,7 +63,11 @@ def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:
 
 
 def control_recipe(config: TrainConfig) -> TrainConfig:
-    """The same student with the same budget and no teacher."""
+    """The same student with the same budget and no teacher.
+
+    The budget is counted in optimizer steps: where only some images are labelled, the control sees these alone, and as
+    often as it takes to make as many steps as the student.
+    """
     name = f"control {config.student.name}"
     return dataclasses.replace(config, name=name, baseline=False, distill=labels_only(config.distill))
 
@@ -208,6 +212,7 @@ def run_facts(
             "name": source.name,
             "classes": len(source.classes),
             "train": len(source.train.labels),
+            "labelled": source.train.labelled,
             "val": len(source.val.labels),
             "test": len(source.test.labels) if source.test else 0,
         },

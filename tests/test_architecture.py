@@ -20,7 +20,7 @@ LAYERS = (
     ("run_folder", "config", "config.schema", "config.*", "types"),
     ("runtime", "signals", "cache"),
     ("data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.torchvision_sets"),
-    ("data.open", "data.views", "data.loader"),
+    ("data.labels", "data.open", "data.views", "data.loader"),
     ("models", "ensemble"),
     ("weights", "terms.base", "terms.*", "terms"),
     ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation"),
@@ -39,7 +39,17 @@ UPWARD = {("config.launch", "report.sweep"), ("commands.completion", "cli")}
 # Whatever answers before torch is loaded.
 LIGHT = (
     *("", "__main__", "cli", "errors", "config", "config.*", "run_folder", "report", "report.*", "commands"),
-    *("commands.*", "data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.open"),
+    *(
+        "commands.*",
+        "data",
+        "data.source",
+        "data.draws",
+        "data.labels",
+        "data.decode",
+        "data.folder",
+        "data.builtin",
+        "data.open",
+    ),
 )
 HEAVY = {"torch", "torchvision", "timm", "torchmetrics", "safetensors", "huggingface_hub"}
 

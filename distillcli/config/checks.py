@@ -183,6 +183,7 @@ def _check_dataset(config: DatasetConfig) -> None:
         raise UserError(f"dataset.val_fraction={config.val_fraction}: must be above 0 and below 1, e.g. 0.1")
     if not 0 < config.crop_fraction <= 1:
         raise UserError(f"dataset.crop_fraction={config.crop_fraction}: must be above 0 and at most 1")
+    _share("dataset.labelled", config.labelled)
     _at_least("dataset.split_seed", config.split_seed, 0)
     _at_least("dataset.memory_gb", config.memory_gb, 0)
     _at_least("dataset.classes", config.classes, 2)

@@ -169,6 +169,7 @@ class Opening:
     dataset: str
     classes: int
     train: int  # images of each part
+    labelled: int  # of the training images
     val: int
     test: int
     objective: str  # in words: "0.1·ce + 0.9·kl(T=4)"
@@ -195,7 +196,8 @@ def opening(facts: Opening) -> None:
     parts = ", ".join(
         f"{size:,} {part}" for part, size in (("train", facts.train), ("val", facts.val), ("test", facts.test)) if size
     )
-    rows.append(("data", f"{facts.dataset}, {facts.classes} classes: {parts}"))
+    some = f" ({facts.labelled:,} of the training images labelled)" if facts.labelled < facts.train else ""
+    rows.append(("data", f"{facts.dataset}, {facts.classes} classes: {parts}{some}"))
     rows.append(("objective", facts.objective))
     rows.append(("device", f"{facts.device}, {facts.precision}"))
     rows.append(("run folder", facts.run))

@@ -52,12 +52,14 @@ class Term(nn.Module, ABC):
 
     ``compares``: whether it compares the student with the labels, weighted by 1 - alpha, or with the teacher, weighted
     by alpha. ``whole_batch``: its value depends on which samples share a batch, so micro-batches would change it.
+    ``needs_labels``: it asks for the class of every sample, so images without a label are of no use to it.
     Parameters it registers are trained with the student and left behind at export.
     """
 
     Options: ClassVar[type[TermOptions]]
     compares: ClassVar[Literal["labels", "teacher"]]
     whole_batch: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
 
     student_taps: Taps = LOGITS_ONLY
     teacher_taps: Taps = LOGITS_ONLY

@@ -1,0 +1,181 @@
+"""Few labels, or none: which are kept, what the terms make of the rest, and who learns from how much."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import STEPS, Watch, open_tiny, some_teacher, tiny
+from torch.nn import functional
+
+from distillcli.config.compose import compose
+from distillcli.config.schema import DatasetConfig, DistillConfig
+from distillcli.data.labels import keep_labels
+from distillcli.data.open import open_source
+from distillcli.data.source import Source
+from distillcli.distillation import find_teacher
+from distillcli.engine import fit
+from distillcli.errors import UserError
+from distillcli.fits import new_backbone
+from distillcli.objective import Objective, check_labels
+from distillcli.terms import TERMS
+from distillcli.terms.logit import cross_entropy
+from distillcli.types import LOGITS_ONLY
+
+
+def digits(share: float, seed: int = 0) -> Source:
+    return open_source(DatasetConfig(name="digits", image_size=32, labelled=share, split_seed=seed))
+
+
+# --- which labels are kept -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+def test_each_class_keeps_its_share(share: float) -> None:
+    whole, some = digits(1).train.labels, digits(share).train.labels
+    kept = some >= 0
+    assert (some[kept] == whole[kept]).all()
+    assert set(some[~kept]) == {-1}
+    of_class = np.bincount(whole)
+    assert np.bincount(some[kept]).tolist() == [max(1, round(share * count)) for count in of_class]
+
+
+def test_a_larger_share_keeps_what_a_smaller_one_kept() -> None:
+    small, large = digits(0.1).train.labels >= 0, digits(0.3).train.labels >= 0
+    assert (large | ~small).all()
+    assert large.sum() > small.sum()
+
+
+def test_the_labels_kept_are_part_of_the_data() -> None:
+    sources = [digits(1), digits(0), digits(0.1), digits(0.1, seed=1), digits(0.2)]
+    assert len({source.fingerprint for source in sources}) == len(sources)
+    assert digits(0.1).fingerprint == sources[2].fingerprint
+    assert not np.array_equal(sources[2].train.labels, sources[3].train.labels)
+    for source in sources:
+        assert (source.val.labelled, source.evaluation.labelled) == (200, 300)
+
+
+def test_a_share_of_all_is_the_same_source_and_of_none_has_no_label() -> None:
+    source = digits(1)
+    assert keep_labels(source, 1, 0) is source
+    assert digits(0).train.labelled == 0
+
+
+def test_rows_without_a_label_stay_without() -> None:
+    source = digits(0.2)
+    again = keep_labels(source, 0.5, 3)
+    assert set(np.flatnonzero(again.train.labels >= 0)) < set(np.flatnonzero(source.train.labels >= 0))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_is_between_none_and_all(share: float) -> None:
+    with pytest.raises(UserError, match=r"dataset\.labelled=.*: must be in \[0, 1\]"):
+        compose("train", [f"dataset.labelled={share}"])
+
+
+# --- terms ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_the_mean_of_the_labelled_rows(smoothing: float) -> None:
+    logits, targets = torch.randn(6, 4, requires_grad=True), torch.tensor([0, -1, 3, -1, -1, 1])
+    value = cross_entropy(logits, targets, smoothing)
+    labelled = targets >= 0
+    wanted = functional.cross_entropy(logits[labelled], targets[labelled], label_smoothing=smoothing)
+    assert value.item() == pytest.approx(wanted.item(), rel=1e-6)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert gradient[~labelled].abs().max() == 0
+    assert gradient[labelled].abs().min() > 0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_batch_without_labels_teaches_nothing(smoothing: float) -> None:
+    logits = torch.randn(3, 4, requires_grad=True)
+    value = cross_entropy(logits, torch.full((3,), -1), smoothing)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value.item() == 0
+    assert torch.equal(gradient, torch.zeros(3, 4))
+
+
+def test_a_term_that_needs_the_class_refuses_unlabelled_images() -> None:
+    whole, some = digits(1).train, digits(0.5).train
+    asking = [name for name, term in TERMS.items() if term.needs_labels]
+    assert {"dkd", "nkd", "wsld", "tfkd"} <= set(asking)
+    assert not {"ce", "kl", "embedding", "rkd", "hard"} & set(asking)
+    for name in asking:
+        config = DistillConfig(name="x", alpha=0.5, terms={name: {}})
+        check_labels(config, whole)
+        with pytest.raises(UserError, match=rf"distill\.terms\.{name}: .* 648 training images .* dataset\.labelled=1"):
+            check_labels(config, some)
+        check_labels(dataclasses.replace(config, terms={name: {"weight": 0.0}}), some)
+
+
+def test_without_labels_a_term_of_labels_is_refused() -> None:
+    none = digits(0).train
+    config = DistillConfig(name="kd", alpha=0.9, terms={"ce": {}, "kl": {}})
+    with pytest.raises(UserError, match=r"distill\.terms\.ce: .* no training image has one; set distill\.alpha=1"):
+        check_labels(config, none)
+    check_labels(dataclasses.replace(config, alpha=1.0), none)
+    check_labels(dataclasses.replace(config, alpha=None, terms={"ce": {"weight": 0.0}, "kl": {}}), none)
+    check_labels(config, digits(0.1).train)
+
+
+# --- the budget ----------------------------------------------------------------------------------------------------
+
+
+def test_labelled_images_come_as_often_as_it_takes() -> None:
+    config = tiny("dataset.labelled=0.4")  # 24 of 64 images
+    data = open_tiny(config)
+    some = data.train.labelled()
+    assert some.steps_per_epoch(8) == data.train.steps_per_epoch(8) == 8
+    epochs = [[parts[0] for parts in some.epoch(config.augment, 0, epoch, 8)] for epoch in (1, 2, 3)]
+    assert [len(epoch) for epoch in epochs] == [8, 8, 8]
+    batches = [batch for epoch in epochs for batch in epoch]
+    assert all((batch.targets >= 0).all() for batch in batches)
+    labelled = set(some.shown.tolist())
+    assert len(labelled) == data.source.train.labelled == 24
+    views = [batch.view for batch in batches]
+    assert views == [1 + step // 3 for step in range(24)]  # passes go on across the ends of epochs
+    for view in range(1, 9):
+        seen = [int(position) for batch in batches if batch.view == view for position in batch.index]
+        assert sorted(seen) == sorted(labelled)
+    again = [parts[0] for parts in some.epoch(config.augment, 0, 2, 8, first_step=5)]
+    assert all(torch.equal(one.images, two.images) for one, two in zip(again, epochs[1][5:], strict=True))
+
+
+def test_with_all_labels_nothing_changes() -> None:
+    data = open_tiny(tiny())
+    one, two = (list(loader.epoch(tiny().augment, 0, 2, 16)) for loader in (data.train, data.train.labelled()))
+    assert all(torch.equal(a[0].images, b[0].images) for a, b in zip(one, two, strict=True))
+
+
+def test_the_control_sees_labelled_images_alone_and_the_student_all(tmp_path: Path) -> None:
+    """As many steps for both; what is shown is read from the batches that reach the objective."""
+    shown: dict[str, list[int]] = {"student": [], "control": []}
+    for role, overrides in {"student": (), "control": ("distill=none",)}.items():
+        config, watch = tiny("dataset.labelled=0.25", *overrides), Watch()
+        data = open_tiny(config)
+        student = new_backbone(config, config.student, data, role)
+        teacher_spec = student.spec if role == "student" else None
+        objective = Objective(config.distill, student.spec, teacher_spec)
+        objective.register_forward_pre_hook(
+            lambda _module, given, role=role: shown[role].extend(given[2].targets.tolist())
+        )
+        teacher = some_teacher(config, objective, 4) if teacher_spec else None
+        folder = tmp_path / role
+        folder.mkdir()
+        fit(config, data, student, objective, teacher, folder, "recipe", role, watch.session)
+        assert watch.steps == 2 * STEPS
+    assert shown["student"].count(-1) == 2 * 48
+    assert len(shown["control"]) == len(shown["student"]) == 2 * 64
+    assert -1 not in shown["control"]
+
+
+def test_without_labels_no_teacher_is_fitted(tmp_path: Path) -> None:
+    config = tiny(f"runs={tmp_path}", "dataset.labelled=0", "distill.alpha=1")
+    said = r"teacher\.name=test_resnet: no training image has a label to fit it to; give teacher\.checkpoint=RUN"
+    with pytest.raises(UserError, match=said):
+        find_teacher(config, open_tiny(config), LOGITS_ONLY, Watch().session)
