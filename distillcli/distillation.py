@@ -38,7 +38,15 @@ from distillcli.report.markdown import write_report
 from distillcli.run_folder import read_result, write_result
 from distillcli.runtime import Runtime, resolve_precision, seed_everything, start
 from distillcli.signals import listening
-from distillcli.teachers import FrozenTeacher, Teacher, describe_teacher, is_imagenet, members_of, open_teacher
+from distillcli.teachers import (
+    FrozenTeacher,
+    Teacher,
+    describe_teacher,
+    is_imagenet,
+    members_of,
+    open_teacher,
+    with_classes,
+)
 from distillcli.types import Spec, Taps
 
 # timm's recipes of "ResNet strikes back" train with binary cross-entropy; their softmax is not calibrated.
@@ -86,8 +94,9 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     started = time.monotonic()
     runtime = session.runtime
     check_terms(config.distill)
-    size, classes = config.dataset.image_size, len(source.classes)
     check_labels(config.distill, source.train)
+    source = with_classes(source, config)
+    size, classes = config.dataset.image_size, len(source.classes)
     student_spec = describe(config.student, classes, size, "student")
     with_teacher = needs_teacher(config.distill)
     teacher_spec = describe_teacher(config, classes) if with_teacher else None
@@ -108,9 +117,9 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         timings["teacher"] = time.monotonic() - begun
         teacher_facts = measure(frozen.backbone, data, runtime, frozen.precision)
         teacher_facts |= {"run": runs[0] if len(runs) == 1 else None, "runs": runs}
-        if math.isnan(teacher_facts["nll"]):
+        if teacher_facts["nll"] is not None and math.isnan(teacher_facts["nll"]):
             raise NumericError(f"teacher {config.teacher.name}: its answers are not finite; it teaches nothing")
-        session.say(f"teacher: top-1 {teacher_facts['top1']:.2f} on {source.evaluated_on}")
+        session.say(f"teacher: {accuracy_words(teacher_facts['top1'], source)}")
         warnings = teacher_warnings(config)
         for warning in warnings:
             session.warn(warning)
@@ -234,15 +243,27 @@ def teacher_warnings(config: TrainConfig) -> list[str]:
     return found
 
 
+def accuracy_words(top1: float | None, source: Source) -> str:
+    if top1 is None:
+        return f"top-1 not known, the {source.evaluated_on} part has no labels"
+    return f"top-1 {top1:.2f} on {source.evaluated_on}"
+
+
 def comparison_warnings(student: dict[str, Any], teacher: dict[str, Any] | None) -> list[str]:
-    if teacher is not None and teacher["top1"] <= student["top1"]:
+    if teacher is not None and _known(teacher, student) and teacher["top1"] <= student["top1"]:
         return [f"the teacher ({teacher['top1']:.2f}) is no better than the student ({student['top1']:.2f})"]
     return []
 
 
 def gap_closed(student: dict[str, Any], teacher: dict[str, Any] | None, control: dict[str, Any] | None) -> float | None:
-    """(student - control) / (teacher - control) in top-1; None without a control or without a gap to close."""
-    if teacher is None or control is None or teacher["top1"] <= control["top1"]:
+    """(student - control) / (teacher - control) in top-1; None without a control, labels or a gap to close."""
+    if teacher is None or control is None or not _known(student, teacher, control):
+        return None
+    if teacher["top1"] <= control["top1"]:
         return None
     share: float = (student["top1"] - control["top1"]) / (teacher["top1"] - control["top1"])
     return share
+
+
+def _known(*models: dict[str, Any]) -> bool:
+    return all(model["top1"] is not None for model in models)

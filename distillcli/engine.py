@@ -82,7 +82,7 @@ class State:
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
     step: int = 0
-    best: dict[str, float] = field(default_factory=dict)  # epoch, top1 and nll on the validation data
+    best: dict[str, float] = field(default_factory=dict)  # epoch and numbers of the validation data
     last: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -253,7 +253,9 @@ def fit(
             row |= {"lr": max(group["lr"] for group in optimizer.param_groups)}
             row |= {"images_per_second": images / elapsed, "seconds": elapsed}
             share_buffers(state.deployed, runtime)
-            numbers = evaluate(state.deployed, data.val, runtime)
+            # Without labels only the teacher can tell how good an epoch is; where there are some, it costs time.
+            judge = None if teacher is None or data.val.has_labels else teacher.live
+            numbers = evaluate(state.deployed, data.val, runtime, teacher=judge)
             keeper.epoch_done(epoch, row, numbers)
             progress.epoch(row, {"split": "val", **numbers})
             if any_rank(bool(session.stop.exit_code), runtime):
@@ -306,10 +308,10 @@ class Keeper:
         self.saved_at = time.monotonic()
 
     def epoch_done(self, epoch: int, train: dict[str, Any], numbers: Numbers) -> None:
-        """Record an epoch; on equal accuracy the more confident epoch is the better one."""
+        """Record an epoch."""
         state = self.state
         state.last = {"epoch": epoch, **numbers}
-        is_best = not state.best or (numbers["top1"], -numbers["nll"]) > (state.best["top1"], -state.best["nll"])
+        is_best = not state.best or merit(state.last) > merit(state.best)
         state.best = state.last if is_best else state.best
         if self.runtime.is_main:
             if is_best:
@@ -317,6 +319,16 @@ class Keeper:
             append_metrics(self.folder, train)
             append_metrics(self.folder, {"kind": "eval", "epoch": epoch, "step": state.step, "split": "val", **numbers})
         self.save()
+
+
+def merit(numbers: Numbers) -> tuple[float, ...]:
+    """Orders epochs: by accuracy, and on equal accuracy the more confident one is better.
+
+    Without labels the epoch closest to the teacher is the best, and where it has no classes to compare, the last.
+    """
+    if "top1" in numbers:
+        return numbers["top1"], -numbers["nll"]
+    return (-numbers["kl_to_teacher"],) if "kl_to_teacher" in numbers else (numbers["epoch"],)
 
 
 class Totals:

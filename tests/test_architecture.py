@@ -39,17 +39,8 @@ UPWARD = {("config.launch", "report.sweep"), ("commands.completion", "cli")}
 # Whatever answers before torch is loaded.
 LIGHT = (
     *("", "__main__", "cli", "errors", "config", "config.*", "run_folder", "report", "report.*", "commands"),
-    *(
-        "commands.*",
-        "data",
-        "data.source",
-        "data.draws",
-        "data.labels",
-        "data.decode",
-        "data.folder",
-        "data.builtin",
-        "data.open",
-    ),
+    *("commands.*", "data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.open"),
+    "data.labels",
 )
 HEAVY = {"torch", "torchvision", "timm", "torchmetrics", "safetensors", "huggingface_hub"}
 

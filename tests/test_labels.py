@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import STEPS, Watch, open_tiny, some_teacher, tiny
+from tiny import CPU, STEPS, Watch, open_tiny, some_teacher, tiny
 from torch.nn import functional
 
 from distillcli.config.compose import compose
+from distillcli.config.job import Job
 from distillcli.config.schema import DatasetConfig, DistillConfig
 from distillcli.data.labels import keep_labels
 from distillcli.data.open import open_source
 from distillcli.data.source import Source
-from distillcli.distillation import find_teacher
-from distillcli.engine import fit
+from distillcli.distillation import distill, find_teacher
+from distillcli.engine import fit, merit
 from distillcli.errors import UserError
-from distillcli.fits import new_backbone
+from distillcli.fits import fit_once, new_backbone, teacher_recipe
 from distillcli.objective import Objective, check_labels
+from distillcli.run_folder import read_metrics
+from distillcli.teachers import with_classes
 from distillcli.terms import TERMS
 from distillcli.terms.logit import cross_entropy
 from distillcli.types import LOGITS_ONLY
@@ -179,3 +183,81 @@ def test_without_labels_no_teacher_is_fitted(tmp_path: Path) -> None:
     said = r"teacher\.name=test_resnet: no training image has a label to fit it to; give teacher\.checkpoint=RUN"
     with pytest.raises(UserError, match=said):
         find_teacher(config, open_tiny(config), LOGITS_ONLY, Watch().session)
+
+
+# --- data without labels -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a teacher, fitted where there were labels."""
+    config = tiny(f"runs={tmp_path_factory.mktemp('runs')}", "teacher.fit.epochs=3")
+    return fit_once(teacher_recipe(config, CPU), "teacher", open_tiny(config), Watch().session)
+
+
+def without_labels(source: Source, *parts: str) -> Source:
+    """``source`` without the labels of some parts; without any label at all nothing names the classes."""
+    splits: dict[str, Any] = {
+        part: dataclasses.replace(split, labels=np.full_like(split.labels, -1))
+        for part in parts
+        if (split := {"train": source.train, "val": source.val, "test": source.test}[part]) is not None
+    }
+    return dataclasses.replace(source, **splits, classes=() if len(parts) == 3 else source.classes)
+
+
+def distilled(folder: Path, source: Source, *overrides: str) -> tuple[dict[str, Any], Watch]:
+    watch = Watch()
+    folder.mkdir()
+    config = tiny(f"runs={folder}", *overrides)
+    job = Job((), "distill train", None, None)
+    return distill(config, job, source, folder, watch.session), watch
+
+
+def test_a_student_learns_where_nothing_is_labelled(fitted: Path, tmp_path: Path) -> None:
+    source = without_labels(open_source(tiny().dataset), "train", "val", "test")
+    result, watch = distilled(tmp_path / "run", source, "distill.alpha=1", f"teacher.checkpoint={fitted}")
+    student = result["student"]
+    assert [student[name] for name in ("top1", "top5", "nll", "ece")] == [None] * 4
+    assert 0 <= student["agreement"] <= 100
+    assert student["kl_to_teacher"] > 0
+    assert (result["baseline"], result["gap_closed"], watch.labels) == (None, None, ["student"])
+    assert result["dataset"] | {"classes": 4, "labelled": 0} == result["dataset"]
+    assert (tmp_path / "run" / "classes.txt").read_text() == (fitted / "classes.txt").read_text()
+    rows = [row for row in read_metrics(tmp_path / "run") if row["kind"] == "eval"]
+    best = min(rows, key=lambda row: row["kl_to_teacher"])
+    assert result["best"]["epoch"] == best["epoch"]
+    assert result["best"]["val_kl_to_teacher"] == best["kl_to_teacher"]
+    report = (tmp_path / "run" / "report.md").read_text("utf-8")
+    assert "Nothing on test is labelled: student and teacher agree on " in report
+    assert "Best epoch chosen on val, closest to the teacher" in report
+
+
+def test_a_control_needs_labels_and_so_does_a_comparison(fitted: Path, tmp_path: Path) -> None:
+    source = without_labels(open_source(tiny().dataset), "test")
+    result, watch = distilled(tmp_path / "run", source, f"teacher.checkpoint={fitted}")
+    assert watch.labels == ["student", "control"]
+    assert (result["student"]["top1"], result["baseline"]["top1"], result["gap_closed"]) == (None, None, None)
+    assert result["best"]["val_top1"] is not None
+
+
+def test_the_best_epoch() -> None:
+    accurate = [{"epoch": 1.0, "top1": 50.0, "nll": 0.2}, {"epoch": 2.0, "top1": 60.0, "nll": 0.4}]
+    accurate += [{"epoch": 3.0, "top1": 60.0, "nll": 0.3}]
+    close = [{"epoch": 1.0, "kl_to_teacher": 0.4, "agreement": 90.0}]
+    close += [{"epoch": 2.0, "kl_to_teacher": 0.3, "agreement": 80.0}]
+    assert max(accurate, key=merit)["epoch"] == 3
+    assert max(close, key=merit)["epoch"] == 2
+    assert max([{"epoch": 1.0}, {"epoch": 2.0}], key=merit)["epoch"] == 2
+
+
+def test_classes_come_from_the_teacher_where_nothing_names_them(fitted: Path) -> None:
+    named = open_source(tiny().dataset)
+    source = without_labels(named, "train", "val", "test")
+    assert with_classes(named, tiny()) is named
+    assert with_classes(source, tiny(f"teacher.checkpoint={fitted}")).classes == named.classes
+    imagenet = with_classes(source, tiny("teacher.name=resnet18", "teacher.pretrained=true")).classes
+    assert (len(imagenet), imagenet[0]) == (1000, "n01440764")
+    with pytest.raises(
+        UserError, match=r"teacher\.name=test_resnet: fake has no labels and this teacher does not name"
+    ):
+        with_classes(source, tiny())

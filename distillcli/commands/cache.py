@@ -68,8 +68,10 @@ def _verify(run_folder: Path) -> None:
     from distillcli.objective import Objective
     from distillcli.reopening import reopen_teacher
     from distillcli.runtime import start
+    from distillcli.teachers import with_classes
 
     with start(config.trainer) as runtime:
+        source = with_classes(source, config)
         size, classes = config.dataset.image_size, len(source.classes)
         specs = (describe(config.student, classes, size, "student"), describe(config.teacher, classes, size, "teacher"))
         taps = Objective(config.distill, *specs).teacher_taps

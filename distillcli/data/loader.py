@@ -221,6 +221,10 @@ class Loader:
     def shown(self) -> NDArray[np.int64]:
         return np.arange(len(self)) if self.only is None else self.only
 
+    @property
+    def has_labels(self) -> bool:
+        return bool((self.labels >= 0).any())
+
     def labelled(self) -> Loader:
         """The same split without the images that have no label."""
         return dataclasses.replace(self, only=self.shown[(self.labels >= 0).cpu().numpy()[self.shown]])

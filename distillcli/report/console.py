@@ -217,7 +217,9 @@ def epoch_line(label: str, epochs: int, train: Mapping[str, Any], evaluation: Ma
     cells = [label, f"epoch {counter:>{len(str(epochs))}}/{epochs}", f"loss {fixed(number(train, 'loss'), 3)}"]
     cells += [f"{key[5:]} {fixed(number(train, key), 3)}" for key in train if key.startswith("loss/")]
     if evaluation:
-        cells.append(f"{text(evaluation, 'split') or 'val'} top-1 {fixed(number(evaluation, 'top1'))}")
+        top1, divergence = (number(evaluation, key) for key in ("top1", "kl_to_teacher"))
+        shown = f"top-1 {fixed(top1)}" if divergence is None else f"KL to teacher {fixed(divergence, 3)}"
+        cells.append(f"{text(evaluation, 'split') or 'val'} {shown}")
     cells.append(f"lr {significant(number(train, 'lr'), 2)}")
     cells.append(f"{fixed(number(train, 'images_per_second'), 0)} img/s")
     return "  ".join(cells)
