@@ -119,7 +119,8 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         teacher_facts |= {"run": runs[0] if len(runs) == 1 else None, "runs": runs}
         if teacher_facts["nll"] is not None and math.isnan(teacher_facts["nll"]):
             raise NumericError(f"teacher {config.teacher.name}: its answers are not finite; it teaches nothing")
-        session.say(f"teacher: {accuracy_words(teacher_facts['top1'], source)}")
+        if config.teacher.head:
+            session.say(f"teacher: {accuracy_words(teacher_facts['top1'], source)}")
         warnings = teacher_warnings(config)
         for warning in warnings:
             session.warn(warning)
@@ -214,7 +215,7 @@ def find_teacher(
 def find_weights(config: TrainConfig, data: Data, session: Session) -> str | None:
     """The run folder of the fitted teacher; None when its checkpoint or timm's weights serve as they are."""
     teacher, classes = config.teacher, data.source.classes
-    ready = teacher.checkpoint is not None or (teacher.pretrained and is_imagenet(classes))
+    ready = teacher.checkpoint is not None or (teacher.pretrained and (is_imagenet(classes) or not teacher.head))
     if ready and teacher.fit.mode != "always":
         return None
     if not data.source.train.labelled:

@@ -33,9 +33,14 @@ def evaluate(
     ``top1``, ``top5`` and ``agreement`` (share of images where student and teacher decide alike) in percent, top-5
     being top-k of the classes there are; ``nll`` and ``kl_to_teacher`` = KL(teacher || student) at temperature 1 in
     nats, mean per image; ``ece`` of 15 equal bins, in [0, 1]. A number that cannot be known is left out: ``agreement``
-    and ``kl_to_teacher`` need a ``teacher``, the others labels, and count the labelled images alone.
+    and ``kl_to_teacher`` need a ``teacher`` with a head, the others labels, and count the labelled images alone. A
+    student without a head has no number.
     """
     classes = backbone.spec.classes
+    if classes == 0:
+        return {}
+    if teacher is not None and teacher.backbone.spec.classes == 0:
+        teacher = None
     ece = MulticlassCalibrationError(classes, n_bins=ECE_BINS).to(runtime.device)
     top1, top5, nll, agreement, divergence = (MeanMetric().to(runtime.device) for _ in range(5))
     # A rank may have no image at all; after an empty update it takes part in the sums like the others.

@@ -27,7 +27,7 @@ from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
 
 
 class Backbone(nn.Module):
-    """A timm classifier. ``forward``: B x C x H x W images in [0, 1] -> Output."""
+    """A timm model. ``forward``: B x C x H x W images in [0, 1] -> Output; of 0 classes, with logits B x 0."""
 
     net: Any  # a timm model; nn.Module does not declare what timm adds
     mean: Tensor
@@ -44,7 +44,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor, taps: Taps = LOGITS_ONLY) -> Output:
         normalised = (images - self.mean) / self.std
         if not taps.stages and not taps.embedding:
-            return Output(self.net(normalised), None, {})
+            return Output(self._logits(self.net(normalised)), None, {})
         count = len(self.spec.stage_shapes)
         wanted = sorted({stage % count for stage in taps.stages})
         if wanted:
@@ -53,14 +53,18 @@ class Backbone(nn.Module):
             features, maps = self.net.forward_features(normalised), []
         by_number = dict(zip(wanted, maps, strict=True))
         return Output(
-            logits=self.net.forward_head(features),
+            logits=self._logits(self.net.forward_head(features)),
             embedding=self.net.forward_head(features, pre_logits=True) if taps.embedding else None,
             stages={stage: by_number[stage % count] for stage in taps.stages},
         )
 
+    def _logits(self, answer_BK: Tensor) -> Tensor:
+        """timm answers with the embedding where there is no classifier."""
+        return answer_BK if self.spec.classes else answer_BK[:, :0]
+
 
 def build(config: ModelConfig, classes: int, image_size: int, role: str) -> Backbone:
-    """The model of a config with a classifier for ``classes``, its weights fresh or, if ``pretrained``, timm's.
+    """The model of a config, its weights fresh or, if ``pretrained``, timm's. With 0 ``classes`` it has no classifier.
 
     Own weights (``config.checkpoint``) are loaded by :mod:`distillcli.weights`. ``role`` names the config group in
     messages. Raises UserError when timm cannot build the model so, or its weights cannot be fetched.

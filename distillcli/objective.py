@@ -40,6 +40,11 @@ class Objective(nn.Module):
         for name in active:
             if TERMS[name].compares == "teacher":
                 assert teacher is not None, f"{name} needs a teacher"
+                if TERMS[name].compares_logits and not teacher.classes:
+                    raise UserError(
+                        f"distill.terms.{name}: it compares logits and the teacher has no head; use terms of "
+                        "embeddings or feature maps, e.g. distill=embedding, or teacher.head=true"
+                    )
             term = TERMS[name](self.options[name], config.temperature, student, teacher)
             if teacher is not None and not teacher.stage_shapes and term.teacher_taps != LOGITS_ONLY:
                 raise UserError(f"distill.terms.{name}: an ensemble answers with logits only; use a single teacher")

@@ -61,7 +61,7 @@ def describe_teacher(config: TrainConfig, classes: int) -> Spec:
     size = config.dataset.image_size
     if config.teacher.members:
         return join_specs([describe(member, classes, size, "teacher.members") for member in config.teacher.members])
-    return describe(config.teacher, classes, size, "teacher")
+    return describe(config.teacher, classes if config.teacher.head else 0, size, "teacher")
 
 
 def members_of(config: TrainConfig) -> list[TrainConfig]:
@@ -106,25 +106,26 @@ def open_teacher(
 def _open_one(config: TrainConfig, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
     teacher = config.teacher
     model = ModelConfig(name=teacher.name, pretrained=weights_from is None, args=teacher.args)
-    backbone = build(model, len(classes), config.dataset.image_size, "teacher")
+    backbone = build(model, len(classes) if teacher.head else 0, config.dataset.image_size, "teacher")
     if weights_from is not None:
         weights = read_weights(weights_from)
-        if not knows_classes(weights, backbone, classes):
+        if teacher.head and not knows_classes(weights, backbone, classes):
             raise UserError(
                 f"teacher.checkpoint={weights_from}: its classes are not the {len(classes)} of the data"
                 f"{_first_names(weights.classes)}; use a teacher of these classes, or fit it with a new classifier by "
                 "teacher.fit.mode=always"
             )
-        load_into(backbone, weights, "teacher")
+        load_into(backbone, weights, "teacher", new_head=not teacher.head)
     return place(backbone, runtime.device, config.trainer.channels_last)
 
 
 def with_classes(source: Source, config: TrainConfig) -> Source:
     """``source``, with the classes of its (first) teacher where nothing is labelled and so none has a name.
 
-    Raises UserError when the teacher does not name its classes either.
+    With a teacher without head there are no classes, and so its student has no head either. Raises UserError when a
+    teacher does not name its classes.
     """
-    if source.classes:
+    if source.classes or not config.teacher.head:
         return source
     teacher = members_of(config)[0].teacher
     classes = None

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from distillcli.config.compose import compose
 from distillcli.config.job import Job
-from distillcli.config.schema import DatasetConfig, DistillConfig
+from distillcli.config.schema import DatasetConfig, DistillConfig, ModelConfig
 from distillcli.data.labels import keep_labels
 from distillcli.data.open import open_source
 from distillcli.data.source import Source
@@ -22,12 +22,16 @@ from distillcli.distillation import distill, find_teacher
 from distillcli.engine import fit, merit
 from distillcli.errors import UserError
 from distillcli.fits import fit_once, new_backbone, teacher_recipe
+from distillcli.models import build, describe
 from distillcli.objective import Objective, check_labels
+from distillcli.reopening import reopen_model
 from distillcli.run_folder import read_metrics
-from distillcli.teachers import with_classes
+from distillcli.runtime import seed_everything
+from distillcli.teachers import describe_teacher, open_teacher, with_classes
 from distillcli.terms import TERMS
 from distillcli.terms.logit import cross_entropy
-from distillcli.types import LOGITS_ONLY
+from distillcli.types import LOGITS_ONLY, Taps
+from distillcli.weights import export, read_weights
 
 
 def digits(share: float, seed: int = 0) -> Source:
@@ -261,3 +265,82 @@ def test_classes_come_from_the_teacher_where_nothing_names_them(fitted: Path) ->
         UserError, match=r"teacher\.name=test_resnet: fake has no labels and this teacher does not name"
     ):
         with_classes(source, tiny())
+
+
+# --- a teacher without a head --------------------------------------------------------------------------------------
+
+HEADLESS = ("teacher.head=false", "distill=embedding")
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_100", "regnetx_002"])
+def test_a_teacher_without_head_says_what_the_classifier_says_before_its_head(name: str, tmp_path: Path) -> None:
+    config = tiny(f"teacher.name={name}")
+    classes = tuple("abcd")
+    size = config.dataset.image_size
+    seed_everything(0)
+    whole = build(ModelConfig(name), 4, size, "teacher").eval()
+    export(whole, tmp_path / "m", classes, size, 1.0)
+    headless = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, head=False))
+    taps = Taps((-1,), embedding=True)
+    teacher = open_teacher(headless, [str(tmp_path / "m")], classes, taps, CPU)
+    assert describe_teacher(headless, 4) == teacher.backbone.spec
+    assert describe_teacher(headless, 4).params < describe_teacher(config, 4).params
+    images = torch.rand(3, 3, size, size)
+    with torch.no_grad():
+        wanted, given = whole(images, taps), teacher.backbone(images, taps)
+    assert given.logits.shape == teacher.backbone(images).logits.shape == (3, 0)
+    assert given.embedding is not None
+    assert given.embedding.shape[1] == teacher.backbone.spec.embedding_width
+    assert torch.allclose(given.embedding, wanted.embedding, atol=1e-5)
+    assert torch.allclose(given.stages[-1], wanted.stages[-1], atol=1e-5)
+
+
+def test_terms_of_logits_are_refused_without_a_head() -> None:
+    config = tiny("teacher.head=false", "teacher.checkpoint=.")
+    student = describe(config.student, 4, 32, "student")
+    teacher = describe_teacher(config, 4)
+    for name, term in TERMS.items():
+        distill_config = DistillConfig(name="x", alpha=None, terms={name: {}})
+        if term.compares_logits:
+            said = rf"distill\.terms\.{name}: it compares logits and the teacher has no head; .* teacher\.head=true"
+            with pytest.raises(UserError, match=said):
+                Objective(distill_config, student, teacher)
+        elif name not in ("hint", "fsp"):  # which ask for stages that these models do not have
+            Objective(distill_config, student, teacher)
+    assert {"kl", "hard", "dist", "dkd"} <= {name for name, term in TERMS.items() if term.compares_logits}
+    assert not {"ce", "embedding", "sp", "pkt", "cc", "rkd", "at"} & {n for n, t in TERMS.items() if t.compares_logits}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ((), "without a head it cannot be fitted to labels; give teacher.checkpoint=PATH"),
+        (("teacher.checkpoint=.", "teacher.fit.mode=always"), "without a head it cannot be fitted"),
+        (("teacher=ensemble",), "an ensemble answers with logits only"),
+    ],
+)
+def test_a_teacher_without_head_is_never_fitted(overrides: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=rf"teacher\.head=false: {said}"):
+        tiny(*HEADLESS, *overrides)
+
+
+def test_an_embedding_is_learned_from_a_teacher_without_head(fitted: Path, tmp_path: Path) -> None:
+    source = open_source(tiny().dataset)
+    result, watch = distilled(tmp_path / "run", source, *HEADLESS, f"teacher.checkpoint={fitted}")
+    assert watch.labels == ["student", "control"]
+    assert [result["teacher"][name] for name in ("top1", "nll", "agreement", "kl_to_teacher")] == [None] * 4
+    assert result["student"]["top1"] is not None
+    assert [result["student"][name] for name in ("agreement", "kl_to_teacher")] == [None] * 2
+
+
+def test_without_head_and_labels_the_student_is_a_feature_extractor(fitted: Path, tmp_path: Path) -> None:
+    source = without_labels(open_source(tiny().dataset), "train", "val", "test")
+    result, _ = distilled(
+        tmp_path / "run", source, *HEADLESS, "distill.terms.ce.weight=0", f"teacher.checkpoint={fitted}"
+    )
+    assert result["best"]["epoch"] == 2  # the last: nothing tells which is better
+    assert result["dataset"]["classes"] == 0
+    exported = read_weights(str(tmp_path / "run"))
+    assert not any(name.startswith("classifier") for name in exported.state)
+    again = reopen_model(str(tmp_path / "run"), source, 32, True, CPU)
+    assert again(torch.rand(2, 3, 32, 32)).logits.shape == (2, 0)

@@ -163,6 +163,8 @@ def _check_model(key: str, config: ModelConfig) -> None:
 
 
 def _check_teacher(config: TeacherConfig) -> None:
+    if not config.head:
+        _check_headless(config)
     _one_of("teacher.average", config.average, AVERAGES)
     for number, member in enumerate(config.members):
         _check_model(f"teacher.members[{number}]", member)
@@ -175,6 +177,16 @@ def _check_teacher(config: TeacherConfig) -> None:
     _one_of("teacher.cache.mode", config.cache.mode, CACHE_MODES)
     _at_least("teacher.cache.views", config.cache.views, 0)
     _above_zero("teacher.cache.max_gb", config.cache.max_gb)
+
+
+def _check_headless(config: TeacherConfig) -> None:
+    if config.members:
+        raise UserError("teacher.head=false: an ensemble answers with logits only; use a single teacher, or head=true")
+    if config.fit.mode == "always" or not (config.checkpoint or config.pretrained):
+        raise UserError(
+            "teacher.head=false: without a head it cannot be fitted to labels; give teacher.checkpoint=PATH or "
+            "teacher.pretrained=true, with teacher.fit.mode=auto"
+        )
 
 
 def _check_dataset(config: DatasetConfig) -> None:

@@ -55,6 +55,7 @@ class MemberConfig(ModelConfig):
 
 @dataclass
 class TeacherConfig(ModelConfig):
+    head: bool = True  # false: a feature extractor, which answers with embedding and stages; it is never fitted
     precision: str = "auto"  # auto | fp32 | bf16 | fp16, for its forward pass and its fit
     members: list[MemberConfig] = field(default_factory=list)  # an ensemble, in place of name and checkpoint
     average: str = "probabilities"  # of the members' answers: probabilities | logits

@@ -174,6 +174,7 @@ class HardLabel(Term):
     """Hard-label distillation (Touvron et al., ICML 2021): cross-entropy with the teacher's decision."""
 
     compares = "teacher"
+    compares_logits = True
 
     @dataclass(frozen=True)
     class Options(TermOptions):
