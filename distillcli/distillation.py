@@ -35,14 +35,22 @@ from distillcli.fits import (
     teacher_recipe,
 )
 from distillcli.models import describe
-from distillcli.objective import Objective, check_terms, needs_teacher
+from distillcli.objective import Objective, check_labels, check_terms, needs_teacher
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
 from distillcli.report.markdown import write_report
 from distillcli.run_folder import read_result, write_result
 from distillcli.runtime import Runtime, resolve_precision, seed_everything, start
 from distillcli.signals import listening
-from distillcli.teachers import FrozenTeacher, Teacher, describe_teacher, is_imagenet, members_of, open_teacher
+from distillcli.teachers import (
+    FrozenTeacher,
+    Teacher,
+    describe_teacher,
+    is_imagenet,
+    members_of,
+    open_teacher,
+    with_classes,
+)
 from distillcli.terms.base import Setting
 from distillcli.types import Spec, Taps
 
@@ -91,6 +99,8 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     started = time.monotonic()
     runtime = session.runtime
     check_terms(config.distill)
+    check_labels(config.distill, source.train)
+    source = with_classes(source, config)
     size, classes = config.dataset.image_size, len(source.classes)
     student_spec = describe(config.student, classes, size, "student")
     teachers = teaching_specs(config, student_spec, classes)
@@ -118,9 +128,10 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         timings["teacher"] = time.monotonic() - begun
         teacher_facts = measure(frozen.backbone, data, runtime, frozen.precision)
         teacher_facts |= {"run": runs[0] if len(runs) == 1 else None, "runs": runs}
-        if math.isnan(teacher_facts["nll"]):
+        if teacher_facts["nll"] is not None and math.isnan(teacher_facts["nll"]):
             raise NumericError(f"teacher {config.teacher.name}: its answers are not finite; it teaches nothing")
-        session.say(f"teacher: top-1 {teacher_facts['top1']:.2f} on {source.evaluated_on}")
+        if config.teacher.head:
+            session.say(f"teacher: {accuracy_words(teacher_facts['top1'], source)}")
         warnings = teacher_warnings(config)
         for warning in warnings:
             session.warn(warning)
@@ -153,7 +164,9 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
             export_student(peer, folder / "peers" / str(number), config, data)
 
     baseline = None
-    if config.baseline and teachers:
+    if config.baseline and teachers and not source.train.labelled:
+        session.say("control: none, as no training image has a label")
+    elif config.baseline and teachers:
         begun = time.monotonic()
         control = fit_once(control_recipe(config), "control", data, session)
         timings["control"] = time.monotonic() - begun
@@ -198,6 +211,7 @@ def introduce(
             dataset=source.name,
             classes=len(source.classes),
             train=len(source.train.labels),
+            labelled=source.train.labelled,
             val=len(source.val.labels),
             test=len(source.test.labels) if source.test else 0,
             objective=objective.words(),
@@ -241,9 +255,14 @@ def find_teacher(
 def find_weights(config: TrainConfig, data: Data, session: Session) -> str | None:
     """The run folder of the fitted teacher; None when its checkpoint or timm's weights serve as they are."""
     teacher, classes = config.teacher, data.source.classes
-    ready = teacher.checkpoint is not None or (teacher.pretrained and is_imagenet(classes))
+    ready = teacher.checkpoint is not None or (teacher.pretrained and (is_imagenet(classes) or not teacher.head))
     if ready and teacher.fit.mode != "always":
         return None
+    if not data.source.train.labelled:
+        raise UserError(
+            f"teacher.name={teacher.name}: no training image has a label to fit it to; give teacher.checkpoint=RUN "
+            "with teacher.fit.mode=auto"
+        )
     if teacher.fit.mode == "never":
         raise UserError(
             f"teacher.fit.mode=never: {teacher.name} has no weights for the {len(classes)} classes of the data; give "
@@ -265,15 +284,27 @@ def teacher_warnings(config: TrainConfig) -> list[str]:
     return found
 
 
+def accuracy_words(top1: float | None, source: Source) -> str:
+    if top1 is None:
+        return f"top-1 not known, the {source.evaluated_on} part has no labels"
+    return f"top-1 {top1:.2f} on {source.evaluated_on}"
+
+
 def comparison_warnings(student: dict[str, Any], teacher: dict[str, Any] | None) -> list[str]:
-    if teacher is not None and teacher["top1"] <= student["top1"]:
+    if teacher is not None and _known(teacher, student) and teacher["top1"] <= student["top1"]:
         return [f"the teacher ({teacher['top1']:.2f}) is no better than the student ({student['top1']:.2f})"]
     return []
 
 
 def gap_closed(student: dict[str, Any], teacher: dict[str, Any] | None, control: dict[str, Any] | None) -> float | None:
-    """(student - control) / (teacher - control) in top-1; None without a control or without a gap to close."""
-    if teacher is None or control is None or teacher["top1"] <= control["top1"]:
+    """(student - control) / (teacher - control) in top-1; None without a control, labels or a gap to close."""
+    if teacher is None or control is None or not _known(student, teacher, control):
+        return None
+    if teacher["top1"] <= control["top1"]:
         return None
     share: float = (student["top1"] - control["top1"]) / (teacher["top1"] - control["top1"])
     return share
+
+
+def _known(*models: dict[str, Any]) -> bool:
+    return all(model["top1"] is not None for model in models)

@@ -110,7 +110,7 @@ class State:
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
     step: int = 0
-    best: dict[str, float] = field(default_factory=dict)  # epoch, top1 and nll on the validation data
+    best: dict[str, float] = field(default_factory=dict)  # epoch and numbers of the validation data
     last: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -214,9 +214,10 @@ def fit(
     """Train ``student`` as ``config`` says, from the last checkpoint in ``folder`` if there is one.
 
     Writes ``metrics.jsonl`` and ``checkpoints/``. ``recipe``: the fingerprint of what is trained, kept in the
-    checkpoints. ``peers`` learn with the student and teach it. Raises Interrupted after saving when ``stop`` was
-    requested, NumericError on a non-finite loss, UserError when the folder holds another recipe or the objective does
-    not fit the loop.
+    checkpoints. ``peers`` learn with the student and teach it. With nobody to teach, only the labelled images are
+    shown, for as many steps as all of them would take. Raises Interrupted after saving when ``stop`` was requested,
+    NumericError on a non-finite loss, UserError when the folder holds another recipe or the objective does not fit the
+    loop.
     """
     runtime, trainer, device = session.runtime, config.trainer, session.runtime.device
     if trainer.accumulate > 1 and objective.whole_batch_terms:
@@ -240,7 +241,8 @@ def fit(
     objective.to(device)
     model = MutualLearning(student, peers, objective) if peers else Distillation(student, objective)
     optimizer = build_optimizer(config.optimizer, model)
-    steps = data.train.steps_per_epoch(trainer.batch_size)
+    train = data.train if objective.compares_teacher else data.train.labelled()
+    steps = train.steps_per_epoch(trainer.batch_size)
     schedule = build_schedule(config.schedule, optimizer, trainer.epochs, steps)
     state = State(
         model=model,
@@ -266,7 +268,7 @@ def fit(
             epoch, first_step = state.step // steps + 1, state.step % steps
             totals = Totals(device, skips_overflow=state.scaler.is_enabled())
             started = time.perf_counter()
-            for parts in data.train.epoch(
+            for parts in train.epoch(
                 config.augment,
                 config.seed,
                 epoch,
@@ -295,13 +297,15 @@ def fit(
                     raise Interrupted("interrupted", session.stop.exit_code or 143)
             totals.check(config, epoch, runtime)
             elapsed = time.perf_counter() - started
-            images = totals.count * min(trainer.batch_size, len(data.train))
+            images = totals.count * min(trainer.batch_size, len(train.shown))
             seen, seconds = seen + images, seconds + elapsed
             row = {"kind": "train", "epoch": epoch, "step": state.step, **totals.means(runtime)}
             row |= {"lr": max(group["lr"] for group in optimizer.param_groups)}
             row |= {"images_per_second": images / elapsed, "seconds": elapsed}
             share_buffers(state.deployed, runtime)
-            numbers = evaluate(state.deployed, data.val, runtime)
+            # Without labels only the teacher can tell how good an epoch is; where there are some, it costs time.
+            judge = None if teacher is None or data.val.has_labels else teacher.live
+            numbers = evaluate(state.deployed, data.val, runtime, teacher=judge)
             keeper.epoch_done(epoch, row, numbers)
             progress.epoch(row, {"split": "val", **numbers})
             if any_rank(bool(session.stop.exit_code), runtime):
@@ -354,10 +358,10 @@ class Keeper:
         self.saved_at = time.monotonic()
 
     def epoch_done(self, epoch: int, train: dict[str, Any], numbers: Numbers) -> None:
-        """Record an epoch; on equal accuracy the more confident epoch is the better one."""
+        """Record an epoch."""
         state = self.state
         state.last = {"epoch": epoch, **numbers}
-        is_best = not state.best or (numbers["top1"], -numbers["nll"]) > (state.best["top1"], -state.best["nll"])
+        is_best = not state.best or merit(state.last) > merit(state.best)
         state.best = state.last if is_best else state.best
         if self.runtime.is_main:
             if is_best:
@@ -365,6 +369,16 @@ class Keeper:
             append_metrics(self.folder, train)
             append_metrics(self.folder, {"kind": "eval", "epoch": epoch, "step": state.step, "split": "val", **numbers})
         self.save()
+
+
+def merit(numbers: Numbers) -> tuple[float, ...]:
+    """Orders epochs: by accuracy, and on equal accuracy the more confident one is better.
+
+    Without labels the epoch closest to the teacher is the best, and where it has no classes to compare, the last.
+    """
+    if "top1" in numbers:
+        return numbers["top1"], -numbers["nll"]
+    return (-numbers["kl_to_teacher"],) if "kl_to_teacher" in numbers else (numbers["epoch"],)
 
 
 class Totals:

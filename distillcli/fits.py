@@ -66,7 +66,11 @@ def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:
 
 
 def control_recipe(config: TrainConfig) -> TrainConfig:
-    """The same student with the same budget and no teacher."""
+    """The same student with the same budget and no teacher.
+
+    The budget is counted in optimizer steps: where only some images are labelled, the control sees these alone, and as
+    often as it takes to make as many steps as the student.
+    """
     name = f"control {config.student.name}"
     return dataclasses.replace(config, name=name, baseline=False, peers=[], distill=labels_only(config.distill))
 
@@ -220,18 +224,18 @@ def run_facts(
     """The part of ``result.json`` that student, teacher and control have in common."""
     source = data.source
     student = measure(fitted.backbone, data, runtime, teacher=teacher)
-    best_top1 = student["top1"]
+    best_numbers = student
     if fitted.best["epoch"] != fitted.last["epoch"]:
         best = copy.deepcopy(fitted.backbone)
         content = read_checkpoint(folder / "checkpoints" / "best.pt")
         best.net.load_state_dict(content["ema"] or content["student"])
-        best_top1 = evaluate(best, data.evaluation, runtime)["top1"]
+        best_numbers = evaluate(best, data.evaluation, runtime, teacher=teacher)
     return {
         "name": config.name,
         "evaluated_on": source.evaluated_on,
         "student": student,
-        "best": {"epoch": fitted.best["epoch"], "val_top1": fitted.best["top1"], "top1": best_top1},
-        "last": {"epoch": fitted.last["epoch"], "val_top1": fitted.last["top1"], "top1": student["top1"]},
+        "best": _epoch_facts(fitted.best, best_numbers),
+        "last": _epoch_facts(fitted.last, student),
         "epochs": config.trainer.epochs,
         "images_per_second": fitted.images_per_second,
         "temperature": config.distill.temperature,
@@ -242,12 +246,20 @@ def run_facts(
             "name": source.name,
             "classes": len(source.classes),
             "train": len(source.train.labels),
+            "labelled": source.train.labelled,
             "val": len(source.val.labels),
             "test": len(source.test.labels) if source.test else 0,
         },
         "versions": versions(),
         "fingerprints": {"data": source.fingerprint, "recipe": recipe},
     }
+
+
+def _epoch_facts(on_val: dict[str, float], numbers: dict[str, Any]) -> dict[str, Any]:
+    facts: dict[str, Any] = {"epoch": on_val["epoch"]}
+    for name in ("top1", "kl_to_teacher"):
+        facts |= {f"val_{name}": on_val.get(name), name: numbers.get(name)}
+    return facts
 
 
 def measure(
@@ -257,8 +269,9 @@ def measure(
     precision: str = "fp32",
     teacher: FrozenTeacher | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one model as ``result.json`` holds them."""
+    """The numbers of one model as ``result.json`` holds them; those that cannot be known are None."""
     spec = backbone.spec
-    numbers = {"model": spec.name, "params": spec.params, "macs": spec.macs, "agreement": None, "kl_to_teacher": None}
+    numbers: dict[str, Any] = {"model": spec.name, "params": spec.params, "macs": spec.macs}
+    numbers |= dict.fromkeys(("top1", "top5", "nll", "ece", "agreement", "kl_to_teacher"))
     numbers |= evaluate(backbone, data.evaluation, runtime, precision, teacher)
     return numbers | {"latency_ms": latency(backbone, data.evaluation.config.image_size, runtime.device)}

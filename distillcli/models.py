@@ -29,7 +29,7 @@ from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
 
 
 class Backbone(nn.Module):
-    """A timm classifier. ``forward``: B x C x H x W images in [0, 1] -> Output."""
+    """A timm model. ``forward``: B x C x H x W images in [0, 1] -> Output; of 0 classes, with logits B x 0."""
 
     net: Any  # a timm model; nn.Module does not declare what timm adds
     mean: Tensor
@@ -49,7 +49,7 @@ class Backbone(nn.Module):
         normalised = (images - self.mean) / self.std
         if not taps.stages and not taps.embedding:
             logits, token = _both_heads(self.net(normalised), taps)
-            return Output(logits, None, {}, token)
+            return Output(self._logits(logits), None, {}, token)
         count = len(self.spec.stage_shapes)
         wanted = sorted({stage % count for stage in taps.stages})
         if wanted:
@@ -59,11 +59,15 @@ class Backbone(nn.Module):
         by_number = dict(zip(wanted, maps, strict=True))
         logits, token = _both_heads(self.net.forward_head(features), taps)
         return Output(
-            logits=logits,
+            logits=self._logits(logits),
             embedding=self.net.forward_head(features, pre_logits=True) if taps.embedding else None,
             stages={stage: by_number[stage % count] for stage in taps.stages},
             token_logits=token,
         )
+
+    def _logits(self, answer_BK: Tensor) -> Tensor:
+        """timm answers with the embedding where there is no classifier."""
+        return answer_BK if self.spec.classes else answer_BK[:, :0]
 
 
 def _both_heads(answer: Tensor | tuple[Tensor, Tensor], taps: Taps) -> tuple[Tensor, Tensor | None]:
@@ -77,7 +81,7 @@ def _both_heads(answer: Tensor | tuple[Tensor, Tensor], taps: Taps) -> tuple[Ten
 
 
 def build(config: ModelConfig, classes: int, image_size: int, role: str) -> Backbone:
-    """The model of a config with a classifier for ``classes``, its weights fresh or, if ``pretrained``, timm's.
+    """The model of a config, its weights fresh or, if ``pretrained``, timm's. With 0 ``classes`` it has no classifier.
 
     Own weights (``config.checkpoint``) are loaded by :mod:`distillcli.weights`. ``role`` names the config group in
     messages. Raises UserError when timm cannot build the model so, or its weights cannot be fetched.

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig
+from distillcli.data.source import Split
 from distillcli.errors import UserError, did_you_mean
 from distillcli.terms import TERMS
 from distillcli.terms.base import Setting, SoftOptions, Term, TermOptions
@@ -39,6 +40,11 @@ class Objective(nn.Module):
         for name in active:
             if TERMS[name].compares == "teacher":
                 assert setting.teacher is not None, f"{name} needs a teacher"
+                if TERMS[name].compares_logits and not setting.teacher.classes:
+                    raise UserError(
+                        f"distill.terms.{name}: it compares logits and the teacher has no head; use terms of "
+                        "embeddings or feature maps, e.g. distill=embedding, or teacher.head=true"
+                    )
             term = TERMS[name](self.options[name], setting)
             if setting.teacher and not setting.teacher.stage_shapes and term.teacher_taps != LOGITS_ONLY:
                 raise UserError(f"distill.terms.{name}: an ensemble answers with logits only; use a single teacher")
@@ -127,6 +133,25 @@ def needs_teacher(config: DistillConfig) -> bool:
         and parse_options(name, options).weight * _share(TERMS[name], config.alpha) > 0
         for name, options in config.terms.items()
     )
+
+
+def check_labels(config: DistillConfig, split: Split) -> None:
+    """Raise UserError when a term of weight needs labels that the images of ``split``, the training part, lack."""
+    missing = len(split.labels) - split.labelled
+    for name, options in config.terms.items():
+        term = TERMS[name]
+        if not missing or parse_options(name, options).weight * _share(term, config.alpha) == 0:
+            continue
+        if term.needs_labels:
+            raise UserError(
+                f"distill.terms.{name}: it needs the class of every image and {missing:,} training images have no "
+                "label; use a term without labels, e.g. distill=kd, or dataset.labelled=1"
+            )
+        if term.compares == "labels" and not split.labelled:
+            raise UserError(
+                f"distill.terms.{name}: it compares with labels and no training image has one; set distill.alpha=1, or "
+                f"distill.terms.{name}.weight=0"
+            )
 
 
 def labels_only(config: DistillConfig) -> DistillConfig:

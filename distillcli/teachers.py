@@ -6,10 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Protocol
 
+import timm
 import torch
 from timm.data import ImageNetInfo
 
 from distillcli.config.schema import ModelConfig, TrainConfig
+from distillcli.data.source import Source
 from distillcli.ensemble import Classifier, Ensemble, join_specs
 from distillcli.errors import UserError
 from distillcli.models import Backbone, build, describe, place
@@ -17,11 +19,18 @@ from distillcli.runtime import Runtime, autocast, resolve_precision
 from distillcli.types import Batch, Output, Spec, Taps
 from distillcli.weights import knows_classes, load_into, read_weights
 
+IMAGENET_CLASSES = 1000
+
 
 class Teacher(Protocol):
     """Whatever answers a batch of views with the targets of the teacher terms."""
 
     def __call__(self, batch: Batch) -> Output: ...
+
+    @property
+    def live(self) -> FrozenTeacher:
+        """The model behind it, which answers any images."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,10 @@ class FrozenTeacher:
 
     def __post_init__(self) -> None:
         self.backbone.eval().requires_grad_(False)
+
+    @property
+    def live(self) -> FrozenTeacher:
+        return self
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Output:
@@ -48,7 +61,7 @@ def describe_teacher(config: TrainConfig, classes: int) -> Spec:
     size = config.dataset.image_size
     if config.teacher.members:
         return join_specs([describe(member, classes, size, "teacher.members") for member in config.teacher.members])
-    return describe(config.teacher, classes, size, "teacher")
+    return describe(config.teacher, classes if config.teacher.head else 0, size, "teacher")
 
 
 def members_of(config: TrainConfig) -> list[TrainConfig]:
@@ -103,17 +116,39 @@ def open_single(
 def _open_one(config: TrainConfig, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
     teacher = config.teacher
     model = ModelConfig(name=teacher.name, pretrained=weights_from is None, args=teacher.args)
-    backbone = build(model, len(classes), config.dataset.image_size, "teacher")
+    backbone = build(model, len(classes) if teacher.head else 0, config.dataset.image_size, "teacher")
     if weights_from is not None:
         weights = read_weights(weights_from)
-        if not knows_classes(weights, backbone, classes):
+        if teacher.head and not knows_classes(weights, backbone, classes):
             raise UserError(
                 f"teacher.checkpoint={weights_from}: its classes are not the {len(classes)} of the data"
                 f"{_first_names(weights.classes)}; use a teacher of these classes, or fit it with a new classifier by "
                 "teacher.fit.mode=always"
             )
-        load_into(backbone, weights, "teacher")
+        load_into(backbone, weights, "teacher", new_head=not teacher.head)
     return place(backbone, runtime.device, config.trainer.channels_last)
+
+
+def with_classes(source: Source, config: TrainConfig) -> Source:
+    """``source``, with the classes of its (first) teacher where nothing is labelled and so none has a name.
+
+    With a teacher without head there are no classes, and so its student has no head either. Raises UserError when a
+    teacher does not name its classes.
+    """
+    if source.classes or not config.teacher.head:
+        return source
+    teacher = members_of(config)[0].teacher
+    classes = None
+    if teacher.checkpoint is not None:
+        classes = read_weights(teacher.checkpoint).classes
+    elif teacher.pretrained and timm.get_pretrained_cfg_value(teacher.name, "num_classes") == IMAGENET_CLASSES:
+        classes = tuple(ImageNetInfo().label_names())
+    if classes is None:
+        raise UserError(
+            f"teacher.name={teacher.name}: {source.name} has no labels and this teacher does not name its classes; give"
+            " teacher.checkpoint=RUN, a run folder or exported model, or teacher.pretrained=true"
+        )
+    return dataclasses.replace(source, classes=classes)
 
 
 def is_imagenet(classes: tuple[str, ...]) -> bool:

@@ -166,6 +166,8 @@ def _check_model(key: str, config: ModelConfig) -> None:
 
 
 def _check_teacher(config: TeacherConfig) -> None:
+    if not config.head:
+        _check_headless(config)
     _one_of("teacher.average", config.average, AVERAGES)
     for number, member in enumerate(config.members):
         _check_model(f"teacher.members[{number}]", member)
@@ -205,12 +207,23 @@ def _check_kinds_of_teachers(config: TrainConfig) -> None:
         raise UserError("teacher.mean=true: the teacher is the moving average of the student; set trainer.ema=0.99")
 
 
+def _check_headless(config: TeacherConfig) -> None:
+    if config.members:
+        raise UserError("teacher.head=false: an ensemble answers with logits only; use a single teacher, or head=true")
+    if config.fit.mode == "always" or not (config.checkpoint or config.pretrained):
+        raise UserError(
+            "teacher.head=false: without a head it cannot be fitted to labels; give teacher.checkpoint=PATH or "
+            "teacher.pretrained=true, with teacher.fit.mode=auto"
+        )
+
+
 def _check_dataset(config: DatasetConfig) -> None:
     _at_least("dataset.image_size", config.image_size, 8)
     if not 0 < config.val_fraction < 1:
         raise UserError(f"dataset.val_fraction={config.val_fraction}: must be above 0 and below 1, e.g. 0.1")
     if not 0 < config.crop_fraction <= 1:
         raise UserError(f"dataset.crop_fraction={config.crop_fraction}: must be above 0 and at most 1")
+    _share("dataset.labelled", config.labelled)
     _at_least("dataset.split_seed", config.split_seed, 0)
     _at_least("dataset.memory_gb", config.memory_gb, 0)
     _at_least("dataset.classes", config.classes, 2)

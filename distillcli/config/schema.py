@@ -62,6 +62,7 @@ class AssistantConfig(ModelConfig):
 
 @dataclass
 class TeacherConfig(ModelConfig):
+    head: bool = True  # false: a feature extractor, which answers with embedding and stages; it is never fitted
     precision: str = "auto"  # auto | fp32 | bf16 | fp16, for its forward pass and its fit
     members: list[MemberConfig] = field(default_factory=list)  # an ensemble, in place of name and checkpoint
     average: str = "probabilities"  # of the members' answers: probabilities | logits
@@ -84,7 +85,8 @@ class DatasetConfig:
     image_size: int = 224  # pixels, height and width of every view
     crop_fraction: float = 1.0  # share of the shorter side kept by the centre crop of evaluation
     val_fraction: float = 0.1  # share of the training images held out when the set has no validation part
-    split_seed: int = 0  # seed of that split: part of the data, not of the run
+    labelled: float = 1.0  # share of the training images whose labels are kept, in each class; 0: none
+    split_seed: int = 0  # seed of that split and of the labels kept: part of the data, not of the run
     memory_gb: float = 4.0  # keep decoded images in memory up to this size, stream through workers above it
     classes: int = 10  # fake only: number of classes
     samples: int = 512  # fake only: number of training images

@@ -206,7 +206,10 @@ def gap_sentence(result: Mapping[str, Any]) -> str:
         return ""
     student, teacher, control = (number(result, name, "top1") for name in ("student", "teacher", "baseline"))
     if student is None:
-        return "The student's accuracy was not measured, so nothing can be said about the gap."
+        agreement, split = number(result, "student", "agreement"), text(result, "evaluated_on")
+        if agreement is None:
+            return "The student's accuracy was not measured, so nothing can be said about the gap."
+        return f"Nothing on {split} is labelled: student and teacher agree on {percent(agreement)} of the images."
     if control is None:
         rest = "the share of the gap closed is not known."
         if teacher is None:
@@ -248,12 +251,15 @@ def gap_sentence(result: Mapping[str, Any]) -> str:
 def best_sentence(result: Mapping[str, Any]) -> str:
     """The best epoch, and on which data it was chosen; empty when there is none."""
     epoch, top1, on_val = (number(result, "best", key) for key in ("epoch", "top1", "val_top1"))
+    divergence = number(result, "best", "val_kl_to_teacher")
     if epoch is None:
         return ""
     epochs = number(result, "epochs")
     where = f"epoch {epoch:.0f}" if epochs is None else f"epoch {epoch:.0f} of {epochs:.0f}"
     split = text(result, "evaluated_on")
     shown = f"top-1 {percent(top1)}" + (f" on {split}" if split else "")
+    if on_val is None and divergence is not None:
+        return f"Best epoch chosen on val, closest to the teacher (KL {fixed(divergence, 3)} there): {where}, {shown}."
     if split == "val":
         return f"Best epoch chosen on val: {where}, {shown}. It was chosen on the data it is reported on: optimistic."
     there = "" if on_val is None else f" ({percent(on_val)} there)"

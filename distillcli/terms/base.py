@@ -75,14 +75,18 @@ class Term(nn.Module, ABC):
 
     ``compares``: whether it compares the student with the labels, weighted by 1 - alpha, or with the teacher, weighted
     by alpha. ``whole_batch``: its value depends on which samples share a batch, so micro-batches would change it.
-    ``remembers``: it keeps what it saw in buffers, of which every process would have its own. Parameters it registers
-    are trained with the student and left behind at export.
+    ``remembers``: it keeps what it saw in buffers, of which every process would have its own. ``compares_logits``:
+    with those of the teacher, which must have a head then. ``needs_labels``: it asks for the class of every sample, so
+    it has no use for images without a label. Parameters it registers are trained with the student and left behind at
+    export.
     """
 
     Options: ClassVar[type[TermOptions]]
     compares: ClassVar[Literal["labels", "teacher"]]
     whole_batch: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
+    compares_logits: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
 
     student_taps: Taps = LOGITS_ONLY
     teacher_taps: Taps = LOGITS_ONLY
@@ -118,6 +122,7 @@ class LogitTerm(Term, ABC):
     Options: ClassVar[type[StandardizeOptions]]
     compares = "teacher"
     student_taps = Taps(token=True)
+    compares_logits = True
 
     def __init__(self, options: StandardizeOptions, setting: Setting) -> None:
         super().__init__(options, setting)

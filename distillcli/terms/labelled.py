@@ -22,7 +22,7 @@ def label_of(targets: Tensor) -> Tensor:
 
 
 def at_label(values_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """The entry of each row at its label. Raises on a label that is no class."""
+    """The entry of each row at its label. Raises on a label that is no class, as -1."""
     return values_BK.gather(1, labels_B[:, None])[:, 0]
 
 
@@ -100,6 +100,8 @@ class DKD(LogitTerm):
     KL is TCKD + (1 - p_t(y)) NCKD of each sample; here NCKD counts fully for samples the teacher is sure of.
     """
 
+    needs_labels = True
+
     @dataclass(frozen=True)
     class Options(LogitOptions):
         alpha: float = 1.0
@@ -119,6 +121,8 @@ class DKD(LogitTerm):
 class NKD(LogitTerm):
     """Normalised KD (Yang et al., ICCV 2023): cross-entropies at the label, and among the other classes."""
 
+    needs_labels = True
+
     @dataclass(frozen=True)
     class Options(LogitOptions):
         gamma: float = 1.5
@@ -134,6 +138,8 @@ class NKD(LogitTerm):
 @final
 class WSLD(LogitTerm):
     """Weighted soft labels (Zhou et al., ICLR 2021): samples the student knows already count less."""
+
+    needs_labels = True
 
     @dataclass(frozen=True)
     class Options(LogitOptions):
@@ -151,6 +157,7 @@ class TfKD(Term):
     """
 
     compares = "labels"
+    needs_labels = True
 
     @dataclass(frozen=True)
     class Options(SoftOptions):

@@ -16,8 +16,13 @@ from distillcli.types import Batch, Output, Taps
 
 
 def cross_entropy(logits_BK: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean over the batch of -sum_k q_k log p_k; ``targets``: class numbers B, or distributions q of shape B x K."""
-    return functional.cross_entropy(logits_BK, targets, label_smoothing=smoothing)
+    """Mean over the labelled samples of -sum_k q_k log p_k, 0 without any.
+
+    ``targets``: class numbers B, -1 where the class is not known, or distributions q of shape B x K.
+    """
+    labelled = len(targets) if targets.ndim == 2 else (targets >= 0).sum().clamp(min=1)
+    total = functional.cross_entropy(logits_BK, targets, label_smoothing=smoothing, ignore_index=-1, reduction="sum")
+    return total / labelled
 
 
 def kl_divergence(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
@@ -89,7 +94,10 @@ def hard_label(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 
 @final
 class CrossEntropy(Term):
-    """Cross-entropy (with label smoothing: Szegedy et al., CVPR 2016): the labels themselves."""
+    """Cross-entropy (with label smoothing: Szegedy et al., CVPR 2016): the labels themselves, as far as there are any.
+
+    The mean is that of the labelled samples of a micro-batch on one rank: with few labels these weigh a little uneven.
+    """
 
     compares = "labels"
 
@@ -170,6 +178,7 @@ class HardLabel(Term):
 
     compares = "teacher"
     student_taps = Taps(token=True)
+    compares_logits = True
 
     @dataclass(frozen=True)
     class Options(TermOptions):

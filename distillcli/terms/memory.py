@@ -76,6 +76,7 @@ class CRD(Term):
 
     compares = "teacher"
     remembers = True
+    needs_labels = True
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
     memories: Tensor
