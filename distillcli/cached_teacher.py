@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distillcli.cache import RowCache, choose_format, open_cache
 from distillcli.config.schema import TrainConfig
@@ -29,17 +32,40 @@ class CachedTeacher:
     cache: RowCache
 
     def __call__(self, batch: Batch) -> Output:
-        index, device = batch.index.numpy(), batch.images.device
-        rows, present = self.cache.read(batch.view, index)
+        device = batch.images.device
+        rows, present = self.stored(batch)
         if not present.all():
-            answer = self.live(batch)
-            parts = [answer.logits] if answer.embedding is None else [answer.logits, answer.embedding]
-            fresh = torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
-            rows[~present] = self.cache.write(batch.view, index[~present], fresh[~present])
+            fresh = self.asked(batch)
+            for view, of_view, index in _by_view(batch):
+                absent = of_view & ~present
+                rows[absent] = self.cache.write(view, index[absent], fresh[absent])
         answers = torch.from_numpy(rows).to(device, non_blocking=device.type == "cuda")
         classes = self.live.backbone.spec.classes
         embedding = answers[:, classes:] if self.live.taps.embedding else None
         return Output(answers[:, :classes], embedding, {})
+
+    def stored(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The rows of a batch, B x width, and which of them are there; the others are undefined."""
+        rows = np.zeros((len(batch.index), self.cache.width), dtype=np.float32)
+        present = np.zeros(len(batch.index), dtype=bool)
+        for view, of_view, index in _by_view(batch):
+            rows[of_view], present[of_view] = self.cache.read(view, index[of_view])
+        return rows, present
+
+    def asked(self, batch: Batch) -> NDArray[np.float32]:
+        """The rows of a batch as the live teacher gives them."""
+        answer = self.live(batch)
+        parts = [answer.logits] if answer.embedding is None else [answer.logits, answer.embedding]
+        asked: NDArray[np.float32] = torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
+        return asked
+
+
+def _by_view(batch: Batch) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.int64]]]:
+    """Each view in the batch, which rows show it, and the positions of all rows."""
+    index: NDArray[np.int64] = batch.index.numpy()
+    views = np.broadcast_to(batch.view, index.shape)
+    for view in np.unique(views):
+        yield int(view), views == view, index
 
 
 def with_cache(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime: Runtime) -> tuple[Teacher, str, str]:
@@ -92,10 +118,8 @@ def compare_with_live(config: TrainConfig, data: Data, teacher: CachedTeacher, c
             if number == per_view or compared >= count:
                 break
             batch = parts[0]
-            stored, present = teacher.cache.read(batch.view, batch.index.numpy())
-            answer = teacher.live(batch)
-            live = torch.cat([part.float() for part in (answer.logits, answer.embedding) if part is not None], dim=1)
-            fresh = live.cpu().numpy()
+            stored, present = teacher.stored(batch)
+            fresh = teacher.asked(batch)
             rounded = teacher.cache.format.decode(teacher.cache.format.encode(fresh), teacher.cache.width)
             if present.any():
                 compared += int(present.sum())

@@ -38,7 +38,7 @@ def recipe(**parts: Any) -> AugmentConfig:
 
 
 def views_of(seed: int = 0, view: int = 1, index: NDArray[np.int64] = INDEX, size: int = 32, **parts: Any) -> Views:
-    return draw(recipe(**parts), seed, view, index, np.ones(len(index)), 1.0, size)
+    return draw(recipe(**parts), seed, np.full(len(index), view), index, np.ones(len(index)), 1.0, size)
 
 
 def pixels(count: int = 8, height: int = 32, width: int = 32, seed: int = 0) -> Tensor:

@@ -116,13 +116,13 @@ def check_schedule(config: ScheduleConfig, epochs: int) -> None:
 
 
 def _check_augment(config: AugmentConfig) -> None:
-    for key in ("flip", "erase"):
+    for key in ("flip", "erase", "mix_probability"):
         _share(f"augment.{key}", getattr(config, key))
     for key in ("crop_area", "crop_ratio", "zoom"):
         _ascending(f"augment.{key}", getattr(config, key))
     if config.crop_area[1] > 1:
         raise UserError(f"augment.crop_area={list(config.crop_area)}: a share of the image, at most 1")
-    for key in ("translate", "rotate", "shear", "brightness", "contrast", "saturation"):
+    for key in ("translate", "rotate", "shear", "brightness", "contrast", "saturation", "mixup", "cutmix"):
         _at_least(f"augment.{key}", getattr(config, key), 0)
     for key in ("translate", "brightness", "contrast", "saturation"):
         _share(f"augment.{key}", getattr(config, key))

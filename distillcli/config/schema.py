@@ -139,6 +139,9 @@ class AugmentConfig:
     contrast: float = 0.0
     saturation: float = 0.0
     erase: float = 0.0  # probability of blanking a random rectangle
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha), the share of another image blended into the view; 1: uniform
+    cutmix: float = 0.0  # the same for the share of the area where another image is pasted
+    mix_probability: float = 1.0  # share of the views that are mixed, if any are
 
 
 @dataclass

@@ -21,6 +21,7 @@ from distillcli.config.schema import AugmentConfig
 from distillcli.data.draws import uniform
 
 Floats = NDArray[np.float64]
+Positions = NDArray[np.int64]
 
 # Every random choice owns a column of draws, so that switching one part on never changes another.
 _AREA, _RATIO, _LEFT, _TOP, _FLIP, _SHIFT_X, _SHIFT_Y, _ANGLE, _SHEAR, _ZOOM = range(10)
@@ -52,7 +53,7 @@ def centre_boxes(aspects: Floats, crop_fraction: float) -> Floats:
 
 
 def crop_boxes(
-    recipe: AugmentConfig, seed: int, view: int, index: NDArray[np.int64], aspects: Floats, crop_fraction: float
+    recipe: AugmentConfig, seed: int, view: Positions, index: Positions, aspects: Floats, crop_fraction: float
 ) -> Floats:
     """The crops of these views: random ones as in Inception, or the centred square when the recipe has no crop."""
     if recipe.crop_area == [1.0, 1.0]:
@@ -69,13 +70,13 @@ def crop_boxes(
 def draw(
     recipe: AugmentConfig,
     seed: int,
-    view: int,
-    index: NDArray[np.int64],
+    view: Positions,
+    index: Positions,
     aspects: Floats,
     crop_fraction: float,
     size: int,
 ) -> Views:
-    """The views of the images ``index``: ``aspects`` are their width / height, ``size`` the side of the output."""
+    """Row by row view ``view`` of image ``index``; ``aspects``: width / height, ``size``: the side of the output."""
     draws = uniform(seed, "view", view, index, _DRAWS)
     signed = 2 * draws - 1
 
