@@ -31,6 +31,7 @@ from distillcli.errors import UserError, did_you_mean
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 AVERAGES = ("probabilities", "logits")
 FIT_MODES = ("auto", "never", "always")
+POLICIES = ("none", "randaugment", "trivial", "autoaugment_cifar")
 CACHE_MODES = ("auto", "off", "float16", "float32", "int8", "topk")
 FORMATS = ("table", "json")
 
@@ -122,12 +123,18 @@ def _check_augment(config: AugmentConfig) -> None:
         _ascending(f"augment.{key}", getattr(config, key))
     if config.crop_area[1] > 1:
         raise UserError(f"augment.crop_area={list(config.crop_area)}: a share of the image, at most 1")
-    for key in ("translate", "rotate", "shear", "brightness", "contrast", "saturation", "mixup", "cutmix"):
+    for key in ("translate", "rotate", "shear", "brightness", "contrast", "saturation", "hue", "mixup", "cutmix"):
         _at_least(f"augment.{key}", getattr(config, key), 0)
     for key in ("translate", "brightness", "contrast", "saturation"):
         _share(f"augment.{key}", getattr(config, key))
     if config.shear >= 90:
         raise UserError(f"augment.shear={config.shear}: degrees, must be below 90")
+    if config.hue > 0.5:
+        raise UserError(f"augment.hue={config.hue}: a share of the colour circle, at most 0.5")
+    _one_of("augment.policy", config.policy, POLICIES)
+    _at_least("augment.policy_ops", config.policy_ops, 1)
+    if not 0 <= config.policy_magnitude <= 30:
+        raise UserError(f"augment.policy_magnitude={config.policy_magnitude}: must be in [0, 30]; 9 is usual")
 
 
 def _check_trainer(config: TrainerConfig) -> None:

@@ -138,6 +138,10 @@ class AugmentConfig:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    hue: float = 0.0  # share of the colour circle, up to 0.5
+    policy: str = "none"  # none | randaugment | trivial | autoaugment_cifar, after crop, flip and colours
+    policy_ops: int = 2  # randaugment: operations one after the other
+    policy_magnitude: float = 9.0  # randaugment: strength, 0 to 30
     erase: float = 0.0  # probability of blanking a random rectangle
     mixup: float = 0.0  # alpha of Beta(alpha, alpha), the share of another image blended into the view; 1: uniform
     cutmix: float = 0.0  # the same for the share of the area where another image is pasted
