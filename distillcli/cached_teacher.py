@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from distillcli.cache import RowCache, choose_format, open_cache
 from distillcli.config.schema import TrainConfig
+from distillcli.data.epochs import side
 from distillcli.data.loader import Data
 from distillcli.run_folder import versions
 from distillcli.runtime import Runtime
@@ -80,7 +81,7 @@ def with_cache(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime:
         return teacher, "off", "teacher cache: off, the objective compares feature maps"
     spec, embedding = teacher.backbone.spec, teacher.taps.embedding
     width = spec.classes + (spec.embedding_width if embedding else 0)
-    views = cache.views or config.trainer.epochs
+    views = (cache.views or config.trainer.epochs) * data.train.views_per_epoch(config.augment)
     hottest = max(config.distill.temperature, config.distill.temperature_end or 0.0)
     row_format, why = choose_format(cache.mode, width, images, views, cache.max_gb, hottest, embedding)
     if row_format == "off":
@@ -101,6 +102,7 @@ def answers_key(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime
         "embedding": teacher.taps.embedding,
         "data": data.source.fingerprint,
         "views": [recipe, config.seed, config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
+        "progressive": config.trainer.progressive and [*config.trainer.progressive, config.trainer.epochs],
         "versions": {name: versions()[name] for name in ("torch", "torchvision", "timm")},
     }
 
@@ -114,7 +116,8 @@ def compare_with_live(config: TrainConfig, data: Data, teacher: CachedTeacher, c
     epochs, batch_size = config.teacher.cache.views or config.trainer.epochs, config.trainer.batch_size
     per_view = max(1, -(-count // (epochs * batch_size)))
     for epoch in range(1, epochs + 1):
-        for number, parts in enumerate(data.train.epoch(config.augment, config.seed, epoch, batch_size)):
+        size = side(config.dataset.image_size, config.trainer.progressive, epoch, epochs)
+        for number, parts in enumerate(data.train.epoch(config.augment, config.seed, epoch, batch_size, size=size)):
             if number == per_view or compared >= count:
                 break
             batch = parts[0]

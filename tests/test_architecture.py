@@ -20,7 +20,7 @@ LAYERS = (
     ("run_folder", "config", "config.schema", "config.*", "types"),
     ("runtime", "signals", "cache"),
     ("data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.torchvision_sets"),
-    ("data.open", "data.colours", "data.policies", "data.views", "data.mix", "data.loader"),
+    ("data.open", "data.epochs", "data.colours", "data.policies", "data.views", "data.mix", "data.loader"),
     ("models", "ensemble"),
     ("weights", "terms.base", "terms.*", "terms"),
     ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation"),

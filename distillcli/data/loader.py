@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as image_ops
 
 from distillcli.config.schema import AugmentConfig, DatasetConfig
-from distillcli.data.draws import permutation
+from distillcli.data.epochs import most_shown, occurrence, order
 from distillcli.data.mix import Mix, draw_mix, mix_images, mix_labels
 from distillcli.data.source import ArrayImages, Images, Source, Split
 from distillcli.data.views import Floats, Positions, Views, centre_boxes, crop_boxes, cut, draw, plain, render
@@ -245,26 +245,33 @@ class Loader:
         micro_batches: int = 1,
         first_step: int = 0,
         cycle: int = 0,
+        size: int | None = None,
     ) -> Iterator[list[Batch]]:
         """From ``first_step`` on, this rank's share of every global batch of ``epoch``, as ``micro_batches`` parts.
 
-        ``cycle``: after this many epochs their views come again, in another order; 0 for a fresh view every epoch.
+        ``cycle``: after this many epochs their views come again, in another order; 0 for fresh views every epoch.
+        ``size``: the side of the views in pixels, None for ``dataset.image_size``.
         """
-        view = (epoch - 1) % cycle + 1 if cycle else epoch
-        order = Rows(np.full(len(self), view), permutation(seed, epoch, len(self)))
+        index = order(seed, epoch, self.labels.cpu().numpy(), self.config.balanced, recipe.repeats)
+        turn = (epoch - 1) % cycle if cycle else epoch - 1
+        rows = Rows(turn * self.views_per_epoch(recipe) + occurrence(index) + 1, index)
         world, rank = self.runtime.world, self.runtime.rank
         share = min(batch_size, len(self)) // (world * micro_batches)
         plan = []
         for step in range(first_step, self.steps_per_epoch(batch_size)):
-            mine = order[step * batch_size : (step + 1) * batch_size][rank::world]
+            mine = rows[step * batch_size : (step + 1) * batch_size][rank::world]
             plan += [mine[part * share : (part + 1) * share] for part in range(micro_batches)]
-        batches = self.views(recipe, seed, plan)
+        batches = self.views(recipe, seed, plan, size)
         while parts := list(itertools.islice(batches, micro_batches)):
             yield parts
 
-    def views(self, recipe: AugmentConfig, seed: int, plan: Sequence[Rows]) -> Iterator[Batch]:
+    def views_per_epoch(self, recipe: AugmentConfig) -> int:
+        """How many views of one image an epoch shows at most; so many numbers of views belong to it."""
+        return most_shown(self.labels.cpu().numpy(), self.config.balanced, recipe.repeats)
+
+    def views(self, recipe: AugmentConfig, seed: int, plan: Sequence[Rows], size: int | None = None) -> Iterator[Batch]:
         """A batch for each entry of ``plan``. Where images are mixed, targets are distributions over the classes."""
-        size, fraction = self.config.image_size, self.config.crop_fraction
+        size, fraction = size or self.config.image_size, self.config.crop_fraction
 
         def mix_of(rows: Rows) -> Mix:
             return draw_mix(recipe, seed, rows.view, rows.index, len(self), size)
@@ -278,7 +285,7 @@ class Loader:
         pixels_of = self.store.fetch(Cropping(recipe, seed, fraction), shown)
         for rows, both, pixels in zip(plan, shown, pixels_of, strict=True):
             drawn = draw(recipe, seed, both.view, both.index, self.store.aspects(both.index), fraction, size)
-            images, targets = self._render(pixels, drawn), self._labels(rows.index)
+            images, targets = self._render(pixels, drawn, size), self._labels(rows.index)
             if recipe.mixup or recipe.cutmix:
                 mix = mix_of(rows)  # drawn again: a mix for every image of an epoch would be a large thing to keep
                 images = mix_images(images[: len(rows)], images[len(rows) :], mix)
@@ -291,16 +298,16 @@ class Loader:
         everything, fraction = Rows(np.zeros_like(mine), mine), self.config.crop_fraction
         plan = [everything[start : start + EVALUATION_BATCH] for start in range(0, len(mine), EVALUATION_BATCH)]
         for rows, pixels in zip(plan, self.store.fetch(Cropping(None, 0, fraction), plan), strict=True):
-            images = self._render(pixels, plain(self.store.aspects(rows.index), fraction))
+            images = self._render(pixels, plain(self.store.aspects(rows.index), fraction), self.config.image_size)
             yield Batch(images, self._labels(rows.index), torch.from_numpy(rows.index))
 
     def _labels(self, index: Positions) -> Tensor:
         return self.labels[torch.from_numpy(index).to(self.runtime.device)]
 
-    def _render(self, pixels: Tensor, views: Views) -> Tensor:
+    def _render(self, pixels: Tensor, views: Views, size: int) -> Tensor:
         if self.store.crops:
             views = dataclasses.replace(views, boxes=np.tile([0.0, 0.0, 1.0, 1.0], (len(pixels), 1)))
-        return render(pixels, views, self.config.image_size)
+        return render(pixels, views, size)
 
 
 @dataclass(frozen=True)
