@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distillcli.cache import RowCache, choose_format, open_cache
 from distillcli.config.schema import TrainConfig
+from distillcli.data.epochs import side
 from distillcli.data.loader import Data
 from distillcli.run_folder import versions
 from distillcli.runtime import Runtime
@@ -29,17 +33,40 @@ class CachedTeacher:
     cache: RowCache
 
     def __call__(self, batch: Batch) -> Output:
-        index, device = batch.index.numpy(), batch.images.device
-        rows, present = self.cache.read(batch.view, index)
+        device = batch.images.device
+        rows, present = self.stored(batch)
         if not present.all():
-            answer = self.live(batch)
-            parts = [answer.logits] if answer.embedding is None else [answer.logits, answer.embedding]
-            fresh = torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
-            rows[~present] = self.cache.write(batch.view, index[~present], fresh[~present])
+            fresh = self.asked(batch)
+            for view, of_view, index in _by_view(batch):
+                absent = of_view & ~present
+                rows[absent] = self.cache.write(view, index[absent], fresh[absent])
         answers = torch.from_numpy(rows).to(device, non_blocking=device.type == "cuda")
         classes = self.live.backbone.spec.classes
         embedding = answers[:, classes:] if self.live.taps.embedding else None
         return Output(answers[:, :classes], embedding, {})
+
+    def stored(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The rows of a batch, B x width, and which of them are there; the others are undefined."""
+        rows = np.zeros((len(batch.index), self.cache.width), dtype=np.float32)
+        present = np.zeros(len(batch.index), dtype=bool)
+        for view, of_view, index in _by_view(batch):
+            rows[of_view], present[of_view] = self.cache.read(view, index[of_view])
+        return rows, present
+
+    def asked(self, batch: Batch) -> NDArray[np.float32]:
+        """The rows of a batch as the live teacher gives them."""
+        answer = self.live(batch)
+        parts = [answer.logits] if answer.embedding is None else [answer.logits, answer.embedding]
+        asked: NDArray[np.float32] = torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
+        return asked
+
+
+def _by_view(batch: Batch) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.int64]]]:
+    """Each view in the batch, which rows show it, and the positions of all rows."""
+    index: NDArray[np.int64] = batch.index.numpy()
+    views = np.broadcast_to(batch.view, index.shape)
+    for view in np.unique(views):
+        yield int(view), views == view, index
 
 
 def with_cache(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime: Runtime) -> tuple[Teacher, str, str]:
@@ -54,7 +81,7 @@ def with_cache(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime:
         return teacher, "off", "teacher cache: off, the objective compares feature maps"
     spec, embedding = teacher.backbone.spec, teacher.taps.embedding
     width = spec.classes + (spec.embedding_width if embedding else 0)
-    views = cache.views or config.trainer.epochs
+    views = (cache.views or config.trainer.epochs) * data.train.views_per_pass(config.augment)
     hottest = max(config.distill.temperature, config.distill.temperature_end or 0.0)
     row_format, why = choose_format(cache.mode, width, images, views, cache.max_gb, hottest, embedding)
     if row_format == "off":
@@ -75,6 +102,7 @@ def answers_key(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime
         "embedding": teacher.taps.embedding,
         "data": data.source.fingerprint,
         "views": [recipe, config.seed, config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
+        "progressive": config.trainer.progressive and [*config.trainer.progressive, config.trainer.epochs],
         "versions": {name: versions()[name] for name in ("torch", "torchvision", "timm")},
     }
 
@@ -88,14 +116,13 @@ def compare_with_live(config: TrainConfig, data: Data, teacher: CachedTeacher, c
     epochs, batch_size = config.teacher.cache.views or config.trainer.epochs, config.trainer.batch_size
     per_view = max(1, -(-count // (epochs * batch_size)))
     for epoch in range(1, epochs + 1):
-        for number, parts in enumerate(data.train.epoch(config.augment, config.seed, epoch, batch_size)):
+        size = side(config.dataset.image_size, config.trainer.progressive, epoch, epochs)
+        for number, parts in enumerate(data.train.epoch(config.augment, config.seed, epoch, batch_size, size=size)):
             if number == per_view or compared >= count:
                 break
             batch = parts[0]
-            stored, present = teacher.cache.read(batch.view, batch.index.numpy())
-            answer = teacher.live(batch)
-            live = torch.cat([part.float() for part in (answer.logits, answer.embedding) if part is not None], dim=1)
-            fresh = live.cpu().numpy()
+            stored, present = teacher.stored(batch)
+            fresh = teacher.asked(batch)
             rounded = teacher.cache.format.decode(teacher.cache.format.encode(fresh), teacher.cache.width)
             if present.any():
                 compared += int(present.sum())

@@ -49,10 +49,16 @@ COMMANDS = {
     ),
     "show": Command(
         "distillcli.commands.show",
-        "list what can be chosen, and the runs so far",
+        "list what can be chosen, and the runs so far; draw the views of a config",
         None,
-        ("distill show experiments", "distill show terms", "distill show models 'mobilenet*'", "distill show runs"),
-        "experiments|teachers|students|datasets|terms|runs|models [PATTERN]",
+        (
+            "distill show experiments",
+            "distill show terms",
+            "distill show models 'mobilenet*'",
+            "distill show runs",
+            "distill show views +experiment=resnet50_to_mobilenet augment=randaugment",
+        ),
+        "experiments|teachers|students|datasets|terms|runs|models [PATTERN] | views [group=option ...] [key=value ...]",
     ),
     "configs": Command(
         "distillcli.commands.configs",

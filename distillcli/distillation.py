@@ -99,6 +99,7 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     started = time.monotonic()
     runtime = session.runtime
     check_terms(config.distill)
+    check_sizes(config)
     check_labels(config.distill, source.train)
     source = with_classes(source, config)
     size, classes = config.dataset.image_size, len(source.classes)
@@ -269,6 +270,17 @@ def find_weights(config: TrainConfig, data: Data, session: Session) -> str | Non
             "teacher.checkpoint=PATH, or let it be fitted with teacher.fit.mode=auto"
         )
     return str(fit_once(teacher_recipe(config, session.runtime), "teacher", data, session))
+
+
+def check_sizes(config: TrainConfig) -> None:
+    """Raise UserError if views are to grow and a model was made for one size."""
+    if config.trainer.progressive is None:
+        return
+    teachers = [member.teacher.name for member in members_of(config)] if needs_teacher(config.distill) else []
+    for name in [config.student.name, *teachers]:
+        known = timm.get_pretrained_cfg(name)
+        if known is not None and known.fixed_input_size:
+            raise UserError(f"trainer.progressive: {name} takes images of one size; use trainer.progressive=null")
 
 
 def teacher_warnings(config: TrainConfig) -> list[str]:

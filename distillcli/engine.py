@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distillcli.checkpoint import load_last, remove_leftovers, save_checkpoint, save_last
 from distillcli.config.schema import TrainConfig
+from distillcli.data.epochs import side
 from distillcli.data.loader import Data
 from distillcli.errors import Interrupted, NumericError, UserError
 from distillcli.evaluation import evaluate
@@ -276,6 +277,7 @@ def fit(
                 trainer.accumulate,
                 first_step,
                 config.teacher.cache.views,
+                side(config.dataset.image_size, trainer.progressive, epoch, trainer.epochs),
             ):
                 seed_everything(config.seed, "step", state.step, runtime.rank)
                 schedule.step_update(state.step)

@@ -99,6 +99,7 @@ def recipe_fingerprint(
             "version": RECIPE_VERSION,
             "data": data.source.fingerprint,
             "views": [config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
+            "sampling": [config.dataset.balanced, trainer.progressive],
             "model": [config.student.name, config.student.args],
             "start": weights_fingerprint(student.net.state_dict()),
             "teacher": None if teacher is None else weights_fingerprint(teacher.state_dict()),

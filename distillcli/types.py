@@ -17,13 +17,13 @@ class Batch:
 
     ``images``: B x C x H x W, float in [0, 1]; every model normalises for itself. ``targets``: class numbers, B, int64,
     or distributions over classes, B x K. ``index``: B, int64, on the CPU, the position of each image in its split.
-    ``view``: which view of these images it is.
+    ``view``: which view of each image it is, B, int64, on the CPU, or one number for all.
     """
 
     images: Tensor
     targets: Tensor
     index: Tensor
-    view: int = 0
+    view: Tensor | int = 0
 
 
 @dataclass(frozen=True)

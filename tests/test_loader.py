@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
 from distillcli.config.schema import AugmentConfig, DatasetConfig
+from distillcli.config.search import builtin_folder
 from distillcli.data.draws import permutation
 from distillcli.data.folder import FileImages
 from distillcli.data.loader import EVALUATION_BATCH, Loader, MemoryStore, StreamStore, open_data, open_store
@@ -48,7 +50,7 @@ def loader(
 ) -> Loader:
     runtime, config = Runtime(CPU, rank, world), DatasetConfig(name="test", image_size=size)
     store = open_store(images, config, workers, runtime, memory_bytes)
-    return Loader(store, torch.arange(len(images)) % 3, config, runtime)
+    return Loader(store, torch.arange(len(images)) % 3, config, runtime, 3)
 
 
 def epoch(source: Loader, batch_size: int = 12, number: int = 1, **options: Any) -> list[list[Batch]]:
@@ -121,6 +123,24 @@ def test_resuming_within_an_epoch_shows_the_rest_of_it(folder: FileImages, memor
 def test_an_epoch_follows_the_permutation_and_drops_the_rest() -> None:
     steps = epoch(loader(array_images(26)), batch_size=12, number=3)
     assert indices(steps) == permutation(7, 3, 26)[:24].reshape(2, 12).tolist()
+
+
+PINNED = {
+    "cifar": [0.33701, 0.346936, 0.355024, 0.51299],
+    "crop_flip": [0.227142, 0.430946, 0.350129, 0.836528],
+    "light": [0.269737, 0.49315, 0.412081, 0.281356],
+    "none": [0.34902, 0.492708, 0.43174, 0.257414],
+    "strong": [0.467941, 0.259111, 0.385941, 0.45625],
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_the_views_of_the_shipped_recipes_are_pinned(name: str) -> None:
+    """New kinds of augmentation leave these as they are, and so every fitted teacher and cached answer."""
+    recipe = AugmentConfig(**yaml.safe_load((builtin_folder() / "augment" / f"{name}.yaml").read_text("utf-8")))
+    (batch,) = next(loader(array_images(20, 20)).epoch(recipe, 5, 2, 8))
+    assert batch.index[:4].tolist() == [8, 10, 15, 9]
+    assert batch.images[:4, 1, 5, 9].tolist() == pytest.approx(PINNED[name], abs=1e-5)
 
 
 def test_views_differ_between_epochs() -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as image_ops
 
 from distillcli.config.schema import AugmentConfig
+from distillcli.data.policies import draw_policy
 from distillcli.data.views import Views, centre_boxes, crop_boxes, cut, draw, plain, render
 
 INDEX = np.arange(500)
@@ -31,6 +32,7 @@ STRONG = {
     "saturation": 0.8,
     "erase": 0.5,
 }
+EVERYTHING = STRONG | {"hue": 0.3, "policy": "trivial"}
 
 
 def recipe(**parts: Any) -> AugmentConfig:
@@ -38,7 +40,7 @@ def recipe(**parts: Any) -> AugmentConfig:
 
 
 def views_of(seed: int = 0, view: int = 1, index: NDArray[np.int64] = INDEX, size: int = 32, **parts: Any) -> Views:
-    return draw(recipe(**parts), seed, view, index, np.ones(len(index)), 1.0, size)
+    return draw(recipe(**parts), seed, np.full(len(index), view), index, np.ones(len(index)), 1.0, size)
 
 
 def pixels(count: int = 8, height: int = 32, width: int = 32, seed: int = 0) -> Tensor:
@@ -66,13 +68,13 @@ def smooth(height: int, width: int) -> Tensor:
 
 
 def test_a_view_depends_on_seed_view_and_index_alone() -> None:
-    whole = views_of(**STRONG)
+    whole = views_of(**EVERYTHING)
     picked = np.array([400, 3, 3, 77])
     for field in dataclasses.fields(Views):
-        values = getattr(views_of(index=picked, **STRONG), field.name)
+        values = getattr(views_of(index=picked, **EVERYTHING), field.name)
         assert np.array_equal(values, getattr(whole, field.name)[picked])
-        assert not np.array_equal(getattr(views_of(view=2, **STRONG), field.name), getattr(whole, field.name))
-        assert not np.array_equal(getattr(views_of(seed=1, **STRONG), field.name), getattr(whole, field.name))
+        assert not np.array_equal(getattr(views_of(view=2, **EVERYTHING), field.name), getattr(whole, field.name))
+        assert not np.array_equal(getattr(views_of(seed=1, **EVERYTHING), field.name), getattr(whole, field.name))
 
 
 def test_the_views_of_a_recipe_are_pinned() -> None:
@@ -81,25 +83,39 @@ def test_the_views_of_a_recipe_are_pinned() -> None:
     expected = {
         "boxes": [0.267385388186, 0.475240608913, 0.531135030745, 0.464889755053],
         "maps": [-1.099702446196, 0.346142680587, -0.296559529086, 0.505246652092, 1.1728010823, 0.053011595379],
-        "colours": [1.707285030856, 1.306676399582, 1.542040422725],
+        "colours": [1.707285030856, 1.306676399582, 1.542040422725, 0.0],
         "erased": [0.030934953969, 0.239476661111, 0.812383930958, 0.284443049945],
     }
     for field, values in expected.items():
         assert getattr(view, field).ravel().tolist() == pytest.approx(values, abs=1e-11), field
 
 
-@pytest.mark.parametrize("part", STRONG)
+@pytest.mark.parametrize("part", [part for part in EVERYTHING if part != "policy"])
 def test_switching_one_part_off_changes_no_other(part: str) -> None:
     """Every part owns its draws: the flips of an ablation without erasing are those of the run with it."""
-    whole, without = views_of(**STRONG), views_of(**{key: value for key, value in STRONG.items() if key != part})
+    whole, without = (
+        views_of(**EVERYTHING),
+        views_of(**{key: value for key, value in EVERYTHING.items() if key != part}),
+    )
     owner = {"crop_area": "boxes", "erase": "erased"}.get(part, "maps")
-    owner = "colours" if part in ("brightness", "contrast", "saturation") else owner
+    kinds = ("brightness", "contrast", "saturation", "hue")
+    owner = "colours" if part in kinds else owner
     for field in dataclasses.fields(Views):
         same = np.array_equal(getattr(whole, field.name), getattr(without, field.name))
         assert same == (field.name != owner)
     if owner == "colours":
-        columns = [column for column, name in enumerate(("brightness", "contrast", "saturation")) if name != part]
+        columns = [column for column, name in enumerate(kinds) if name != part]
         assert np.array_equal(whole.colours[:, columns], without.colours[:, columns])
+
+
+def test_a_policy_leaves_the_rest_of_the_view_alone() -> None:
+    whole, without = views_of(**EVERYTHING), views_of(**(EVERYTHING | {"policy": "none"}))
+    for name in ("boxes", "colours", "erased"):
+        assert np.array_equal(getattr(whole, name), getattr(without, name))
+    steps = draw_policy(recipe(**EVERYTHING), 0, np.ones(500, np.int64), INDEX, 32)
+    assert np.array_equal(whole.maps, without.maps @ steps.affine)
+    assert np.array_equal(whole.operations, steps.names)
+    assert without.operations.shape == (500, 0)
 
 
 def test_without_a_recipe_every_view_is_the_plain_image() -> None:
@@ -151,7 +167,9 @@ def test_colour_factors_are_uniform_around_one() -> None:
     colours = views_of(brightness=0.4, contrast=0.2, index=np.arange(5_000)).colours
     assert stats.kstest(colours[:, 0], stats.uniform(0.6, 0.8).cdf).pvalue > 0.01
     assert stats.kstest(colours[:, 1], stats.uniform(0.8, 0.4).cdf).pvalue > 0.01
-    assert np.array_equal(colours[:, 2], np.ones(5_000))
+    assert np.array_equal(colours[:, 2:], np.tile([1.0, 0.0], (5_000, 1)))
+    turns = views_of(hue=0.3, index=np.arange(5_000)).colours[:, 3]
+    assert stats.kstest(turns, stats.uniform(-0.3, 0.6).cdf).pvalue > 0.01
 
 
 @pytest.mark.parametrize("aspect", [0.1, 0.75, 1.0, 1.5, 10.0])
@@ -307,14 +325,15 @@ def test_a_box_smaller_than_a_pixel_still_shows_one(box: list[float]) -> None:
 
 def test_colours_change_as_in_torchvision_one_factor_per_image() -> None:
     images = pixels()
-    factors = views_of(index=np.arange(8), brightness=0.8, contrast=0.8, saturation=0.8).colours
+    factors = views_of(index=np.arange(8), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5).colours
     views = dataclasses.replace(plain(np.ones(8), 1.0), colours=factors)
     recoloured = render(images, views, 32)
-    for row, (brightness, contrast, saturation) in enumerate(factors):
+    for row, (brightness, contrast, saturation, hue) in enumerate(factors):
         expected = image_ops.adjust_brightness(shown(images)[row], brightness)
         expected = image_ops.adjust_contrast(expected, contrast)
         expected = image_ops.adjust_saturation(expected, saturation)
-        torch.testing.assert_close(recoloured[row], expected, rtol=0, atol=1e-6)
+        expected = image_ops.adjust_hue(expected, hue)
+        torch.testing.assert_close(recoloured[row], expected, rtol=0, atol=5e-6)
 
 
 def test_erasing_blanks_its_rectangle_with_the_mean_colour_and_nothing_else() -> None:
@@ -335,7 +354,7 @@ def test_erasing_blanks_its_rectangle_with_the_mean_colour_and_nothing_else() ->
 
 @pytest.mark.parametrize("size", [16, 32, 48])
 def test_every_view_stays_between_black_and_white(size: int) -> None:
-    rendered = render(pixels(100), views_of(index=np.arange(100), size=size, **STRONG), size)
+    rendered = render(pixels(100), views_of(index=np.arange(100), size=size, **EVERYTHING), size)
     assert rendered.shape == (100, 3, size, size)
     assert rendered.dtype == torch.float32
     assert rendered.min() >= 0
@@ -344,7 +363,7 @@ def test_every_view_stays_between_black_and_white(size: int) -> None:
 
 def test_a_rendered_view_does_not_depend_on_its_batch() -> None:
     images = pixels(20)
-    whole = render(images, views_of(index=np.arange(20), **STRONG), 32)
+    whole = render(images, views_of(index=np.arange(20), **EVERYTHING), 32)
     for row in (0, 7, 19):
-        alone = render(images[row : row + 1], views_of(index=np.array([row]), **STRONG), 32)
+        alone = render(images[row : row + 1], views_of(index=np.array([row]), **EVERYTHING), 32)
         torch.testing.assert_close(alone[0], whole[row], rtol=0, atol=1e-6)

@@ -59,6 +59,8 @@ def candidates(words: list[str], current: str) -> list[str]:
         found: Iterable[str] = [*COMMANDS, "--help", "--version"]
     elif words[0] not in COMMANDS:
         found = []
+    elif words[:2] == ["show", "views"]:
+        found = _hydra("train", words[2:], current)
     elif COMMANDS[words[0]].primary is None:
         found = _plain(words)
     else:
@@ -72,7 +74,7 @@ def _plain(words: list[str]) -> list[str]:
 
     match words:
         case ["show"]:
-            return list(TOPICS)
+            return [*TOPICS, "views"]
         case ["completion"]:
             return list(SCRIPTS)
         case ["configs"]:

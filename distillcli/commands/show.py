@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from distillcli.commands import show_views
 from distillcli.config import search
 from distillcli.errors import UserError, did_you_mean
 
@@ -17,12 +18,15 @@ Rows = list[tuple[str, ...]]
 
 
 def run(arguments: list[str]) -> None:
-    topics = ", ".join(TOPICS)
+    topics = [*TOPICS, "views"]
     if not arguments:
-        raise UserError(f"distill show needs one of {topics}")
+        raise UserError(f"distill show needs one of {', '.join(topics)}")
     topic, *patterns = arguments
+    if topic == "views":
+        show_views.run(patterns)
+        return
     if topic not in TOPICS:
-        raise UserError(f"unknown topic {topic!r}{did_you_mean(topic, TOPICS) or ';'} one of {topics}")
+        raise UserError(f"unknown topic {topic!r}{did_you_mean(topic, topics) or ';'} one of {', '.join(topics)}")
     if len(patterns) > 1:
         raise UserError(f"one PATTERN at most; quote it for the shell: distill show {topic} '*{patterns[0]}*'")
     search.use([])

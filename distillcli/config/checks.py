@@ -31,6 +31,7 @@ from distillcli.errors import UserError, did_you_mean
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 AVERAGES = ("probabilities", "logits")
 FIT_MODES = ("auto", "never", "always")
+POLICIES = ("none", "randaugment", "trivial", "autoaugment_cifar")
 CACHE_MODES = ("auto", "off", "float16", "float32", "int8", "topk")
 FORMATS = ("table", "json")
 
@@ -58,7 +59,28 @@ def _check_train(config: TrainConfig) -> None:
     _check_teacher(config.teacher)
     _check_kinds_of_teachers(config)
     _check_dataset(config.dataset)
+    _check_batches(config)
     _check_folders(config)
+
+
+def _check_batches(config: TrainConfig) -> None:
+    """What batches, views and models ask of each other."""
+    trainer, repeats = config.trainer, config.augment.repeats
+    if trainer.batch_size % repeats:
+        raise UserError(
+            f"augment.repeats={repeats}: trainer.batch_size={trainer.batch_size} is not divisible by it; the views "
+            "of an image must fit into one batch"
+        )
+    if trainer.progressive is None:
+        return
+    _two_shares("trainer.progressive", trainer.progressive)
+    if round(trainer.progressive[0] * config.dataset.image_size) < 8:
+        raise UserError(
+            f"trainer.progressive={list(trainer.progressive)}: views of {config.dataset.image_size} pixels would begin "
+            "below 8; raise its first number or dataset.image_size"
+        )
+    if config.teacher.cache.views:
+        raise UserError("trainer.progressive: views that change in size cannot come again; use teacher.cache.views=0")
 
 
 def _check_eval(config: EvalConfig) -> None:
@@ -116,18 +138,25 @@ def check_schedule(config: ScheduleConfig, epochs: int) -> None:
 
 
 def _check_augment(config: AugmentConfig) -> None:
-    for key in ("flip", "erase"):
+    for key in ("flip", "erase", "mix_probability"):
         _share(f"augment.{key}", getattr(config, key))
     for key in ("crop_area", "crop_ratio", "zoom"):
         _ascending(f"augment.{key}", getattr(config, key))
     if config.crop_area[1] > 1:
         raise UserError(f"augment.crop_area={list(config.crop_area)}: a share of the image, at most 1")
-    for key in ("translate", "rotate", "shear", "brightness", "contrast", "saturation"):
+    for key in ("translate", "rotate", "shear", "brightness", "contrast", "saturation", "hue", "mixup", "cutmix"):
         _at_least(f"augment.{key}", getattr(config, key), 0)
     for key in ("translate", "brightness", "contrast", "saturation"):
         _share(f"augment.{key}", getattr(config, key))
     if config.shear >= 90:
         raise UserError(f"augment.shear={config.shear}: degrees, must be below 90")
+    if config.hue > 0.5:
+        raise UserError(f"augment.hue={config.hue}: a share of the colour circle, at most 0.5")
+    _one_of("augment.policy", config.policy, POLICIES)
+    _at_least("augment.policy_ops", config.policy_ops, 1)
+    _at_least("augment.repeats", config.repeats, 1)
+    if not 0 <= config.policy_magnitude <= 30:
+        raise UserError(f"augment.policy_magnitude={config.policy_magnitude}: must be in [0, 30]; 9 is usual")
 
 
 def _check_trainer(config: TrainerConfig) -> None:
@@ -328,6 +357,11 @@ def _share(key: str, value: float) -> None:
 def _ascending(key: str, value: list[float]) -> None:
     if len(value) != 2 or not 0 < value[0] <= value[1]:
         raise UserError(f"{key}={list(value)}: must be two ascending positive numbers, [low,high]")
+
+
+def _two_shares(key: str, value: list[float]) -> None:
+    if len(value) != 2 or not all(0 < share <= 1 for share in value):
+        raise UserError(f"{key}={list(value)}: must be two shares above 0 and at most 1, e.g. [0.5,0.75]")
 
 
 def _one_of(key: str, value: str, choices: Collection[str]) -> None:

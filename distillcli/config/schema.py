@@ -87,6 +87,7 @@ class DatasetConfig:
     val_fraction: float = 0.1  # share of the training images held out when the set has no validation part
     labelled: float = 1.0  # share of the training images whose labels are kept, in each class; 0: none
     split_seed: int = 0  # seed of that split and of the labels kept: part of the data, not of the run
+    balanced: bool = False  # show every class equally often, however many images it has
     memory_gb: float = 4.0  # keep decoded images in memory up to this size, stream through workers above it
     classes: int = 10  # fake only: number of classes
     samples: int = 512  # fake only: number of training images
@@ -140,7 +141,15 @@ class AugmentConfig:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    hue: float = 0.0  # share of the colour circle, up to 0.5
+    policy: str = "none"  # none | randaugment | trivial | autoaugment_cifar, after crop, flip and colours
+    policy_ops: int = 2  # randaugment: operations one after the other
+    policy_magnitude: float = 9.0  # randaugment: strength, 0 to 30
     erase: float = 0.0  # probability of blanking a random rectangle
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha), the share of another image blended into the view; 1: uniform
+    cutmix: float = 0.0  # the same for the share of the area where another image is pasted
+    repeats: int = 1  # views of an image in one batch; an epoch then shows fewer images, in as many steps
+    mix_probability: float = 1.0  # share of the views that are mixed, if any are
 
 
 @dataclass
@@ -154,6 +163,7 @@ class TrainerConfig:
     ema: Optional[float] = None  # decay of an exponential moving average of the weights, e.g. 0.9998
     accumulate: int = 1  # split every batch into this many micro-batches
     clip_grad: Optional[float] = None  # largest norm of the gradient
+    progressive: Optional[list[float]] = None  # [share of image_size in epoch 1, share of the epochs until all of it]
     workers: int = 0  # loader processes, for data that is streamed
     threads: Optional[int] = None  # CPU threads of torch; null: as many as this process may use
     checkpoint_minutes: float = 10.0  # also save within an epoch, this often

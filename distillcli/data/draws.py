@@ -22,12 +22,18 @@ def _finalise(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return finalised
 
 
-def uniform(seed: int, stream: str, view: int, index: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
-    """``len(index)`` x ``draws`` numbers in [0, 1): row ``i`` belongs to (seed, stream, view, index[i])."""
-    digest = hashlib.blake2b(f"{seed}/{stream}/{view}".encode(), digest_size=8).digest()
-    start = np.uint64(int.from_bytes(digest, "little"))
+def uniform(
+    seed: int, stream: str, view: int | NDArray[np.int64], index: NDArray[np.int64], draws: int
+) -> NDArray[np.float64]:
+    """``len(index)`` x ``draws`` numbers in [0, 1): row ``i`` belongs to (seed, stream, view[i], index[i]).
+
+    ``view``: one for every index, or one for all.
+    """
+    known, row = np.unique(view, return_inverse=True)
+    digests = [hashlib.blake2b(f"{seed}/{stream}/{number}".encode(), digest_size=8).digest() for number in known]
+    starts = np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.uint64)
     with np.errstate(over="ignore"):
-        rows = _finalise(start + index.astype(np.uint64) * _INCREMENT)
+        rows = _finalise(starts[row] + index.astype(np.uint64) * _INCREMENT)
         cells = _finalise(rows[:, None] + np.arange(1, draws + 1, dtype=np.uint64) * _INCREMENT)
     numbers: NDArray[np.float64] = (cells >> np.uint64(11)) * 2.0**-53
     return numbers

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import functools
+import itertools
 import multiprocessing
 import os
 import signal
@@ -20,15 +21,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as image_ops
 
 from distillcli.config.schema import AugmentConfig, DatasetConfig
-from distillcli.data.draws import permutation
+from distillcli.data.epochs import most_shown, occurrence, order
+from distillcli.data.mix import Mix, draw_mix, mix_images, mix_labels
 from distillcli.data.source import ArrayImages, Images, Source, Split
-from distillcli.data.views import Floats, Views, centre_boxes, crop_boxes, cut, draw, plain, render
+from distillcli.data.views import Floats, Positions, Views, centre_boxes, crop_boxes, cut, draw, plain, render
 from distillcli.errors import UserError
 from distillcli.runtime import Runtime
 from distillcli.types import Batch
@@ -41,18 +42,31 @@ WORKER_TIMEOUT_SECONDS = 300
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Views of images: row by row view ``view`` of the image at position ``index`` of its split."""
+
+    view: Positions
+    index: Positions
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice) -> Rows:
+        return Rows(self.view[rows], self.index[rows])
+
+
+@dataclass(frozen=True)
 class Cropping:
-    """Which crops to take: those of ``recipe`` in ``view``, or the centred squares of evaluation if it is None."""
+    """Which crops to take: those of ``recipe``, or the centred squares of evaluation if it is None."""
 
     recipe: AugmentConfig | None
     seed: int
-    view: int
     fraction: float
 
-    def boxes(self, index: NDArray[np.int64], aspects: Floats) -> Floats:
+    def boxes(self, rows: Rows, aspects: Floats) -> Floats:
         if self.recipe is None:
             return centre_boxes(aspects, self.fraction)
-        return crop_boxes(self.recipe, self.seed, self.view, index, aspects, self.fraction)
+        return crop_boxes(self.recipe, self.seed, rows.view, rows.index, aspects, self.fraction)
 
 
 class Store(Protocol):
@@ -63,11 +77,11 @@ class Store(Protocol):
         """Whether ``fetch`` returns the crops, or whole images that are still to be cropped."""
         ...
 
-    def aspects(self, index: NDArray[np.int64]) -> Floats:
+    def aspects(self, index: Positions) -> Floats:
         """Width / height of the images. Meaningful only where ``fetch`` does not crop."""
         ...
 
-    def fetch(self, plan: Sequence[tuple[Cropping, NDArray[np.int64]]]) -> Iterator[Tensor]:
+    def fetch(self, cropping: Cropping, plan: Sequence[Rows]) -> Iterator[Tensor]:
         """For each batch of the plan its pixels on the device: B x H x W x 3, uint8."""
         ...
 
@@ -80,12 +94,12 @@ class MemoryStore:
     widths_by_heights: Floats  # N
     crops: bool = False
 
-    def aspects(self, index: NDArray[np.int64]) -> Floats:
+    def aspects(self, index: Positions) -> Floats:
         return self.widths_by_heights[index]
 
-    def fetch(self, plan: Sequence[tuple[Cropping, NDArray[np.int64]]]) -> Iterator[Tensor]:
-        for _, index in plan:
-            yield self.pixels[torch.from_numpy(index).to(self.pixels.device)]
+    def fetch(self, cropping: Cropping, plan: Sequence[Rows]) -> Iterator[Tensor]:
+        for rows in plan:
+            yield self.pixels[torch.from_numpy(rows.index).to(self.pixels.device)]
 
 
 class StreamStore:
@@ -94,15 +108,18 @@ class StreamStore:
     crops = True
 
     def __init__(self, images: Images, size: int, workers: int, runtime: Runtime) -> None:
-        self._plan: list[list[tuple[Cropping, int]]] = []
+        self._plan: list[list[tuple[Cropping, int, int]]] = []
         self._runtime = runtime
         self._loader = _loader(_Crops(images, size), self._plan, workers, runtime)
 
-    def aspects(self, index: NDArray[np.int64]) -> Floats:
+    def aspects(self, index: Positions) -> Floats:
         return np.ones(len(index))
 
-    def fetch(self, plan: Sequence[tuple[Cropping, NDArray[np.int64]]]) -> Iterator[Tensor]:
-        self._plan[:] = [[(cropping, int(position)) for position in index] for cropping, index in plan]
+    def fetch(self, cropping: Cropping, plan: Sequence[Rows]) -> Iterator[Tensor]:
+        self._plan[:] = [
+            [(cropping, int(view), int(position)) for view, position in zip(rows.view, rows.index, strict=True)]
+            for rows in plan
+        ]
         for item in self._loader:
             yield _unwrap(item).to(self._runtime.device, non_blocking=self._runtime.non_blocking)
 
@@ -112,14 +129,15 @@ class _Crops(Dataset["Tensor | UserError"]):
         self.images = images
         self.size = size
 
-    def __getitem__(self, request: tuple[Cropping, int]) -> Tensor | UserError:
-        cropping, position = request
+    def __getitem__(self, request: tuple[Cropping, int, int]) -> Tensor | UserError:
+        cropping, view, position = request
         try:
             pixels = self.images.read(position)
         except UserError as error:
             return error
         aspects = np.array([pixels.shape[1] / pixels.shape[0]])
-        return cut(torch.from_numpy(pixels), cropping.boxes(np.array([position]), aspects)[0], self.size)
+        row = Rows(np.array([view]), np.array([position]))
+        return cut(torch.from_numpy(pixels), cropping.boxes(row, aspects)[0], self.size)
 
 
 class _Squeezed(Dataset["Tensor | UserError"]):
@@ -212,13 +230,14 @@ class Loader:
     labels: Tensor
     config: DatasetConfig
     runtime: Runtime
-    only: NDArray[np.int64] | None = None
+    classes: int
+    only: Positions | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
-    def shown(self) -> NDArray[np.int64]:
+    def shown(self) -> Positions:
         return np.arange(len(self)) if self.only is None else self.only
 
     @property
@@ -245,11 +264,13 @@ class Loader:
         micro_batches: int = 1,
         first_step: int = 0,
         cycle: int = 0,
+        size: int | None = None,
     ) -> Iterator[list[Batch]]:
         """From ``first_step`` on, this rank's share of every global batch of ``epoch``, as ``micro_batches`` parts.
 
-        ``cycle``: after this many epochs their views come again, in another order; 0 for a fresh view every epoch.
-        Where only some images are shown, an epoch passes over them several times, each time in another view and order.
+        ``cycle``: after this many passes their views come again, in another order; 0 for fresh views in every pass.
+        ``size``: the side of the views in pixels, None for ``dataset.image_size``. Where only some images are shown, an
+        epoch passes over them several times, each time in other views and another order.
         """
         shown, steps = self.shown, self.steps_per_epoch(batch_size)
         steps_per_pass = max(1, len(shown) // batch_size)
@@ -258,42 +279,65 @@ class Loader:
         share = min(batch_size, len(shown)) // (world * micro_batches)
         plan = []
         for number in range(first // steps_per_pass, -(-end // steps_per_pass)):
-            cropping = Cropping(recipe, seed, (number % cycle if cycle else number) + 1, self.config.crop_fraction)
-            order = shown[permutation(seed, number + 1, len(shown))]
+            index = shown[order(seed, number + 1, self._labels_shown(), self.config.balanced, recipe.repeats)]
+            turn = number % cycle if cycle else number
+            rows = Rows(turn * self.views_per_pass(recipe) + occurrence(index) + 1, index)
             begin = number * steps_per_pass
             for step in range(max(first - begin, 0), min(end - begin, steps_per_pass)):
-                mine = order[step * batch_size : (step + 1) * batch_size][rank::world]
-                plan += [(cropping, mine[part * share : (part + 1) * share]) for part in range(micro_batches)]
-        parts: list[Batch] = []
-        for (cropping, index), pixels in zip(plan, self.store.fetch(plan), strict=True):
-            views = draw(
-                recipe,
-                seed,
-                cropping.view,
-                index,
-                self.store.aspects(index),
-                self.config.crop_fraction,
-                self.config.image_size,
-            )
-            parts.append(self._batch(index, pixels, views, cropping.view))
-            if len(parts) == micro_batches:
-                yield parts
-                parts = []
+                mine = rows[step * batch_size : (step + 1) * batch_size][rank::world]
+                plan += [mine[part * share : (part + 1) * share] for part in range(micro_batches)]
+        batches = self.views(recipe, seed, plan, size)
+        while parts := list(itertools.islice(batches, micro_batches)):
+            yield parts
+
+    def views_per_pass(self, recipe: AugmentConfig) -> int:
+        """How many views of one image a pass shows at most; so many numbers of views belong to it."""
+        return most_shown(self._labels_shown(), self.config.balanced, recipe.repeats)
+
+    def _labels_shown(self) -> Positions:
+        labels: Positions = self.labels.cpu().numpy()[self.shown]
+        return labels
+
+    def views(self, recipe: AugmentConfig, seed: int, plan: Sequence[Rows], size: int | None = None) -> Iterator[Batch]:
+        """A batch for each entry of ``plan``. Where images are mixed, targets are distributions over the classes."""
+        size, fraction = size or self.config.image_size, self.config.crop_fraction
+
+        def mix_of(rows: Rows) -> Mix:
+            mix = draw_mix(recipe, seed, rows.view, rows.index, len(self.shown), size)
+            return dataclasses.replace(mix, partners=self.shown[mix.partners])
+
+        def with_partners(rows: Rows) -> Rows:
+            mix = mix_of(rows)
+            index = np.concatenate([rows.index, mix.partners[mix.mixed]])
+            return Rows(np.concatenate([rows.view, rows.view[mix.mixed]]), index)
+
+        shown = [with_partners(rows) for rows in plan]
+        pixels_of = self.store.fetch(Cropping(recipe, seed, fraction), shown)
+        for rows, both, pixels in zip(plan, shown, pixels_of, strict=True):
+            drawn = draw(recipe, seed, both.view, both.index, self.store.aspects(both.index), fraction, size)
+            images, targets = self._render(pixels, drawn, size), self._labels(rows.index)
+            if recipe.mixup or recipe.cutmix:
+                mix = mix_of(rows)  # drawn again: a mix for every image of an epoch would be a large thing to keep
+                images = mix_images(images[: len(rows)], images[len(rows) :], mix)
+                targets = mix_labels(targets, self._labels(mix.partners), mix, size, self.classes)
+            yield Batch(images, targets, torch.from_numpy(rows.index), torch.from_numpy(rows.view))
 
     def plain(self) -> Iterator[Batch]:
         """This rank's share of the images shown, for evaluation: each once over all ranks, none twice."""
         mine = self.shown[self.runtime.rank :: self.runtime.world]
-        cropping = Cropping(None, 0, 0, self.config.crop_fraction)
-        plan = [(cropping, mine[start : start + EVALUATION_BATCH]) for start in range(0, len(mine), EVALUATION_BATCH)]
-        for (_, index), pixels in zip(plan, self.store.fetch(plan), strict=True):
-            yield self._batch(index, pixels, plain(self.store.aspects(index), self.config.crop_fraction), 0)
+        everything, fraction = Rows(np.zeros_like(mine), mine), self.config.crop_fraction
+        plan = [everything[start : start + EVALUATION_BATCH] for start in range(0, len(mine), EVALUATION_BATCH)]
+        for rows, pixels in zip(plan, self.store.fetch(Cropping(None, 0, fraction), plan), strict=True):
+            images = self._render(pixels, plain(self.store.aspects(rows.index), fraction), self.config.image_size)
+            yield Batch(images, self._labels(rows.index), torch.from_numpy(rows.index))
 
-    def _batch(self, index: NDArray[np.int64], pixels: Tensor, views: Views, view: int) -> Batch:
+    def _labels(self, index: Positions) -> Tensor:
+        return self.labels[torch.from_numpy(index).to(self.runtime.device)]
+
+    def _render(self, pixels: Tensor, views: Views, size: int) -> Tensor:
         if self.store.crops:
-            views = dataclasses.replace(views, boxes=np.tile([0.0, 0.0, 1.0, 1.0], (len(index), 1)))
-        positions = torch.from_numpy(index)
-        labels = self.labels[positions.to(self.runtime.device)]
-        return Batch(render(pixels, views, self.config.image_size), labels, positions, view)
+            views = dataclasses.replace(views, boxes=np.tile([0.0, 0.0, 1.0, 1.0], (len(pixels), 1)))
+        return render(pixels, views, size)
 
 
 @dataclass(frozen=True)
@@ -313,7 +357,7 @@ def open_data(source: Source, config: DatasetConfig, workers: int, runtime: Runt
     def loader(split: Split) -> Loader:
         share = config.memory_gb * 1e9 * len(split.labels) / total
         store = open_store(split.images, config, workers, runtime, share)
-        return Loader(store, torch.from_numpy(split.labels).to(runtime.device), config, runtime)
+        return Loader(store, torch.from_numpy(split.labels).to(runtime.device), config, runtime, len(source.classes))
 
     train, val = loader(source.train), loader(source.val)
     return Data(source, train, val, val if source.test is None else loader(source.test))

@@ -18,14 +18,18 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as image_ops
 
 from distillcli.config.schema import AugmentConfig
+from distillcli.data.colours import jitter, operate
 from distillcli.data.draws import uniform
+from distillcli.data.policies import draw_policy
 
 Floats = NDArray[np.float64]
+Positions = NDArray[np.int64]
 
 # Every random choice owns a column of draws, so that switching one part on never changes another.
 _AREA, _RATIO, _LEFT, _TOP, _FLIP, _SHIFT_X, _SHIFT_Y, _ANGLE, _SHEAR, _ZOOM = range(10)
 _BRIGHTNESS, _CONTRAST, _SATURATION, _ERASE, _ERASE_AREA, _ERASE_RATIO, _ERASE_LEFT, _ERASE_TOP = range(10, 18)
-_DRAWS = 18
+_HUE = 18
+_DRAWS = 19
 _ERASE_AREAS, _ERASE_RATIOS = (0.02, 0.33), (0.3, 3.3)  # Zhong et al., AAAI 2020
 
 
@@ -34,13 +38,16 @@ class Views:
     """The parameters of B views.
 
     ``boxes``: B x 4, the crop as left, top, width, height in shares of the image. ``maps``: B x 2 x 3, from output
-    coordinates to coordinates within the crop, both in [-1, 1]. ``colours``: B x 3 factors of brightness, contrast and
-    saturation. ``erased``: B x 4, a blanked rectangle of the output, of zero size for none.
+    coordinates to coordinates within the crop, both in [-1, 1]. ``colours``: B x 4, factors of brightness, contrast and
+    saturation, and turns of the hue. ``operations``, ``strengths``: B x n, the further steps of a policy. ``erased``:
+    B x 4, a blanked rectangle of the output, of zero size for none.
     """
 
     boxes: Floats
     maps: Floats
     colours: Floats
+    operations: NDArray[np.str_]
+    strengths: Floats
     erased: Floats
 
 
@@ -52,7 +59,7 @@ def centre_boxes(aspects: Floats, crop_fraction: float) -> Floats:
 
 
 def crop_boxes(
-    recipe: AugmentConfig, seed: int, view: int, index: NDArray[np.int64], aspects: Floats, crop_fraction: float
+    recipe: AugmentConfig, seed: int, view: Positions, index: Positions, aspects: Floats, crop_fraction: float
 ) -> Floats:
     """The crops of these views: random ones as in Inception, or the centred square when the recipe has no crop."""
     if recipe.crop_area == [1.0, 1.0]:
@@ -69,13 +76,13 @@ def crop_boxes(
 def draw(
     recipe: AugmentConfig,
     seed: int,
-    view: int,
-    index: NDArray[np.int64],
+    view: Positions,
+    index: Positions,
     aspects: Floats,
     crop_fraction: float,
     size: int,
 ) -> Views:
-    """The views of the images ``index``: ``aspects`` are their width / height, ``size`` the side of the output."""
+    """Row by row view ``view`` of image ``index``; ``aspects``: width / height, ``size``: the side of the output."""
     draws = uniform(seed, "view", view, index, _DRAWS)
     signed = 2 * draws - 1
 
@@ -92,8 +99,10 @@ def draw(
     linear[:, 1, 0], linear[:, 1, 1] = sin * flip, sin * shear + cos
     offset = -np.einsum("bij,bj->bi", linear, shift)
 
-    strengths = np.array([recipe.brightness, recipe.contrast, recipe.saturation])
-    colours = 1 + strengths * signed[:, [_BRIGHTNESS, _CONTRAST, _SATURATION]]
+    policy = draw_policy(recipe, seed, view, index, size)
+
+    widths = np.array([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
+    colours = [1.0, 1.0, 1.0, 0.0] + widths * signed[:, [_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE]]
 
     area = _between(list(_ERASE_AREAS), draws[:, _ERASE_AREA])
     ratio = np.exp(_between([math.log(bound) for bound in _ERASE_RATIOS], draws[:, _ERASE_RATIO]))
@@ -104,8 +113,10 @@ def draw(
 
     return Views(
         boxes=crop_boxes(recipe, seed, view, index, aspects, crop_fraction),
-        maps=np.concatenate([linear, offset[:, :, None]], axis=2),
+        maps=np.concatenate([linear, offset[:, :, None]], axis=2) @ policy.affine,
         colours=colours,
+        operations=policy.names,
+        strengths=policy.strengths,
         erased=erased,
     )
 
@@ -116,7 +127,9 @@ def plain(aspects: Floats, crop_fraction: float) -> Views:
     return Views(
         boxes=centre_boxes(aspects, crop_fraction),
         maps=np.tile(np.eye(2, 3), (count, 1, 1)),
-        colours=np.ones((count, 3)),
+        colours=np.tile([1.0, 1.0, 1.0, 0.0], (count, 1)),
+        operations=np.empty((count, 0), np.str_),
+        strengths=np.empty((count, 0)),
         erased=np.zeros((count, 4)),
     )
 
@@ -158,21 +171,13 @@ def render(pixels_BHWC: Tensor, views: Views, size: int) -> Tensor:
         images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         # "border" keeps the rim of an enlarged image bright; what lies outside of the image is black all the same.
         images = images * (grid.abs() <= 1).all(dim=3).unsqueeze(1)
-    if not np.all(views.colours == 1):
-        images = _recolour(images, torch.from_numpy(views.colours.astype(np.float32)).to(device))
+    if not np.all(views.colours == [1.0, 1.0, 1.0, 0.0]):
+        images = jitter(images, views.colours)
+    if views.operations.size:
+        images = operate(images, views.operations, views.strengths)
     if np.any(views.erased[:, 2] > 0):
         images = _erase(images, torch.from_numpy(views.erased.astype(np.float32)).to(device))
     return images
-
-
-def _recolour(images: Tensor, factors_B3: Tensor) -> Tensor:
-    """Brightness, contrast and saturation as torchvision defines them, with one factor per image."""
-    brightness, contrast, saturation = factors_B3[:, :, None, None, None].unbind(1)
-    images = (images * brightness).clamp(0, 1)
-    grey: Tensor = image_ops.rgb_to_grayscale(images)
-    images = grey.mean(dim=(2, 3), keepdim=True).lerp(images, contrast).clamp(0, 1)
-    grey = image_ops.rgb_to_grayscale(images)
-    return grey.lerp(images, saturation).clamp(0, 1)
 
 
 def _erase(images: Tensor, boxes_B4: Tensor) -> Tensor:
