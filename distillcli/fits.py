@@ -42,7 +42,7 @@ from distillcli.teachers import FrozenTeacher, Teacher
 from distillcli.weights import export, knows_classes, load_into, read_weights, weights_fingerprint
 
 # Raise this number when a change of the code changes what the same recipe trains.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
 def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
+from distillcli.pointwise import use_linear
 from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
 
 
@@ -82,6 +83,8 @@ def build(config: ModelConfig, classes: int, image_size: int, role: str) -> Back
 def place(backbone: Backbone, device: torch.device, channels_last: bool) -> Backbone:
     """Move the weights to the device, in the memory layout that decides which kernels run and how sums round."""
     backbone.to(device)
+    if channels_last and device.type == "cpu":
+        use_linear(backbone)
     return backbone.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 

@@ -12,6 +12,7 @@ from timm.data import ImageNetInfo
 from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.ensemble import Classifier, Ensemble, join_specs
 from distillcli.errors import UserError
+from distillcli.inference import for_inference
 from distillcli.models import Backbone, build, describe, place
 from distillcli.runtime import Runtime, autocast, resolve_precision
 from distillcli.types import Batch, Output, Spec, Taps
@@ -26,20 +27,27 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class FrozenTeacher:
-    """A backbone in eval mode, without gradients, in its own precision. It is no part of what is trained or saved."""
+    """A backbone in eval mode, without gradients, in its own precision. It is no part of what is trained or saved.
+
+    ``answering``: a copy of the backbone for inference that answers in its place, or None.
+    """
 
     backbone: Classifier
     precision: str
     taps: Taps
+    answering: Classifier | None = None
 
     def __post_init__(self) -> None:
-        self.backbone.eval().requires_grad_(False)
+        for model in (self.backbone, self.answering):
+            if model is not None:
+                model.eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Output:
-        assert not self.backbone.training
+        model = self.answering or self.backbone
+        assert not model.training
         with autocast(batch.images.device, self.precision):
-            output: Output = self.backbone(batch.images, self.taps)
+            output: Output = model(batch.images, self.taps)
         return output
 
 
@@ -84,10 +92,14 @@ def open_teacher(
         _open_one(member, source, classes, runtime)
         for member, source in zip(members_of(config), weights_from, strict=True)
     ]
-    if not teacher.members:
-        return FrozenTeacher(opened[0], precision, taps)
-    ensemble = Ensemble(opened, [member.weight for member in teacher.members], teacher.average)
-    return FrozenTeacher(ensemble.to(runtime.device), precision, taps)
+    fast = [for_inference(backbone, precision, config.dataset.image_size) for backbone in opened]
+
+    def joined(backbones: list[Backbone]) -> Classifier:
+        if not teacher.members:
+            return backbones[0]
+        return Ensemble(backbones, [member.weight for member in teacher.members], teacher.average).to(runtime.device)
+
+    return FrozenTeacher(joined(opened), precision, taps, joined(fast))
 
 
 def open_single(

@@ -21,7 +21,7 @@ LAYERS = (
     ("runtime", "signals", "cache"),
     ("data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.torchvision_sets"),
     ("data.open", "data.views", "data.loader"),
-    ("models", "ensemble"),
+    ("pointwise", "models", "ensemble", "inference"),
     ("weights", "terms.base", "terms.*", "terms"),
     ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation"),
     ("engine",),
