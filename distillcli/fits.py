@@ -235,6 +235,7 @@ def run_facts(
         "temperature": config.distill.temperature,
         "alpha": config.distill.alpha,
         "seed": config.seed,
+        "channels_last": config.trainer.channels_last,
         "objective": objective.words(),
         "dataset": {
             "name": source.name,

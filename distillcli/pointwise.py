@@ -1,8 +1,8 @@
 """Pointwise convolutions as matrix products.
 
-In channels_last a 1 x 1 convolution is a linear layer on the last axis: no number moves. On a CPU that is faster than the
-convolution kernels, most of all on the small maps of squeeze-and-excitation and of last stages, where setting up a
-convolution costs more than computing it (docs/performance.md).
+In channels_last a 1 x 1 convolution is a linear layer on the last axis, and no number moves. On a CPU this is faster
+than the convolution kernels, most of all on the small maps of squeeze-and-excitation and of last stages, where setting
+up a convolution costs more than computing it (docs/performance.md).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ LAYERS = (
     ("runtime", "signals", "cache"),
     ("data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.torchvision_sets"),
     ("data.open", "data.views", "data.loader"),
-    ("pointwise", "models", "ensemble", "inference"),
+    ("pointwise", "models", "ensemble", "inference", "layout"),
     ("weights", "terms.base", "terms.*", "terms"),
     ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation"),
     ("engine",),

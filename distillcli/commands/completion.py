@@ -108,8 +108,8 @@ def _values(key: str, groups: dict[str, dict[str, Path]], word: str, path: str |
         return _paths(path)
     if key in ("teacher.name", "student.name"):
         return model_names.model_names()
-    if word == "true or false":
-        return ("true", "false")
+    if word.startswith("true or false"):
+        return word.split(" or ")
     choices: dict[str, Iterable[str]] = {
         "trainer.precision": checks.PRECISIONS,
         "teacher.precision": checks.PRECISIONS,

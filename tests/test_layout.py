@@ -1,0 +1,69 @@
+"""The memory layout: set, measured once, remembered, and the same for a resumed run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Distill
+from tiny import CPU, tiny
+
+from distillcli import layout
+from distillcli.config.schema import TrainConfig
+from distillcli.layout import settle_layout
+
+
+def settled(config: TrainConfig) -> bool | None:
+    return settle_layout(config, 4, CPU).trainer.channels_last
+
+
+def remember(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[str]:
+    """Trials take ``seconds`` from now on; returns the names of the students that were timed."""
+    timed: list[str] = []
+
+    def measured(config: TrainConfig, *_: object) -> dict[str, float]:
+        timed.append(config.student.name)
+        return seconds
+
+    monkeypatch.setattr(layout, "measure_layouts", measured)
+    return timed
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_is_set_is_not_measured(wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = remember(monkeypatch, {})
+    assert settled(tiny(f"runs={tmp_path}", f"trainer.channels_last={str(wanted).lower()}")) is wanted
+    assert timed == []
+
+
+@pytest.mark.parametrize("faster", ["channels_last", "contiguous"])
+def test_the_faster_layout_is_taken_and_not_asked_for_again(
+    faster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(f"runs={tmp_path}", "trainer.channels_last=null")
+    timed = remember(monkeypatch, {"channels_last": 2.0, "contiguous": 2.0, faster: 1.0})
+    first = settled(config)
+    assert first is (faster == "channels_last")
+    remember(monkeypatch, {"channels_last": 1.0, "contiguous": 1.0, faster: 2.0})
+    assert settled(config) is first
+    assert timed == [config.student.name]
+    for override in ("trainer.batch_size=32", "dataset.image_size=40", "student.name=test_resnet"):
+        assert settled(tiny(f"runs={tmp_path}", "trainer.channels_last=null", override)) is not first, override
+
+
+def test_a_run_records_the_measured_layout_and_resumes_in_it(distill: Distill, tmp_path: Path) -> None:
+    small = ("+experiment=smoke", "dataset.samples=32", "trainer.batch_size=16", "distill=none", "trainer.epochs=1")
+    assert distill("train", *small, "trainer.channels_last=null", "out=run").code == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    known = json.loads((tmp_path / "runs" / "cache" / "layouts.json").read_text("utf-8"))
+    (trial,) = known.values()
+    assert set(trial["seconds"]) == {"channels_last", "contiguous"}
+    assert result["channels_last"] == (trial["layout"] == "channels_last")
+    (tmp_path / "runs" / "cache" / "layouts.json").unlink()
+    (tmp_path / "run" / "result.json").unlink()  # as after a stop at the very end
+    again = distill("train", "resume=run")
+    assert again.code == 0, again.stderr
+    assert not (tmp_path / "runs" / "cache" / "layouts.json").exists()
+    resumed = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    assert resumed["fingerprints"] == result["fingerprints"]
