@@ -86,12 +86,14 @@ def open_teacher(
     ``weights_from``: for each member its checkpoint or run folder, or None for timm's weights. Raises UserError if
     weights do not fit their model or answer with other classes.
     """
+    members = zip(members_of(config), weights_from, strict=True)
+    return freeze(config, [_open_one(member, source, classes, runtime) for member, source in members], taps, runtime)
+
+
+def freeze(config: TrainConfig, opened: list[Backbone], taps: Taps, runtime: Runtime) -> FrozenTeacher:
+    """The teacher that the models ``opened`` make together, one for each member, with its copy for inference."""
     teacher = config.teacher
     precision = resolve_precision(teacher.precision, runtime.device, teacher=True)
-    opened = [
-        _open_one(member, source, classes, runtime)
-        for member, source in zip(members_of(config), weights_from, strict=True)
-    ]
     fast = [for_inference(backbone, precision, config.dataset.image_size) for backbone in opened]
 
     def joined(backbones: list[Backbone]) -> Classifier:

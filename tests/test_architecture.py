@@ -24,7 +24,7 @@ LAYERS = (
     ("pointwise", "models", "ensemble", "inference", "layout"),
     ("weights", "terms.base", "terms.*", "terms"),
     ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation"),
-    ("engine",),
+    ("engine", "profiling"),
     ("fits",),
     ("chain",),
     ("reopening", "report", "report.format", "report.*"),

@@ -59,6 +59,8 @@ def candidates(words: list[str], current: str) -> list[str]:
         found: Iterable[str] = [*COMMANDS, "--help", "--version"]
     elif words[0] not in COMMANDS:
         found = []
+    elif words[0] == "bench":  # the same config as train
+        found = ["--json"] if current.startswith("-") else _hydra("train", words[1:], current)
     elif COMMANDS[words[0]].primary is None:
         found = _plain(words)
     else:
