@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Distill
 from tiny import CPU, tiny
 
 from distillcli import layout
+from distillcli.cli import run
 from distillcli.config.schema import TrainConfig
 from distillcli.layout import settle_layout
+from distillcli.run_folder import read_result
 
 
 def settled(config: TrainConfig) -> bool | None:
@@ -52,18 +53,26 @@ def test_the_faster_layout_is_taken_and_not_asked_for_again(
         assert settled(tiny(f"runs={tmp_path}", "trainer.channels_last=null", override)) is not first, override
 
 
-def test_a_run_records_the_measured_layout_and_resumes_in_it(distill: Distill, tmp_path: Path) -> None:
-    small = ("+experiment=smoke", "dataset.samples=32", "trainer.batch_size=16", "distill=none", "trainer.epochs=1")
-    assert distill("train", *small, "trainer.channels_last=null", "out=run").code == 0
-    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
-    known = json.loads((tmp_path / "runs" / "cache" / "layouts.json").read_text("utf-8"))
-    (trial,) = known.values()
-    assert set(trial["seconds"]) == {"channels_last", "contiguous"}
-    assert result["channels_last"] == (trial["layout"] == "channels_last")
-    (tmp_path / "runs" / "cache" / "layouts.json").unlink()
-    (tmp_path / "run" / "result.json").unlink()  # as after a stop at the very end
-    again = distill("train", "resume=run")
-    assert again.code == 0, again.stderr
-    assert not (tmp_path / "runs" / "cache" / "layouts.json").exists()
-    resumed = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+def test_a_run_records_the_measured_layout_and_resumes_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    timed = remember(monkeypatch, {"channels_last": 2.0, "contiguous": 1.0})
+    small = ["experiment=smoke", "distill=none", "dataset.samples=32", "trainer.batch_size=16", "trainer.epochs=1"]
+    assert run(["train", *small, "trainer.threads=1", "trainer.channels_last=null", "out=run"]) == 0
+    result = read_result(Path("run"))
+    assert result is not None
+    assert result["channels_last"] is False
+    (trial,) = json.loads(Path("runs/cache/layouts.json").read_text("utf-8")).values()
+    assert trial["layout"] == "contiguous"
+    Path("runs/cache/layouts.json").unlink()
+    Path("run/result.json").unlink()  # as after a stop at the very end
+    assert run(["train", "resume=run"]) == 0
+    resumed = read_result(Path("run"))
+    assert resumed is not None
     assert resumed["fingerprints"] == result["fingerprints"]
+    assert timed == [result["student"]["model"]]
+
+
+def test_a_trial_times_both_layouts(tmp_path: Path) -> None:
+    seconds = layout.measure_layouts(tiny(f"runs={tmp_path}"), 4, CPU)
+    assert set(seconds) == {"channels_last", "contiguous"}
+    assert min(seconds.values()) > 0
