@@ -98,7 +98,10 @@ def answers_key(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime
     return {
         "teacher": [teacher.backbone.spec.name, weights_fingerprint(teacher.backbone.state_dict())],
         "average": config.teacher.average,
-        "arithmetic": [teacher.precision, config.trainer.channels_last, runtime.device.type],
+        "arithmetic": [
+            *(teacher.precision, config.trainer.channels_last, runtime.device.type),
+            "plain" if teacher.answering is None else "folded",
+        ],
         "embedding": teacher.taps.embedding,
         "data": data.source.fingerprint,
         "views": [recipe, config.seed, config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],

@@ -47,6 +47,17 @@ COMMANDS = {
         ),
         "checkpoint=WHAT [dataset=NAME] [key=value ...]",
     ),
+    "bench": Command(
+        "distillcli.commands.bench",
+        "where the time of a training step goes",
+        None,
+        (
+            "distill bench",
+            "distill bench experiment=resnet50_to_mobilenet trainer.batch_size=128",
+            "distill bench dataset=folder dataset.root=PATH --json",
+        ),
+        "[experiment=NAME] [group=option ...] [key=value ...] [--json] [--config-dir DIR]",
+    ),
     "show": Command(
         "distillcli.commands.show",
         "list what can be chosen, and the runs so far; draw the views of a config",

@@ -34,6 +34,7 @@ from distillcli.fits import (
     run_facts,
     teacher_recipe,
 )
+from distillcli.layout import settle_layout
 from distillcli.models import describe
 from distillcli.objective import Objective, check_labels, check_terms, needs_teacher
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
@@ -114,8 +115,12 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     seed_everything(config.seed, "init", "objective")
     objective = Objective(config.distill, setting(student_spec, teachers[-1] if teachers else None))
     data = open_data(source, config.dataset, config.trainer.workers, runtime)
+    overrides = list(job.overrides)
+    if config.trainer.channels_last is None:
+        config = settle_layout(config, classes, runtime)
+        overrides.append(f"trainer.channels_last={str(config.trainer.channels_last).lower()}")  # for resume=
     if runtime.is_main:
-        describe_folder(folder, config, job.command, list(job.overrides), data)
+        describe_folder(folder, config, job.command, overrides, data)
         introduce(config, source, student_spec, teachers[0] if teachers else None, objective, runtime, folder)
 
     warnings: list[str] = []

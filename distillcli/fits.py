@@ -43,7 +43,7 @@ from distillcli.terms.base import Setting
 from distillcli.weights import export, knows_classes, load_into, read_weights, weights_fingerprint
 
 # Raise this number when a change of the code changes what the same recipe trains.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
 def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:
@@ -242,6 +242,7 @@ def run_facts(
         "temperature": config.distill.temperature,
         "alpha": config.distill.alpha,
         "seed": config.seed,
+        "channels_last": config.trainer.channels_last,
         "objective": objective.words(),
         "dataset": {
             "name": source.name,

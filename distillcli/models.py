@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
+from distillcli.pointwise import use_linear
 from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
 
 
@@ -100,9 +101,15 @@ def build(config: ModelConfig, classes: int, image_size: int, role: str) -> Back
     return Backbone(net, spec)
 
 
-def place(backbone: Backbone, device: torch.device, channels_last: bool) -> Backbone:
-    """Move the weights to the device, in the memory layout that decides which kernels run and how sums round."""
+def place(backbone: Backbone, device: torch.device, channels_last: bool | None) -> Backbone:
+    """Move the weights to the device, in the memory layout that decides which kernels run and how sums round.
+
+    ``channels_last``: None, where nobody has measured, is True.
+    """
     backbone.to(device)
+    channels_last = channels_last is not False
+    if channels_last and device.type == "cpu":
+        use_linear(backbone)
     return backbone.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 

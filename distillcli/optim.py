@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -14,7 +14,12 @@ from distillcli.errors import UserError
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Norm layers and biases get no weight decay, as timm does by default."""
+    """Norm layers and biases get no weight decay, as timm does by default.
+
+    torch's own SGD, Adam and AdamW update all weights in one kernel; ``optimizer.args.fused=false`` takes that back.
+    """
+    kind = get_optimizer_class(config.name.lower().removeprefix("lookahead_"), bind_defaults=False)
+    fused = {"fused": True} if kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW) else {}
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             model,
@@ -22,7 +27,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
             lr=config.lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
-            **config.args,
+            **(fused | config.args),
         )
         return optimizer
     except (TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from distillcli.types import LOGITS_ONLY, Taps
 from distillcli.weights import HUB_PREFIX, knows_classes, load_into, read_weights
 
 
-def reopen_model(what: str, source: Source, image_size: int, channels_last: bool, runtime: Runtime) -> Backbone:
+def reopen_model(what: str, source: Source, image_size: int, channels_last: bool | None, runtime: Runtime) -> Backbone:
     """The model that ``what`` names, with its own weights and classifier.
 
     ``what``: run folder, checkpoint file, exported folder, ``hf-hub:`` name, or the name of a timm model. Raises

@@ -14,6 +14,7 @@ from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.data.source import Source
 from distillcli.ensemble import Classifier, Ensemble, join_specs
 from distillcli.errors import UserError
+from distillcli.inference import for_inference
 from distillcli.models import Backbone, build, describe, place
 from distillcli.runtime import Runtime, autocast, resolve_precision
 from distillcli.types import Batch, Output, Spec, Taps
@@ -35,14 +36,20 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class FrozenTeacher:
-    """A backbone in eval mode, without gradients, in its own precision. It is no part of what is trained or saved."""
+    """A backbone in eval mode, without gradients, in its own precision. It is no part of what is trained or saved.
+
+    ``answering``: a copy of the backbone for inference that answers in its place, or None.
+    """
 
     backbone: Classifier
     precision: str
     taps: Taps
+    answering: Classifier | None = None
 
     def __post_init__(self) -> None:
-        self.backbone.eval().requires_grad_(False)
+        for model in (self.backbone, self.answering):
+            if model is not None:
+                model.eval().requires_grad_(False)
 
     @property
     def live(self) -> FrozenTeacher:
@@ -50,9 +57,10 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Output:
-        assert not self.backbone.training
+        model = self.answering or self.backbone
+        assert not model.training
         with autocast(batch.images.device, self.precision):
-            output: Output = self.backbone(batch.images, self.taps)
+            output: Output = model(batch.images, self.taps)
         return output
 
 
@@ -91,16 +99,22 @@ def open_teacher(
     ``weights_from``: for each member its checkpoint or run folder, or None for timm's weights. Raises UserError if
     weights do not fit their model or answer with other classes.
     """
+    members = zip(members_of(config), weights_from, strict=True)
+    return freeze(config, [_open_one(member, source, classes, runtime) for member, source in members], taps, runtime)
+
+
+def freeze(config: TrainConfig, opened: list[Backbone], taps: Taps, runtime: Runtime) -> FrozenTeacher:
+    """The teacher that the models ``opened`` make together, one for each member, with its copy for inference."""
     teacher = config.teacher
     precision = resolve_precision(teacher.precision, runtime.device, teacher=True)
-    opened = [
-        _open_one(member, source, classes, runtime)
-        for member, source in zip(members_of(config), weights_from, strict=True)
-    ]
-    if not teacher.members:
-        return FrozenTeacher(opened[0], precision, taps)
-    ensemble = Ensemble(opened, [member.weight for member in teacher.members], teacher.average)
-    return FrozenTeacher(ensemble.to(runtime.device), precision, taps)
+    fast = [for_inference(backbone, precision, config.dataset.image_size) for backbone in opened]
+
+    def joined(backbones: list[Backbone]) -> Classifier:
+        if not teacher.members:
+            return backbones[0]
+        return Ensemble(backbones, [member.weight for member in teacher.members], teacher.average).to(runtime.device)
+
+    return FrozenTeacher(joined(opened), precision, taps, joined(fast))
 
 
 def open_single(

@@ -137,3 +137,24 @@ def test_a_wrong_argument_of_an_optimizer_is_one_line() -> None:
     assert "no_such_argument" in message
     assert "optimizer.args" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw", "lookahead_adamw"])
+def test_one_kernel_for_all_weights_is_the_plain_optimizer_within_rounding(name: str) -> None:
+    ends = []
+    for fused in ({}, {"fused": False}):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+        optimizer = build_optimizer(OptimizerConfig(name=name, lr=0.05, weight_decay=0.1, args=fused), model)
+        assert all(group["fused"] is not bool(fused) for group in optimizer.param_groups)
+        for _ in range(20):
+            model(torch.randn(8, 5)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append([parameter.detach() for parameter in model.parameters()])
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+
+
+def test_an_optimizer_without_such_a_kernel_is_built_as_before() -> None:
+    optimizer = build_optimizer(OptimizerConfig(name="lamb", lr=0.05), nn.Linear(2, 2))
+    assert all("fused" not in group for group in optimizer.param_groups)

@@ -61,6 +61,8 @@ def candidates(words: list[str], current: str) -> list[str]:
         found = []
     elif words[:2] == ["show", "views"]:
         found = _hydra("train", words[2:], current)
+    elif words[0] == "bench":  # the same config as train
+        found = ["--json"] if current.startswith("-") else _hydra("train", words[1:], current)
     elif COMMANDS[words[0]].primary is None:
         found = _plain(words)
     else:
@@ -110,8 +112,8 @@ def _values(key: str, groups: dict[str, dict[str, Path]], word: str, path: str |
         return _paths(path)
     if key in ("teacher.name", "student.name"):
         return model_names.model_names()
-    if word == "true or false":
-        return ("true", "false")
+    if word.startswith("true or false"):
+        return word.split(" or ")
     choices: dict[str, Iterable[str]] = {
         "trainer.precision": checks.PRECISIONS,
         "teacher.precision": checks.PRECISIONS,

@@ -158,7 +158,7 @@ class TrainerConfig:
     batch_size: int = 64  # images per optimizer step, over all ranks
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     precision: str = "auto"  # auto | fp32 | bf16 | fp16; auto is bf16 on GPUs that have it and fp32 elsewhere
-    channels_last: bool = True
+    channels_last: Optional[bool] = True  # memory layout; null: the faster one, measured once for model and device
     compile: bool = False  # torch.compile the student
     ema: Optional[float] = None  # decay of an exponential moving average of the weights, e.g. 0.9998
     accumulate: int = 1  # split every batch into this many micro-batches

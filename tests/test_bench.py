@@ -1,0 +1,110 @@
+"""distill bench: the parts of a step, and what they are said to mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from tiny import CPU, open_tiny, tiny
+
+from distillcli.cli import run
+from distillcli.commands import bench
+from distillcli.commands.bench import grid, suggestion, summary
+from distillcli.commands.completion import candidates
+from distillcli.profiling import PARTS, Profile, peak_flops, profile
+
+EVEN = Profile(
+    batch_size=64,
+    precision="fp32",
+    teacher_precision="bf16",
+    milliseconds={"data": 1.0, "teacher": 2.0, "forward": 3.0, "backward": 3.0, "optimizer": 1.0},
+    peak_flops={"fp32": 1e11, "bf16": 4e11},
+    student_share=0.5,
+    teacher_share=0.7,
+    memory_bytes=10**9,
+)
+
+
+def with_times(**milliseconds: float) -> Profile:
+    return dataclasses.replace(EVEN, milliseconds=EVEN.milliseconds | milliseconds)
+
+
+def test_rates_are_images_over_time_with_and_without_the_teacher() -> None:
+    assert EVEN.step_milliseconds == 10.0
+    assert EVEN.images_per_second == 6400.0
+    assert EVEN.images_per_second_cached == 8000.0
+
+
+@pytest.mark.parametrize(
+    ("found", "key"),
+    [
+        (with_times(data=30.0), "trainer.workers"),
+        (with_times(teacher=30.0), "teacher.cache"),
+        (with_times(optimizer=10.0), "trainer.batch_size"),
+        (dataclasses.replace(EVEN, student_share=0.1), "overhead"),
+        (EVEN, "arithmetic"),
+    ],
+)
+def test_the_suggestion_is_about_the_part_that_holds_the_step_back(found: Profile, key: str) -> None:
+    assert key in suggestion(found)
+
+
+def test_the_shares_of_the_table_sum_to_the_step() -> None:
+    rows = grid(EVEN)
+    assert [row[0] for row in rows[1:]] == [
+        "wait for data",
+        "teacher",
+        *(f"student {n}ward" for n in ("for", "back")),
+        *("optimizer", "step"),
+    ]
+    assert sum(float(row[2].removesuffix(" %")) for row in rows[1:-1]) == pytest.approx(100)
+    assert (rows[2][3], rows[4][3]) == ("70.0 %", "50.0 %")
+    assert "8000 once the teacher's answers are cached" in summary(EVEN)[0]
+
+
+@pytest.mark.parametrize("objective", ["kd", "none"])
+def test_a_profile_has_every_part_and_no_teacher_where_there_is_none(
+    objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distillcli.profiling.STEPS", 3)
+    config = tiny(f"distill={objective}", "trainer.accumulate=2")
+    found = profile(config, open_tiny(config), CPU)
+    assert tuple(found.milliseconds) == PARTS
+    assert all(found.milliseconds[part] > 0 for part in PARTS if part != "teacher")
+    assert (found.teacher_share is None) == (found.teacher_precision is None) == (objective == "none")
+    assert 0 < found.student_share < 1
+    assert found.memory_bytes > 10**6
+
+
+def test_the_peak_is_that_of_a_product_of_matrices() -> None:
+    assert 1e8 < peak_flops(torch.device("cpu"), torch.float32) < 1e15
+
+
+def test_the_command_prints_a_table_or_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("distillcli.profiling.STEPS", 2)
+    overrides = [
+        "experiment=smoke",
+        "dataset.samples=64",
+        "trainer.batch_size=16",
+        "trainer.threads=1",
+        "trainer.device=cpu",
+    ]
+    bench.run([*overrides, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["images_per_second_cached"] > found["images_per_second"] > 0
+    assert set(found["milliseconds"]) == set(PARTS)
+
+
+@pytest.mark.parametrize("argument", ["-m", "--cfg=job", "resume=nowhere", "distill.temprature=2", "--jsn"])
+def test_what_bench_cannot_do_is_one_line(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", argument]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_completion_knows_the_keys_of_train() -> None:
+    assert "trainer.batch_size=" in candidates(["bench"], "trainer.b")
+    assert candidates(["bench"], "--") == ["--json"]
