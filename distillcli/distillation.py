@@ -10,8 +10,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import timm
-
 from distillcli.cached_teacher import with_cache
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
@@ -32,6 +30,7 @@ from distillcli.fits import (
 )
 from distillcli.models import describe
 from distillcli.objective import Objective, check_terms, needs_teacher
+from distillcli.preflight import student_warnings, teacher_warnings
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
 from distillcli.report.markdown import write_report
@@ -40,9 +39,6 @@ from distillcli.runtime import Runtime, resolve_precision, seed_everything, star
 from distillcli.signals import listening
 from distillcli.teachers import FrozenTeacher, Teacher, describe_teacher, is_imagenet, members_of, open_teacher
 from distillcli.types import Spec, Taps
-
-# timm's recipes of "ResNet strikes back" train with binary cross-entropy; their softmax is not calibrated.
-BCE_TAGS = ("a1_", "a2_", "a3_", "a1h_", "b1k_", "b2k_", "c1_", "c2_")
 
 
 @contextmanager
@@ -97,7 +93,7 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         describe_folder(folder, config, job.command, list(job.overrides), data)
         introduce(config, source, student_spec, teacher_spec, objective, runtime, folder)
 
-    warnings: list[str] = []
+    warnings = student_warnings(config)
     frozen, teacher_facts, timings = None, None, {}
     targets: Teacher | None = None
     rounding = "off"
@@ -110,15 +106,15 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         if math.isnan(teacher_facts["nll"]):
             raise NumericError(f"teacher {config.teacher.name}: its answers are not finite; it teaches nothing")
         session.say(f"teacher: top-1 {teacher_facts['top1']:.2f} on {source.evaluated_on}")
-        warnings = teacher_warnings(config)
-        for warning in warnings:
-            session.warn(warning)
+        warnings += teacher_warnings(config)
         try:
             targets, rounding, why = with_cache(config, data, frozen, runtime)
             session.say(why)
         except OSError as error:  # costs the cache and no more
             session.warn(f"teacher cache: off, its folder cannot be written ({error.strerror}: {error.filename})")
             targets = frozen
+    for warning in warnings:
+        session.warn(warning)
 
     begun = time.monotonic()
     student = new_backbone(config, config.student, data, "student")
@@ -210,19 +206,6 @@ def find_weights(config: TrainConfig, data: Data, session: Session) -> str | Non
             "teacher.checkpoint=PATH, or let it be fitted with teacher.fit.mode=auto"
         )
     return str(fit_once(teacher_recipe(config, session.runtime), "teacher", data, session))
-
-
-def teacher_warnings(config: TrainConfig) -> list[str]:
-    """What published results say against these teachers."""
-    found = []
-    for teacher in (member.teacher for member in members_of(config)):
-        tag = str(timm.get_pretrained_cfg(teacher.name).tag) if teacher.pretrained else ""
-        if tag.startswith(BCE_TAGS):
-            found.append(
-                f"teacher {teacher.name}: its weights ({tag}) were trained with binary cross-entropy, which cost "
-                "students 0.6 to 1.9 points at T=4 in published runs; a tag trained with cross-entropy may teach better"
-            )
-    return found
 
 
 def comparison_warnings(student: dict[str, Any], teacher: dict[str, Any] | None) -> list[str]:

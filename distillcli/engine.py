@@ -271,7 +271,7 @@ class Keeper:
         self.identity = {
             "model": {"name": config.student.name, "args": config.student.args},
             "classes": list(data.source.classes),
-            "image_size": config.dataset.image_size,
+            "image_size": state.model.student.image_size,
             "recipe": recipe,
         }
         self.interval = 60 * config.trainer.checkpoint_minutes

@@ -12,8 +12,8 @@ from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
 class Ensemble(nn.Module):
     """A weighted mean of its members' answers: of their probabilities, or of their logits.
 
-    ``forward``: B x C x H x W images in [0, 1] -> Output with logits B x K; every member normalises for itself. The
-    mean of probabilities p is answered as log p, whose softmax is p again.
+    ``forward``: B x C x H x W images in [0, 1] -> Output with logits B x K; every member resizes and normalises for
+    itself. The mean of probabilities p is answered as log p, whose softmax is p again.
     """
 
     weights: Tensor
@@ -24,6 +24,7 @@ class Ensemble(nn.Module):
         self.register_buffer("weights", torch.tensor(weights) / sum(weights))
         self.average = average
         self.spec = join_specs([member.spec for member in members])
+        self.image_size = max(member.image_size for member in members)
 
     def forward(self, images: Tensor, taps: Taps = LOGITS_ONLY) -> Output:
         assert taps == LOGITS_ONLY, "an ensemble has no common embedding or stages"

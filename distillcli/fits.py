@@ -36,7 +36,7 @@ from distillcli.run_folder import (
     write_text,
 )
 from distillcli.runtime import Runtime, any_rank, barrier, resolve_precision, seed_everything
-from distillcli.teachers import FrozenTeacher
+from distillcli.teachers import FrozenTeacher, answer_settings
 from distillcli.weights import export, knows_classes, load_into, read_weights, weights_fingerprint
 
 # Raise this number when a change of the code changes what the same recipe trains.
@@ -50,7 +50,7 @@ def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:
         config,
         name=f"teacher {teacher.name}",
         baseline=False,
-        student=StudentConfig(teacher.name, teacher.pretrained, teacher.checkpoint, teacher.args),
+        student=StudentConfig(teacher.name, teacher.pretrained, teacher.checkpoint, teacher.args, teacher.image_size),
         distill=labels_only(config.distill),
         teacher=dataclasses.replace(teacher, cache=CacheConfig()),
         optimizer=dataclasses.replace(config.optimizer, lr=teacher.fit.lr, weight_decay=teacher.fit.weight_decay),
@@ -85,9 +85,10 @@ def recipe_fingerprint(
             "version": RECIPE_VERSION,
             "data": data.source.fingerprint,
             "views": [config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
-            "model": [config.student.name, config.student.args],
+            "model": [config.student.name, config.student.args, student.image_size],
             "start": weights_fingerprint(student.net.state_dict()),
             "teacher": None if teacher is None else weights_fingerprint(teacher.state_dict()),
+            "teacher_settings": None if teacher is None else answer_settings(config),
             "teacher_arithmetic": None if teacher is None else [config.teacher.precision, rounding],
             "view_cycle": config.teacher.cache.views,
             "objective": dataclasses.asdict(config.distill),
@@ -169,8 +170,7 @@ def describe_folder(folder: Path, config: TrainConfig, command: str, overrides: 
 
 
 def export_student(backbone: Backbone, folder: Path, config: TrainConfig, data: Data) -> None:
-    size, crop = config.dataset.image_size, config.dataset.crop_fraction
-    export(backbone, folder / "student", data.source.classes, size, crop)
+    export(backbone, folder / "student", data.source.classes, config.dataset.crop_fraction)
 
 
 def run_facts(
@@ -227,4 +227,4 @@ def measure(
     spec = backbone.spec
     numbers = {"model": spec.name, "params": spec.params, "macs": spec.macs, "agreement": None, "kl_to_teacher": None}
     numbers |= evaluate(backbone, data.evaluation, runtime, precision, teacher)
-    return numbers | {"latency_ms": latency(backbone, data.evaluation.config.image_size, runtime.device)}
+    return numbers | {"latency_ms": latency(backbone, runtime.device)}

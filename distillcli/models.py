@@ -1,4 +1,4 @@
-"""Backbone: a timm model that normalises for itself and answers with logits, embedding and stages.
+"""Backbone: a timm model that resizes and normalises for itself and answers with logits, embedding and stages.
 
 Stages are addressed by number through timm's ``forward_intermediates``: no hooks, no layer names. The embedding comes
 from ``forward_head(pre_logits=True)``; applying ``get_classifier()`` to it instead is wrong for one family in eight.
@@ -19,6 +19,7 @@ import timm
 import torch
 from timm.models import resolve_model_input_args
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from distillcli.config.schema import ModelConfig
@@ -27,21 +28,29 @@ from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
 
 
 class Backbone(nn.Module):
-    """A timm classifier. ``forward``: B x C x H x W images in [0, 1] -> Output."""
+    """A timm classifier. ``forward``: B x C x H x W images in [0, 1], of any size -> Output.
+
+    ``image_size``: the pixels it was built for. Images of another size are resized with antialiasing, so that models
+    of different sizes see the same crop of the same view.
+    """
 
     net: Any  # a timm model; nn.Module does not declare what timm adds
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: Any, spec: Spec) -> None:
+    def __init__(self, net: Any, spec: Spec, image_size: int) -> None:
         super().__init__()
         self.net = net
         self.spec = spec
+        self.image_size = image_size
         settings = net.pretrained_cfg
         for name in ("mean", "std"):  # not saved: the exported config carries them
             self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, taps: Taps = LOGITS_ONLY) -> Output:
+        size = (self.image_size, self.image_size)
+        if images.shape[2:] != size:
+            images = functional.interpolate(images, size, mode="bilinear", antialias=True)
         normalised = (images - self.mean) / self.std
         if not taps.stages and not taps.embedding:
             return Output(self.net(normalised), None, {})
@@ -62,10 +71,12 @@ class Backbone(nn.Module):
 def build(config: ModelConfig, classes: int, image_size: int, role: str) -> Backbone:
     """The model of a config with a classifier for ``classes``, its weights fresh or, if ``pretrained``, timm's.
 
+    ``image_size``: that of the views, where the config names none of its own.
     Own weights (``config.checkpoint``) are loaded by :mod:`distillcli.weights`. ``role`` names the config group in
     messages. Raises UserError when timm cannot build the model so, or its weights cannot be fetched.
     """
     spec = describe(config, classes, image_size, role)
+    image_size = config.image_size or image_size
     try:
         with _quick_without_network() if config.pretrained else contextlib.nullcontext():
             net = timm.create_model(pretrained=config.pretrained, **_arguments(config, classes, image_size))
@@ -76,7 +87,7 @@ def build(config: ModelConfig, classes: int, image_size: int, role: str) -> Back
             f"{role}.pretrained=true: no weights for {config.name} ({_first_line(error)}); run once with network "
             f"access so that they are kept in {huggingface_hub.constants.HF_HUB_CACHE}, or use {role}.checkpoint=PATH"
         ) from error
-    return Backbone(net, spec)
+    return Backbone(net, spec, image_size)
 
 
 def place(backbone: Backbone, device: torch.device, channels_last: bool) -> Backbone:
@@ -90,6 +101,7 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str) -> S
 
     Raises UserError if timm cannot build the model with these arguments, or it cannot take images of this size.
     """
+    image_size = config.image_size or image_size
     try:
         with torch.device("meta"), torch.no_grad():
             net = timm.create_model(**_arguments(config, classes, image_size)).eval()
@@ -101,7 +113,7 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str) -> S
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(
             f"{role}.name={config.name}: cannot be built for {classes} classes and images of {image_size} pixels "
-            f"({_first_line(error)}); check dataset.image_size and {role}.args"
+            f"({_first_line(error)}); check dataset.image_size or {role}.image_size, and {role}.args"
         ) from error
     return Spec(
         name=config.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from timm.data import ImageNetInfo
@@ -63,11 +63,18 @@ def members_of(config: TrainConfig) -> list[TrainConfig]:
                 pretrained=member.pretrained,
                 checkpoint=member.checkpoint,
                 args=member.args,
+                image_size=member.image_size,
                 members=[],
             ),
         )
         for member in config.teacher.members
     ] or [config]
+
+
+def answer_settings(config: TrainConfig) -> list[Any]:
+    """What decides the answers of the teachers of ``config`` beside their weights and precision."""
+    sizes = [member.teacher.image_size or config.dataset.image_size for member in members_of(config)]
+    return [config.teacher.average, sizes]
 
 
 def open_teacher(
@@ -92,7 +99,8 @@ def open_teacher(
 
 def _open_one(config: TrainConfig, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
     teacher = config.teacher
-    model = ModelConfig(name=teacher.name, pretrained=weights_from is None, args=teacher.args)
+    pretrained = weights_from is None
+    model = ModelConfig(teacher.name, pretrained=pretrained, args=teacher.args, image_size=teacher.image_size)
     backbone = build(model, len(classes), config.dataset.image_size, "teacher")
     if weights_from is not None:
         weights = read_weights(weights_from)

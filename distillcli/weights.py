@@ -48,7 +48,7 @@ class Weights:
                 f"checkpoint={self.origin}: holds weights without the name of their model; use a run folder or an "
                 "exported student/ folder"
             )
-        return ModelConfig(name=self.architecture, args=self.args)
+        return ModelConfig(name=self.architecture, args=self.args, image_size=self.image_size)
 
 
 # --- in ------------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def load_into(backbone: Backbone, weights: Weights, role: str, new_head: bool = 
         raise UserError(
             f"{role}.checkpoint={weights.origin}{named}: does not fit {role}.name={backbone.spec.name}: "
             f"{len(wrong)} of {len(own)} tensors differ, first {wrong[0]}; set {role}.name to the model of the "
-            f"checkpoint, and dataset.image_size to its size{f' of {weights.image_size}' if weights.image_size else ''}"
+            f"checkpoint, and {role}.image_size to its size{f' of {weights.image_size}' if weights.image_size else ''}"
         )
     backbone.net.load_state_dict(state)
 
@@ -236,7 +236,7 @@ def weights_fingerprint(state: dict[str, Tensor]) -> str:
 # --- out -----------------------------------------------------------------------------------------------------------
 
 
-def export(backbone: Backbone, folder: Path, classes: tuple[str, ...], image_size: int, crop_fraction: float) -> None:
+def export(backbone: Backbone, folder: Path, classes: tuple[str, ...], crop_fraction: float) -> None:
     """Write ``config.json`` and ``model.safetensors``: ``timm.create_model('local-dir:FOLDER', pretrained=True)``.
 
     The config carries class names and preprocessing, so that the folder is all that a deployment needs.
@@ -249,7 +249,7 @@ def export(backbone: Backbone, folder: Path, classes: tuple[str, ...], image_siz
         model_config={"label_names": list(classes)},
         safe_serialization=True,
         data_config={
-            "input_size": (channels, image_size, image_size),
+            "input_size": (channels, backbone.image_size, backbone.image_size),
             "mean": tuple(backbone.mean.flatten().tolist()),
             "std": tuple(backbone.std.flatten().tolist()),
             "crop_pct": crop_fraction,

@@ -25,7 +25,7 @@ LAYERS = (
     ("weights", "terms.base", "terms.*", "terms"),
     ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation"),
     ("engine",),
-    ("fits",),
+    ("fits", "preflight"),
     ("reopening", "report", "report.format", "report.*"),
     ("distillation",),
     ("commands", "commands.*"),

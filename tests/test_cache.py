@@ -262,6 +262,7 @@ def test_everything_that_can_change_a_row_changes_the_key(tmp_path: Path) -> Non
         "augment.rotate=11",
         "augment.flip=0.5",
         "dataset.image_size=40",
+        "teacher.image_size=24",
         "dataset.crop_fraction=0.9",
         "dataset.samples=80",
         "trainer.channels_last=false",

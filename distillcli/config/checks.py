@@ -156,6 +156,8 @@ def _check_model(key: str, config: ModelConfig) -> None:
         _check_existing(f"{key}.name", config.name.removeprefix("local-dir:"), shown=config.name)
     elif not config.name.startswith(HUB_PREFIXES):
         _known_model(f"{key}.name", config.name)
+    if config.image_size is not None:
+        _at_least(f"{key}.image_size", config.image_size, 8)
     if config.checkpoint is not None:
         _check_checkpoint(f"{key}.checkpoint", config.checkpoint)
         if config.pretrained:

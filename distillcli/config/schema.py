@@ -23,6 +23,7 @@ class ModelConfig:
     pretrained: bool = False  # start from timm's published weights
     checkpoint: Optional[str] = None  # own weights: run folder, checkpoint file, .safetensors, exported student/ folder
     args: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model, e.g. drop_path_rate
+    image_size: Optional[int] = None  # pixels this model sees: it resizes the views; null: dataset.image_size
 
 
 @dataclass
