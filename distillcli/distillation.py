@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distillcli.cached_teacher import with_cache
+from distillcli.class_names import teacher_classes
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
 from distillcli.data.loader import Data, open_data
@@ -37,7 +38,7 @@ from distillcli.report.markdown import write_report
 from distillcli.run_folder import read_result, write_result
 from distillcli.runtime import Runtime, resolve_precision, seed_everything, start
 from distillcli.signals import listening
-from distillcli.teachers import FrozenTeacher, Teacher, describe_teacher, is_imagenet, members_of, open_teacher
+from distillcli.teachers import FrozenTeacher, Teacher, describe_teacher, members_of, open_teacher, pretrained_classes
 from distillcli.types import Spec, Taps
 
 
@@ -197,7 +198,15 @@ def find_teacher(
 def find_weights(config: TrainConfig, data: Data, session: Session) -> str | None:
     """The run folder of the fitted teacher; None when its checkpoint or timm's weights serve as they are."""
     teacher, classes = config.teacher, data.source.classes
-    ready = teacher.checkpoint is not None or (teacher.pretrained and is_imagenet(classes))
+    wanted = teacher_classes(teacher.class_map, classes)
+    ready = teacher.checkpoint is not None or (
+        teacher.pretrained and pretrained_classes(teacher.name, wanted) is not None
+    )
+    if teacher.class_map is not None and not ready:
+        raise UserError(
+            f"teacher.class_map={teacher.class_map}: {teacher.name} does not know all {len(classes)} classes "
+            "under the names it gives them; use WordNet ids"
+        )
     if ready and teacher.fit.mode != "always":
         return None
     if teacher.fit.mode == "never":

@@ -47,6 +47,12 @@ class Backbone(nn.Module):
         for name in ("mean", "std"):  # not saved: the exported config carries them
             self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
 
+    @property
+    def classifier(self) -> tuple[str, ...]:
+        """What the names of the classifier's weights begin with; some models have two classifiers."""
+        names = self.net.pretrained_cfg["classifier"]
+        return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
     def forward(self, images: Tensor, taps: Taps = LOGITS_ONLY) -> Output:
         size = (self.image_size, self.image_size)
         if images.shape[2:] != size:

@@ -6,16 +6,17 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import timm
 import torch
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, infer_imagenet_subset
 
+from distillcli.class_names import knows, teacher_classes
 from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.ensemble import Classifier, Ensemble, join_specs
-from distillcli.errors import UserError
 from distillcli.models import Backbone, build, describe, place
 from distillcli.runtime import Runtime, autocast, resolve_precision
 from distillcli.types import Batch, Output, Spec, Taps
-from distillcli.weights import knows_classes, load_into, read_weights
+from distillcli.weights import Weights, load_into, read_weights, select_classes
 
 
 class Teacher(Protocol):
@@ -64,6 +65,7 @@ def members_of(config: TrainConfig) -> list[TrainConfig]:
                 checkpoint=member.checkpoint,
                 args=member.args,
                 image_size=member.image_size,
+                class_map=member.class_map,
                 members=[],
             ),
         )
@@ -83,7 +85,8 @@ def open_teacher(
     """The teacher of ``config``, ready to teach: an ensemble, or one model.
 
     ``weights_from``: for each member its checkpoint or run folder, or None for timm's weights. Raises UserError if
-    weights do not fit their model or answer with other classes.
+    weights do not fit their model or lack a class of the data. A teacher of more classes, or of the same in another
+    order, answers with those of the data.
     """
     teacher = config.teacher
     precision = resolve_precision(teacher.precision, runtime.device, teacher=True)
@@ -93,34 +96,49 @@ def open_teacher(
     ]
     if not teacher.members:
         return FrozenTeacher(opened[0], precision, taps)
-    ensemble = Ensemble(opened, [member.weight for member in teacher.members], teacher.average)
+    weights = [member.weight for member in teacher.members]
+    temperatures = [member.temperature for member in teacher.members]
+    ensemble = Ensemble(opened, weights, temperatures, teacher.average)
     return FrozenTeacher(ensemble.to(runtime.device), precision, taps)
 
 
 def _open_one(config: TrainConfig, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
-    teacher = config.teacher
-    pretrained = weights_from is None
-    model = ModelConfig(teacher.name, pretrained=pretrained, args=teacher.args, image_size=teacher.image_size)
-    backbone = build(model, len(classes), config.dataset.image_size, "teacher")
-    if weights_from is not None:
+    teacher, size = config.teacher, config.dataset.image_size
+    wanted = teacher_classes(teacher.class_map, classes)
+    model = ModelConfig(teacher.name, args=teacher.args, image_size=teacher.image_size)
+    if weights_from is None:
+        backbone = open_pretrained(model, wanted, size, "teacher")
+    else:
+        backbone = build(model, len(classes), size, "teacher")
         weights = read_weights(weights_from)
-        if not knows_classes(weights, backbone, classes):
-            raise UserError(
-                f"teacher.checkpoint={weights_from}: its classes are not the {len(classes)} of the data"
-                f"{_first_names(weights.classes)}; use a teacher of these classes, or fit it with a new classifier by "
-                "teacher.fit.mode=always"
-            )
-        load_into(backbone, weights, "teacher")
+        load_into(backbone, select_classes(weights, backbone, wanted, "teacher.checkpoint"), "teacher")
     return place(backbone, runtime.device, config.trainer.channels_last)
 
 
-def is_imagenet(classes: tuple[str, ...]) -> bool:
-    """Whether the classes are ImageNet-1k's, by their WordNet ids or names in order, so that timm's classifiers fit."""
-    info = ImageNetInfo()
-    return list(classes) in (info.label_names(), info.label_descriptions())
+def open_pretrained(model: ModelConfig, wanted: tuple[str, ...], image_size: int, role: str) -> Backbone:
+    """timm's weights for ``model``, answering with the ``wanted`` classes of ImageNet, which they must know."""
+    names = pretrained_classes(model.name, wanted)
+    assert names is not None, "callers look first"
+    whole = build(dataclasses.replace(model, pretrained=True), len(names), image_size, role)
+    if names == wanted:
+        return whole
+    backbone = build(model, len(wanted), image_size, role)
+    weights = Weights(whole.net.state_dict(), model.name, classes=names)
+    load_into(backbone, select_classes(weights, backbone, wanted, f"{role}.name"), role)
+    return backbone
 
 
-def _first_names(classes: tuple[str, ...] | None) -> str:
-    if classes is None:
-        return ""
-    return f" but {len(classes)} others ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
+def pretrained_classes(name: str, wanted: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The classes of timm's weights, under the names that know all ``wanted`` ones; None if no names do.
+
+    ImageNet has WordNet ids (n01440764), descriptions ("tench, Tinca tinca") and the first synonyms of these.
+    """
+    settings = timm.get_pretrained_cfg(name)
+    subset = infer_imagenet_subset({"num_classes": 1000 if settings is None else settings.num_classes})
+    if subset is None:
+        return None
+    info = ImageNetInfo(subset)
+    descriptions = tuple(info.label_descriptions())
+    synonyms = tuple(description.split(",")[0] for description in descriptions)
+    namings = (tuple(info.label_names()), descriptions, synonyms)
+    return next((names for names in namings if knows(wanted, names)), None)

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "distillcli"
 # of one pattern may import each other as long as there is no circle.
 LAYERS = (
     ("", "errors"),
+    ("class_names",),
     ("run_folder", "config", "config.schema", "config.*", "types"),
     ("runtime", "signals", "cache"),
     ("data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.torchvision_sets"),

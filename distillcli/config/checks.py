@@ -19,6 +19,7 @@ from distillcli.config.schema import (
     DatasetConfig,
     DistillConfig,
     EvalConfig,
+    MemberConfig,
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -169,6 +170,9 @@ def _check_teacher(config: TeacherConfig) -> None:
     for number, member in enumerate(config.members):
         _check_model(f"teacher.members[{number}]", member)
         _above_zero(f"teacher.members[{number}].weight", member.weight)
+        _above_zero(f"teacher.members[{number}].temperature", member.temperature)
+        _check_class_map(f"teacher.members[{number}]", member, config.fit.mode)
+    _check_class_map("teacher", config, config.fit.mode)
     _one_of("teacher.precision", config.precision, PRECISIONS)
     _one_of("teacher.fit.mode", config.fit.mode, FIT_MODES)
     _at_least("teacher.fit.epochs", config.fit.epochs, 1)
@@ -177,6 +181,17 @@ def _check_teacher(config: TeacherConfig) -> None:
     _one_of("teacher.cache.mode", config.cache.mode, CACHE_MODES)
     _at_least("teacher.cache.views", config.cache.views, 0)
     _above_zero("teacher.cache.max_gb", config.cache.max_gb)
+
+
+def _check_class_map(key: str, config: TeacherConfig | MemberConfig, fit_mode: str) -> None:
+    if config.class_map is None:
+        return
+    _check_existing(f"{key}.class_map", config.class_map)
+    if fit_mode == "always" or (config.checkpoint is None and not config.pretrained):
+        raise UserError(
+            f"{key}.class_map={config.class_map}: a teacher that is fitted has the classes of the data; give "
+            f"{key}.checkpoint=PATH or {key}.pretrained=true, and leave teacher.fit.mode=auto"
+        )
 
 
 def _check_dataset(config: DatasetConfig) -> None:

@@ -50,12 +50,17 @@ class CacheConfig:
 class MemberConfig(ModelConfig):
     """One member of an ensemble of teachers; it is fitted as a single teacher would be."""
 
+    class_map: Optional[str] = None  # a file of "class of the data,class of the member"; null: their names are the same
     weight: float = 1.0
+    temperature: float = 1.0  # its logits are divided by this before the average
     seed: Optional[int] = None  # of its fit; null: the seed of the run. Members of one architecture need different ones
 
 
 @dataclass
 class TeacherConfig(ModelConfig):
+    class_map: Optional[str] = (
+        None  # a file of "class of the data,class of the teacher"; null: their names are the same
+    )
     precision: str = "auto"  # auto | fp32 | bf16 | fp16, for its forward pass and its fit
     members: list[MemberConfig] = field(default_factory=list)  # an ensemble, in place of name and checkpoint
     average: str = "probabilities"  # of the members' answers: probabilities | logits
