@@ -193,7 +193,12 @@ def fit(
     precision = resolve_precision(trainer.precision, device)
     place(student, device, trainer.channels_last)
     model = Distillation(student, objective.to(device))
-    optimizer = build_optimizer(config.optimizer, model)
+    if config.student.freeze != "none":
+        trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
+        session.say(
+            f"{label}: {trained:,} of its {student.spec.params:,} parameters are trained, the others are frozen"
+        )
+    optimizer = build_optimizer(config.optimizer, student.net, model.objective)
     steps = data.train.steps_per_epoch(trainer.batch_size)
     schedule = build_schedule(config.schedule, optimizer, trainer.epochs, steps)
     state = State(

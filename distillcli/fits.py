@@ -23,6 +23,7 @@ from distillcli.data.loader import Data
 from distillcli.engine import Fitted, Session, fit
 from distillcli.ensemble import Classifier
 from distillcli.evaluation import evaluate, latency
+from distillcli.freezing import freeze
 from distillcli.models import Backbone, build
 from distillcli.objective import Objective, labels_only
 from distillcli.run_folder import (
@@ -40,7 +41,7 @@ from distillcli.teachers import FrozenTeacher, answer_settings
 from distillcli.weights import export, knows_classes, load_into, read_weights, weights_fingerprint
 
 # Raise this number when a change of the code changes what the same recipe trains.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 
 def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:
@@ -50,10 +51,17 @@ def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:
         config,
         name=f"teacher {teacher.name}",
         baseline=False,
-        student=StudentConfig(teacher.name, teacher.pretrained, teacher.checkpoint, teacher.args, teacher.image_size),
+        student=StudentConfig(
+            teacher.name, teacher.pretrained, teacher.checkpoint, teacher.args, teacher.image_size, teacher.freeze
+        ),
         distill=labels_only(config.distill),
         teacher=dataclasses.replace(teacher, cache=CacheConfig()),
-        optimizer=dataclasses.replace(config.optimizer, lr=teacher.fit.lr, weight_decay=teacher.fit.weight_decay),
+        optimizer=dataclasses.replace(
+            config.optimizer,
+            lr=teacher.fit.lr,
+            weight_decay=teacher.fit.weight_decay,
+            layer_decay=teacher.fit.layer_decay,
+        ),
         trainer=dataclasses.replace(
             config.trainer,
             epochs=teacher.fit.epochs,
@@ -85,7 +93,7 @@ def recipe_fingerprint(
             "version": RECIPE_VERSION,
             "data": data.source.fingerprint,
             "views": [config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
-            "model": [config.student.name, config.student.args, student.image_size],
+            "model": [config.student.name, config.student.args, student.image_size, config.student.freeze],
             "start": weights_fingerprint(student.net.state_dict()),
             "teacher": None if teacher is None else weights_fingerprint(teacher.state_dict()),
             "teacher_settings": None if teacher is None else answer_settings(config),
@@ -113,6 +121,7 @@ def new_backbone(config: TrainConfig, model: ModelConfig, data: Data, role: str)
     if model.checkpoint is not None:
         weights = read_weights(model.checkpoint)
         load_into(backbone, weights, role, new_head=not knows_classes(weights, backbone, classes))
+    freeze(backbone, model.freeze, role)
     return backbone
 
 

@@ -43,9 +43,17 @@ class Backbone(nn.Module):
         self.net = net
         self.spec = spec
         self.image_size = image_size
+        self.frozen: list[nn.Module] = []  # what freezing.freeze took out of the training
         settings = net.pretrained_cfg
         for name in ("mean", "std"):  # not saved: the exported config carries them
             self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Frozen layers stay in eval mode: their norms keep their statistics, and nothing in them is dropped."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     @property
     def classifier(self) -> tuple[str, ...]:

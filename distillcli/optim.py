@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -13,17 +13,24 @@ from distillcli.config.schema import OptimizerConfig, ScheduleConfig
 from distillcli.errors import UserError
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Norm layers and biases get no weight decay, as timm does by default."""
+def build_optimizer(config: OptimizerConfig, net: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a timm model and of what an objective trains beside it.
+
+    Norm layers, biases and what the model itself lists, as position embeddings, get no weight decay. With
+    ``layer_decay`` the rate falls from the classifier to the stem; the objective has the full one.
+    """
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model,
+            net,
             opt=config.name,
             lr=config.lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
+            layer_decay=config.layer_decay,
             **config.args,
         )
+        for group in param_groups_weight_decay(objective, config.weight_decay):
+            optimizer.add_param_group(group)
         return optimizer
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.name={config.name}: {error}; check optimizer.args") from error

@@ -65,6 +65,7 @@ def members_of(config: TrainConfig) -> list[TrainConfig]:
                 checkpoint=member.checkpoint,
                 args=member.args,
                 image_size=member.image_size,
+                freeze=member.freeze,
                 class_map=member.class_map,
                 members=[],
             ),

@@ -23,7 +23,7 @@ LAYERS = (
     ("data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.torchvision_sets"),
     ("data.open", "data.views", "data.loader"),
     ("models", "ensemble"),
-    ("weights", "terms.base", "terms.*", "terms"),
+    ("weights", "freezing", "terms.base", "terms.*", "terms"),
     ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation"),
     ("engine",),
     ("fits", "preflight"),

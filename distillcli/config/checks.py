@@ -89,8 +89,14 @@ def _check_optimizer(config: OptimizerConfig) -> None:
     _known("optimizer.name", name, optimizer_names())
     _above_zero("optimizer.lr", config.lr)
     _at_least("optimizer.weight_decay", config.weight_decay, 0)
+    _check_layer_decay("optimizer.layer_decay", config.layer_decay)
     if not 0 <= config.momentum < 1:
         raise UserError(f"optimizer.momentum={config.momentum}: must be in [0, 1)")
+
+
+def _check_layer_decay(key: str, value: float | None) -> None:
+    if value is not None and not 0 < value <= 1:
+        raise UserError(f"{key}={value}: must be above 0 and at most 1, e.g. 0.75, or null")
 
 
 def check_schedule(config: ScheduleConfig, epochs: int) -> None:
@@ -163,6 +169,13 @@ def _check_model(key: str, config: ModelConfig) -> None:
         _check_checkpoint(f"{key}.checkpoint", config.checkpoint)
         if config.pretrained:
             raise UserError(f"{key}.pretrained=true and {key}.checkpoint={config.checkpoint}: weights from two places")
+    if not re.fullmatch(r"none|backbone|[1-9]\d*", config.freeze):
+        raise UserError(f"{key}.freeze={config.freeze}: use none, backbone, or a number of groups of layers from 1")
+    if config.freeze != "none" and config.checkpoint is None and not config.pretrained:
+        raise UserError(
+            f"{key}.freeze={config.freeze}: the frozen layers would stay random; give {key}.checkpoint=PATH or "
+            f"{key}.pretrained=true"
+        )
 
 
 def _check_teacher(config: TeacherConfig) -> None:
@@ -178,6 +191,7 @@ def _check_teacher(config: TeacherConfig) -> None:
     _at_least("teacher.fit.epochs", config.fit.epochs, 1)
     _above_zero("teacher.fit.lr", config.fit.lr)
     _at_least("teacher.fit.weight_decay", config.fit.weight_decay, 0)
+    _check_layer_decay("teacher.fit.layer_decay", config.fit.layer_decay)
     _one_of("teacher.cache.mode", config.cache.mode, CACHE_MODES)
     _at_least("teacher.cache.views", config.cache.views, 0)
     _above_zero("teacher.cache.max_gb", config.cache.max_gb)

@@ -24,6 +24,9 @@ class ModelConfig:
     checkpoint: Optional[str] = None  # own weights: run folder, checkpoint file, .safetensors, exported student/ folder
     args: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model, e.g. drop_path_rate
     image_size: Optional[int] = None  # pixels this model sees: it resizes the views; null: dataset.image_size
+    freeze: str = (
+        "none"  # not trained: none | backbone (all but the classifier) | N first groups of layers, 1: the stem
+    )
 
 
 @dataclass
@@ -34,6 +37,7 @@ class FitConfig:
     epochs: int = 10
     lr: float = 1e-3
     weight_decay: float = 0.05
+    layer_decay: Optional[float] = None  # as optimizer.layer_decay
 
 
 @dataclass
@@ -102,6 +106,9 @@ class OptimizerConfig:
     name: str = MISSING  # any timm optimizer
     lr: float = 1e-3
     weight_decay: float = 0.05
+    layer_decay: Optional[float] = (
+        None  # factor of the rate from each layer to the one before it, e.g. 0.75; the last: 1
+    )
     momentum: float = 0.9  # used by the optimizers that have one
     args: dict[str, Any] = field(default_factory=dict)  # further arguments of timm's create_optimizer_v2
 
