@@ -18,6 +18,7 @@ from distillcli.data.loader import Data, open_data
 from distillcli.data.source import Source
 from distillcli.engine import Session, fit
 from distillcli.errors import NumericError, UserError
+from distillcli.evaluation import evaluate
 from distillcli.fits import (
     control_recipe,
     describe_folder,
@@ -29,9 +30,9 @@ from distillcli.fits import (
     run_facts,
     teacher_recipe,
 )
-from distillcli.models import describe
+from distillcli.models import describe, place
 from distillcli.objective import Objective, check_terms, needs_teacher
-from distillcli.preflight import student_warnings, teacher_warnings
+from distillcli.preflight import family_warnings, start_warnings, student_warnings, teacher_warnings
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
 from distillcli.report.markdown import write_report
@@ -107,18 +108,23 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         if math.isnan(teacher_facts["nll"]):
             raise NumericError(f"teacher {config.teacher.name}: its answers are not finite; it teaches nothing")
         session.say(f"teacher: top-1 {teacher_facts['top1']:.2f} on {source.evaluated_on}")
-        warnings += teacher_warnings(config)
+        assert teacher_spec is not None
+        warnings += teacher_warnings(config) + family_warnings([*objective.terms], student_spec, teacher_spec)
         try:
             targets, rounding, why = with_cache(config, data, frozen, runtime)
             session.say(why)
         except OSError as error:  # costs the cache and no more
             session.warn(f"teacher cache: off, its folder cannot be written ({error.strerror}: {error.filename})")
             targets = frozen
-    for warning in warnings:
-        session.warn(warning)
 
     begun = time.monotonic()
     student = new_backbone(config, config.student, data, "student")
+    if teacher_facts is not None and (config.student.pretrained or config.student.checkpoint is not None):
+        place(student, runtime.device, config.trainer.channels_last)
+        before = evaluate(student, data.evaluation, runtime)
+        warnings += start_warnings(before["top1"], teacher_facts["top1"], source.evaluated_on)
+    for warning in warnings:
+        session.warn(warning)
     recipe = recipe_fingerprint(config, data, student, runtime, frozen.backbone if frozen else None, rounding)
     fitted = fit(config, data, student, objective, targets, folder, recipe, "student", session)
     timings["student"] = time.monotonic() - begun

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import timm
 
 from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.teachers import members_of
+from distillcli.types import Spec
 
 # timm's recipes of "ResNet strikes back" train with binary cross-entropy; their softmax is not calibrated.
 BCE_TAGS = ("a1_", "a2_", "a3_", "a1h_", "b1k_", "b2k_", "c1_", "c2_")
+
+MAPS_OF_ONE_FAMILY = ("at", "nst", "fsp", "hint")
 
 
 def student_warnings(config: TrainConfig) -> list[str]:
@@ -28,6 +33,34 @@ def teacher_warnings(config: TrainConfig) -> list[str]:
                 "students 0.6 to 1.9 points at T=4 in published runs; a tag trained with cross-entropy may teach better"
             )
     return found
+
+
+def family_warnings(terms: Collection[str], student: Spec, teacher: Spec) -> list[str]:
+    """Whether ``terms`` compare maps of two families: plain transformers have stages of one shape.
+
+    Comparing their maps directly lost to training without teacher (Hao et al., NeurIPS 2023, one for all).
+    """
+    doubtful = [name for name in terms if name in MAPS_OF_ONE_FAMILY]
+    if not doubtful or _is_plain(student) == _is_plain(teacher):
+        return []
+    return [
+        f"distill.terms.{doubtful[0]}: {teacher.name} and {student.name} are of two families with unlike maps; "
+        "such terms lost to training without teacher in published runs; kl or dist compare their answers"
+    ]
+
+
+def start_warnings(student_top1: float, teacher_top1: float, split: str) -> list[str]:
+    """Whether a student that does not start from scratch has anything to learn from its teacher."""
+    if teacher_top1 > student_top1:
+        return []
+    return [
+        f"the teacher (top-1 {teacher_top1:.2f} on {split}) is no better than the student is before the first step "
+        f"({student_top1:.2f})"
+    ]
+
+
+def _is_plain(spec: Spec) -> bool:
+    return len(set(spec.stage_shapes)) == 1
 
 
 def _enlarged(role: str, model: ModelConfig, config: TrainConfig) -> list[str]:
