@@ -55,9 +55,8 @@ def with_cache(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime:
     spec, embedding = teacher.backbone.spec, teacher.taps.embedding
     width = spec.classes + (spec.embedding_width if embedding else 0)
     views = cache.views or config.trainer.epochs
-    row_format, why = choose_format(
-        cache.mode, width, images, views, cache.max_gb, config.distill.temperature, embedding
-    )
+    hottest = max(config.distill.temperature, config.distill.temperature_end or 0.0)
+    row_format, why = choose_format(cache.mode, width, images, views, cache.max_gb, hottest, embedding)
     if row_format == "off":
         return teacher, "off", why
     root = Path(cache.dir) if cache.dir else Path(config.runs) / "cache"

@@ -7,16 +7,19 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from distillcli.cached_teacher import with_cache
+from distillcli.chain import describe_assistants, hand_down
 from distillcli.class_names import teacher_classes
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
 from distillcli.data.loader import Data, open_data
 from distillcli.data.source import Source
 from distillcli.engine import Session, fit
+from distillcli.ensemble import join_specs
 from distillcli.errors import NumericError, UserError
 from distillcli.evaluation import evaluate
 from distillcli.fits import (
@@ -26,12 +29,13 @@ from distillcli.fits import (
     fit_once,
     measure,
     new_backbone,
+    open_cache_or_warn,
     recipe_fingerprint,
     run_facts,
     teacher_recipe,
 )
 from distillcli.models import describe, place
-from distillcli.objective import Objective, check_terms, needs_teacher
+from distillcli.objective import Objective, check_labels, check_terms, needs_teacher
 from distillcli.preflight import family_warnings, start_warnings, student_warnings, teacher_warnings
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
@@ -39,7 +43,16 @@ from distillcli.report.markdown import write_report
 from distillcli.run_folder import read_result, write_result
 from distillcli.runtime import Runtime, resolve_precision, seed_everything, start
 from distillcli.signals import listening
-from distillcli.teachers import FrozenTeacher, Teacher, describe_teacher, members_of, open_teacher, pretrained_classes
+from distillcli.teachers import (
+    FrozenTeacher,
+    Teacher,
+    describe_teacher,
+    members_of,
+    open_teacher,
+    pretrained_classes,
+    with_classes,
+)
+from distillcli.terms.base import Setting
 from distillcli.types import Spec, Taps
 
 
@@ -84,56 +97,77 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     started = time.monotonic()
     runtime = session.runtime
     check_terms(config.distill)
+    check_labels(config.distill, source.train)
+    source = with_classes(source, config)
     size, classes = config.dataset.image_size, len(source.classes)
     student_spec = describe(config.student, classes, size, "student")
-    with_teacher = needs_teacher(config.distill)
-    teacher_spec = describe_teacher(config, classes) if with_teacher else None
+    teachers = teaching_specs(config, student_spec, classes)
+
+    def setting(learner: Spec, above: Spec | None) -> Setting:
+        return Setting(learner, above, source.train.labels, config.trainer.epochs)
+
+    for above, assistant in pairwise(teachers):  # each must suit the next, which is seen before the first is fitted
+        Objective(config.distill, setting(assistant, above))
     seed_everything(config.seed, "init", "objective")
-    objective = Objective(config.distill, student_spec, teacher_spec)
+    objective = Objective(config.distill, setting(student_spec, teachers[-1] if teachers else None))
     data = open_data(source, config.dataset, config.trainer.workers, runtime)
     if runtime.is_main:
         describe_folder(folder, config, job.command, list(job.overrides), data)
-        introduce(config, source, student_spec, teacher_spec, objective, runtime, folder)
+        introduce(config, source, student_spec, teachers[0] if teachers else None, objective, runtime, folder)
 
     warnings = student_warnings(config)
-    frozen, teacher_facts, timings = None, None, {}
+    frozen, taught_by, teacher_facts, timings = None, None, None, {}
     targets: Teacher | None = None
     rounding = "off"
-    if with_teacher:
+    chain: list[dict[str, Any]] = []
+    if teachers and not learns_with_student(config):
         begun = time.monotonic()
         frozen, runs = find_teacher(config, data, objective.teacher_taps, session)
         timings["teacher"] = time.monotonic() - begun
         teacher_facts = measure(frozen.backbone, data, runtime, frozen.precision)
         teacher_facts |= {"run": runs[0] if len(runs) == 1 else None, "runs": runs}
-        if math.isnan(teacher_facts["nll"]):
+        if teacher_facts["nll"] is not None and math.isnan(teacher_facts["nll"]):
             raise NumericError(f"teacher {config.teacher.name}: its answers are not finite; it teaches nothing")
-        session.say(f"teacher: top-1 {teacher_facts['top1']:.2f} on {source.evaluated_on}")
-        assert teacher_spec is not None
-        warnings += teacher_warnings(config) + family_warnings([*objective.terms], student_spec, teacher_spec)
-        try:
-            targets, rounding, why = with_cache(config, data, frozen, runtime)
-            session.say(why)
-        except OSError as error:  # costs the cache and no more
-            session.warn(f"teacher cache: off, its folder cannot be written ({error.strerror}: {error.filename})")
-            targets = frozen
+        if config.teacher.head:
+            session.say(f"teacher: {accuracy_words(teacher_facts['top1'], source)}")
+        warnings += teacher_warnings(config) + family_warnings([*objective.terms], student_spec, teachers[0])
+        begun = time.monotonic()
+        taught_by = frozen
+        for taught_by, run in hand_down(config, data, frozen, session):
+            chain.append(measure(taught_by.backbone, data, runtime, taught_by.precision, frozen) | {"run": run})
+            session.say(f"assistant: top-1 {chain[-1]['top1']:.2f} on {source.evaluated_on}")
+        if chain:
+            timings["assistants"] = time.monotonic() - begun
+        taught_by = replace(taught_by, taps=objective.teacher_taps)
+        targets, rounding = open_cache_or_warn(config, data, taught_by, session)
 
     begun = time.monotonic()
     student = new_backbone(config, config.student, data, "student")
     if teacher_facts is not None and (config.student.pretrained or config.student.checkpoint is not None):
         place(student, runtime.device, config.trainer.channels_last)
-        before = evaluate(student, data.evaluation, runtime)
-        warnings += start_warnings(before["top1"], teacher_facts["top1"], source.evaluated_on)
+        warnings += start_warnings(evaluate(student, data.evaluation, runtime), teacher_facts, source.evaluated_on)
     for warning in warnings:
         session.warn(warning)
-    recipe = recipe_fingerprint(config, data, student, runtime, frozen.backbone if frozen else None, rounding)
-    fitted = fit(config, data, student, objective, targets, folder, recipe, "student", session)
+    peers = [
+        new_backbone(replace(config, seed=config.seed + n), peer, data, "peers")
+        for n, peer in enumerate(config.peers, 1)
+    ]
+    recipe = recipe_fingerprint(
+        config, data, student, runtime, taught_by.backbone if taught_by else None, rounding, peers
+    )
+    fitted = fit(config, data, student, objective, targets, folder, recipe, "student", session, peers)
     timings["student"] = time.monotonic() - begun
     facts = run_facts(config, data, fitted, folder, recipe, objective, runtime, frozen)
+    peer_facts = [measure(peer, data, runtime) for peer in peers]
     if runtime.is_main:
-        export_student(fitted.backbone, folder, config, data)
+        export_student(fitted.backbone, folder / "student", config, data)
+        for number, peer in enumerate(peers, 1):
+            export_student(peer, folder / "peers" / str(number), config, data)
 
     baseline = None
-    if config.baseline and with_teacher:
+    if config.baseline and teachers and not source.train.labelled:
+        session.say("control: none, as no training image has a label")
+    elif config.baseline and teachers:
         begun = time.monotonic()
         control = fit_once(control_recipe(config), "control", data, session)
         timings["control"] = time.monotonic() - begun
@@ -146,7 +180,7 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         session.warn(warning)
     result = {"status": "ok", "error": None, "role": "student", **facts}
     result |= {"command": job.command, "overrides": list(job.overrides)}
-    result |= {"teacher": teacher_facts, "baseline": baseline}
+    result |= {"teacher": teacher_facts, "chain": chain, "peers": peer_facts, "baseline": baseline}
     result |= {"gap_closed": gap_closed(facts["student"], teacher_facts, baseline), "cache": rounding}
     result |= {"warnings": warnings + late, "timings": timings, "seconds": time.monotonic() - started}
     if runtime.is_main:
@@ -178,6 +212,7 @@ def introduce(
             dataset=source.name,
             classes=len(source.classes),
             train=len(source.train.labels),
+            labelled=source.train.labelled,
             val=len(source.val.labels),
             test=len(source.test.labels) if source.test else 0,
             objective=objective.words(),
@@ -186,6 +221,23 @@ def introduce(
             run=str(folder),
         )
     )
+
+
+def learns_with_student(config: TrainConfig) -> bool:
+    """Whether who teaches is itself in training: the peers, or the moving average of the student."""
+    return bool(config.peers) or config.teacher.mean
+
+
+def teaching_specs(config: TrainConfig, student: Spec, classes: int) -> list[Spec]:
+    """Who teaches, in order: the teacher and its assistants, the last of whom teaches the student; empty for nobody."""
+    if not needs_teacher(config.distill):
+        return []
+    if config.peers:
+        peers = [describe(peer, classes, config.dataset.image_size, "peers") for peer in config.peers]
+        return [replace(join_specs(peers), name="peers: " + ", ".join(peer.name for peer in peers))]
+    if config.teacher.mean:
+        return [replace(student, name="moving average of the student")]
+    return [describe_teacher(config, classes), *describe_assistants(config, classes)]
 
 
 def find_teacher(
@@ -206,7 +258,7 @@ def find_weights(config: TrainConfig, data: Data, session: Session) -> str | Non
     teacher, classes = config.teacher, data.source.classes
     wanted = teacher_classes(teacher.class_map, classes)
     ready = teacher.checkpoint is not None or (
-        teacher.pretrained and pretrained_classes(teacher.name, wanted) is not None
+        teacher.pretrained and (not teacher.head or pretrained_classes(teacher.name, wanted) is not None)
     )
     if teacher.class_map is not None and not ready:
         raise UserError(
@@ -215,6 +267,11 @@ def find_weights(config: TrainConfig, data: Data, session: Session) -> str | Non
         )
     if ready and teacher.fit.mode != "always":
         return None
+    if not data.source.train.labelled:
+        raise UserError(
+            f"teacher.name={teacher.name}: no training image has a label to fit it to; give teacher.checkpoint=RUN "
+            "with teacher.fit.mode=auto"
+        )
     if teacher.fit.mode == "never":
         raise UserError(
             f"teacher.fit.mode=never: {teacher.name} has no weights for the {len(classes)} classes of the data; give "
@@ -223,15 +280,27 @@ def find_weights(config: TrainConfig, data: Data, session: Session) -> str | Non
     return str(fit_once(teacher_recipe(config, session.runtime), "teacher", data, session))
 
 
+def accuracy_words(top1: float | None, source: Source) -> str:
+    if top1 is None:
+        return f"top-1 not known, the {source.evaluated_on} part has no labels"
+    return f"top-1 {top1:.2f} on {source.evaluated_on}"
+
+
 def comparison_warnings(student: dict[str, Any], teacher: dict[str, Any] | None) -> list[str]:
-    if teacher is not None and teacher["top1"] <= student["top1"]:
+    if teacher is not None and _known(teacher, student) and teacher["top1"] <= student["top1"]:
         return [f"the teacher ({teacher['top1']:.2f}) is no better than the student ({student['top1']:.2f})"]
     return []
 
 
 def gap_closed(student: dict[str, Any], teacher: dict[str, Any] | None, control: dict[str, Any] | None) -> float | None:
-    """(student - control) / (teacher - control) in top-1; None without a control or without a gap to close."""
-    if teacher is None or control is None or teacher["top1"] <= control["top1"]:
+    """(student - control) / (teacher - control) in top-1; None without a control, labels or a gap to close."""
+    if teacher is None or control is None or not _known(student, teacher, control):
+        return None
+    if teacher["top1"] <= control["top1"]:
         return None
     share: float = (student["top1"] - control["top1"]) / (teacher["top1"] - control["top1"])
     return share
+
+
+def _known(*models: dict[str, Any]) -> bool:
+    return all(model["top1"] is not None for model in models)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ from distillcli.runtime import (
     sum_over_ranks,
 )
 from distillcli.signals import Stop
-from distillcli.teachers import Teacher
+from distillcli.teachers import FrozenTeacher, Teacher
 from distillcli.types import Batch, Output
 
 Numbers = dict[str, float]
@@ -59,6 +59,34 @@ class Session:
     warn: Callable[[str], None]
 
 
+class MutualLearning(nn.Module):
+    """Students that teach each other (deep mutual learning: Zhang et al., CVPR 2018), the first of them the main one.
+
+    The loss is the sum over the students of the mean, over the others, of the objective with that other as teacher.
+    All learn in one step from outputs of the same weights; the paper updates them in turn. What is reported as the
+    value of each term is the main student's.
+    """
+
+    def __init__(self, student: Backbone, peers: Sequence[Backbone], objective: Objective) -> None:
+        super().__init__()
+        self.student = student
+        self.peers = nn.ModuleList(peers)
+        self.objective = objective
+
+    def forward(self, batch: Batch, target: None, epoch: float) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs = [student(batch.images) for student in (self.student, *self.peers)]
+        fixed = [Output(output.logits.detach(), None, {}) for output in outputs]
+        lessons = [
+            [self.objective(output, other, batch, epoch) for place, other in enumerate(fixed) if place != own]
+            for own, output in enumerate(outputs)
+        ]
+        others = len(self.peers)
+        total = torch.stack([loss for lesson in lessons for loss, _ in lesson]).sum() / others
+        names = lessons[0][0][1]
+        values = {name: torch.stack([values[name] for _, values in lessons[0]]).mean() for name in names}
+        return total, values
+
+
 class Distillation(nn.Module):
     """Student and objective as one module, so that DistributedDataParallel sees every trained parameter."""
 
@@ -77,12 +105,12 @@ class Distillation(nn.Module):
 class State:
     """All that changes while training, and all that a checkpoint holds."""
 
-    model: Distillation
+    model: Distillation | MutualLearning
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
     step: int = 0
-    best: dict[str, float] = field(default_factory=dict)  # epoch, top1 and nll on the validation data
+    best: dict[str, float] = field(default_factory=dict)  # epoch and numbers of the validation data
     last: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -91,6 +119,12 @@ class State:
         backbone = self.model.student if self.ema is None else self.ema.module
         assert isinstance(backbone, Backbone)
         return backbone
+
+    @property
+    def peers(self) -> list[Backbone]:
+        if isinstance(self.model, Distillation):
+            return []
+        return [peer for peer in self.model.peers if isinstance(peer, Backbone)]
 
     def weights(self) -> dict[str, Any]:
         return {
@@ -101,6 +135,7 @@ class State:
     def everything(self) -> dict[str, Any]:
         return self.weights() | {
             "objective": self.model.objective.state_dict(),
+            "peers": [peer.net.state_dict() for peer in self.peers],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
@@ -111,6 +146,8 @@ class State:
     def restore(self, content: dict[str, Any]) -> None:
         self.model.student.net.load_state_dict(content["student"])
         self.model.objective.load_state_dict(content["objective"])
+        for peer, weights in zip(self.peers, content["peers"], strict=True):
+            peer.net.load_state_dict(weights)
         if self.ema is not None:
             self.ema.module.net.load_state_dict(content["ema"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -172,12 +209,15 @@ def fit(
     recipe: str,
     label: str,
     session: Session,
+    peers: Sequence[Backbone] = (),
 ) -> Fitted:
     """Train ``student`` as ``config`` says, from the last checkpoint in ``folder`` if there is one.
 
     Writes ``metrics.jsonl`` and ``checkpoints/``. ``recipe``: the fingerprint of what is trained, kept in the
-    checkpoints. Raises Interrupted after saving when ``stop`` was requested, NumericError on a non-finite loss,
-    UserError when the folder holds another recipe or the objective does not fit the loop.
+    checkpoints. ``peers`` learn with the student and teach it. With nobody to teach, only the labelled images are
+    shown, for as many steps as all of them would take. Raises Interrupted after saving when ``stop`` was requested,
+    NumericError on a non-finite loss, UserError when the folder holds another recipe or the objective does not fit the
+    loop.
     """
     runtime, trainer, device = session.runtime, config.trainer, session.runtime.device
     if trainer.accumulate > 1 and objective.whole_batch_terms:
@@ -185,21 +225,29 @@ def fit(
             f"trainer.accumulate={trainer.accumulate}: {', '.join(objective.whole_batch_terms)} compares the samples "
             "of a whole batch; use trainer.accumulate=1"
         )
+    if runtime.world > 1 and objective.remembering_terms:
+        raise UserError(
+            f"distill.terms: {', '.join(objective.remembering_terms)} remembers what it saw, and {runtime.world}"
+            " processes would remember different images; train in one process"
+        )
     if trainer.batch_size % (runtime.world * trainer.accumulate):
         raise UserError(
             f"trainer.batch_size={trainer.batch_size}: not divisible by {runtime.world} processes times "
             f"trainer.accumulate={trainer.accumulate}; images would be left out"
         )
     precision = resolve_precision(trainer.precision, device)
-    place(student, device, trainer.channels_last)
-    model = Distillation(student, objective.to(device))
+    for backbone in (student, *peers):
+        place(backbone, device, trainer.channels_last)
+    objective.to(device)
+    model = MutualLearning(student, peers, objective) if peers else Distillation(student, objective)
     if config.student.freeze != "none":
         trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
         session.say(
             f"{label}: {trained:,} of its {student.spec.params:,} parameters are trained, the others are frozen"
         )
-    optimizer = build_optimizer(config.optimizer, student.net, model.objective)
-    steps = data.train.steps_per_epoch(trainer.batch_size)
+    optimizer = build_optimizer(config.optimizer, [backbone.net for backbone in (student, *peers)], objective)
+    train = data.train if objective.compares_teacher else data.train.labelled()
+    steps = train.steps_per_epoch(trainer.batch_size)
     schedule = build_schedule(config.schedule, optimizer, trainer.epochs, steps)
     state = State(
         model=model,
@@ -207,6 +255,10 @@ def fit(
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         ema=None if trainer.ema is None else ModelEmaV3(student, decay=trainer.ema, use_warmup=True),
     )
+    if config.teacher.mean and objective.compares_teacher:
+        assert state.ema is not None  # the checks of the config ask for trainer.ema
+        own_precision = resolve_precision(config.teacher.precision, device, teacher=True)
+        teacher = FrozenTeacher(state.deployed, own_precision, objective.teacher_taps)
     keeper = Keeper(config, data, folder, recipe, runtime, state)
     keeper.resume(session)
     if trainer.compile:
@@ -221,7 +273,7 @@ def fit(
             epoch, first_step = state.step // steps + 1, state.step % steps
             totals = Totals(device, skips_overflow=state.scaler.is_enabled())
             started = time.perf_counter()
-            for parts in data.train.epoch(
+            for parts in train.epoch(
                 config.augment,
                 config.seed,
                 epoch,
@@ -250,13 +302,15 @@ def fit(
                     raise Interrupted("interrupted", session.stop.exit_code or 143)
             totals.check(config, epoch, runtime)
             elapsed = time.perf_counter() - started
-            images = totals.count * min(trainer.batch_size, len(data.train))
+            images = totals.count * min(trainer.batch_size, len(train.shown))
             seen, seconds = seen + images, seconds + elapsed
             row = {"kind": "train", "epoch": epoch, "step": state.step, **totals.means(runtime)}
             row |= {"lr": max(group["lr"] for group in optimizer.param_groups)}
             row |= {"images_per_second": images / elapsed, "seconds": elapsed}
             share_buffers(state.deployed, runtime)
-            numbers = evaluate(state.deployed, data.val, runtime)
+            # Without labels only the teacher can tell how good an epoch is; where there are some, it costs time.
+            judge = None if teacher is None or data.val.has_labels else teacher.live
+            numbers = evaluate(state.deployed, data.val, runtime, teacher=judge)
             keeper.epoch_done(epoch, row, numbers)
             progress.epoch(row, {"split": "val", **numbers})
             if any_rank(bool(session.stop.exit_code), runtime):
@@ -309,10 +363,10 @@ class Keeper:
         self.saved_at = time.monotonic()
 
     def epoch_done(self, epoch: int, train: dict[str, Any], numbers: Numbers) -> None:
-        """Record an epoch; on equal accuracy the more confident epoch is the better one."""
+        """Record an epoch."""
         state = self.state
         state.last = {"epoch": epoch, **numbers}
-        is_best = not state.best or (numbers["top1"], -numbers["nll"]) > (state.best["top1"], -state.best["nll"])
+        is_best = not state.best or merit(state.last) > merit(state.best)
         state.best = state.last if is_best else state.best
         if self.runtime.is_main:
             if is_best:
@@ -320,6 +374,16 @@ class Keeper:
             append_metrics(self.folder, train)
             append_metrics(self.folder, {"kind": "eval", "epoch": epoch, "step": state.step, "split": "val", **numbers})
         self.save()
+
+
+def merit(numbers: Numbers) -> tuple[float, ...]:
+    """Orders epochs: by accuracy, and on equal accuracy the more confident one is better.
+
+    Without labels the epoch closest to the teacher is the best, and where it has no classes to compare, the last.
+    """
+    if "top1" in numbers:
+        return numbers["top1"], -numbers["nll"]
+    return (-numbers["kl_to_teacher"],) if "kl_to_teacher" in numbers else (numbers["epoch"],)
 
 
 class Totals:

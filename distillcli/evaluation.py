@@ -6,6 +6,7 @@ import statistics
 import time
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassCalibrationError
@@ -31,9 +32,15 @@ def evaluate(
 
     ``top1``, ``top5`` and ``agreement`` (share of images where student and teacher decide alike) in percent, top-5
     being top-k of the classes there are; ``nll`` and ``kl_to_teacher`` = KL(teacher || student) at temperature 1 in
-    nats, mean per image; ``ece`` of 15 equal bins, in [0, 1]. ``agreement`` and ``kl_to_teacher`` need a ``teacher``.
+    nats, mean per image; ``ece`` of 15 equal bins, in [0, 1]. A number that cannot be known is left out: ``agreement``
+    and ``kl_to_teacher`` need a ``teacher`` with a head, the others labels, and count the labelled images alone. A
+    student without a head has no number.
     """
     classes = backbone.spec.classes
+    if classes == 0:
+        return {}
+    if teacher is not None and teacher.backbone.spec.classes == 0:
+        teacher = None
     ece = MulticlassCalibrationError(classes, n_bins=ECE_BINS).to(runtime.device)
     top1, top5, nll, agreement, divergence = (MeanMetric().to(runtime.device) for _ in range(5))
     # A rank may have no image at all; after an empty update it takes part in the sums like the others.
@@ -46,18 +53,23 @@ def evaluate(
     for batch in loader.plain():
         with autocast(runtime.device, precision):
             logits = backbone(batch.images).logits.float()
-        hits = logits.topk(min(5, classes)).indices == batch.targets[:, None]
+        known = batch.targets >= 0
+        said, labels = logits[known], batch.targets[known]
+        hits = said.topk(min(5, classes)).indices == labels[:, None]
         top1.update(hits[:, 0].float())
         top5.update(hits.any(dim=1).float())
-        ece.update(logits.softmax(dim=1), batch.targets)
-        nll.update(functional.cross_entropy(logits, batch.targets, reduction="none"))
+        ece.update(said.softmax(dim=1), labels)
+        nll.update(functional.cross_entropy(said, labels, reduction="none"))
         if teacher is not None:
             target = teacher(batch).logits.float()
             agreement.update((logits.argmax(dim=1) == target.argmax(dim=1)).float())
             log_student, log_teacher = logits.log_softmax(dim=1), target.log_softmax(dim=1)
             divergence.update(functional.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(dim=1))
     backbone.train(was_training)
-    numbers = {"top1": 100 * top1.compute(), "top5": 100 * top5.compute(), "nll": nll.compute(), "ece": ece.compute()}
+    numbers: dict[str, Tensor] = {}
+    if loader.has_labels:
+        numbers |= {"top1": 100 * top1.compute(), "top5": 100 * top5.compute()}
+        numbers |= {"nll": nll.compute(), "ece": ece.compute()}
     if teacher is not None:
         numbers |= {"agreement": 100 * agreement.compute(), "kl_to_teacher": divergence.compute()}
     return {name: value.item() for name, value in numbers.items()}

@@ -11,12 +11,14 @@ import copy
 import dataclasses
 import re
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from distillcli.cached_teacher import with_cache
 from distillcli.checkpoint import read_checkpoint
 from distillcli.config.schema import CacheConfig, ModelConfig, StudentConfig, TrainConfig
 from distillcli.data.loader import Data
@@ -25,7 +27,7 @@ from distillcli.ensemble import Classifier
 from distillcli.evaluation import evaluate, latency
 from distillcli.freezing import freeze
 from distillcli.models import Backbone, build
-from distillcli.objective import Objective, labels_only
+from distillcli.objective import Objective, labels_only, needs_teacher
 from distillcli.run_folder import (
     environment,
     fingerprint,
@@ -37,7 +39,8 @@ from distillcli.run_folder import (
     write_text,
 )
 from distillcli.runtime import Runtime, any_rank, barrier, resolve_precision, seed_everything
-from distillcli.teachers import FrozenTeacher, answer_settings
+from distillcli.teachers import FrozenTeacher, Teacher, answer_settings
+from distillcli.terms.base import Setting
 from distillcli.weights import export, knows_classes, load_into, read_weights, weights_fingerprint
 
 # Raise this number when a change of the code changes what the same recipe trains.
@@ -71,9 +74,13 @@ def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:
 
 
 def control_recipe(config: TrainConfig) -> TrainConfig:
-    """The same student with the same budget and no teacher."""
+    """The same student with the same budget and no teacher.
+
+    The budget is counted in optimizer steps: where only some images are labelled, the control sees these alone, and as
+    often as it takes to make as many steps as the student.
+    """
     name = f"control {config.student.name}"
-    return dataclasses.replace(config, name=name, baseline=False, distill=labels_only(config.distill))
+    return dataclasses.replace(config, name=name, baseline=False, peers=[], distill=labels_only(config.distill))
 
 
 def recipe_fingerprint(
@@ -83,13 +90,20 @@ def recipe_fingerprint(
     runtime: Runtime,
     teacher: Classifier | None = None,
     rounding: str = "off",
+    peers: Sequence[Backbone] = (),
 ) -> str:
     """Names what ``config`` trains on ``data``, from ``student`` as it is before step 1: all that decides the weights
     afterwards, and nothing else. ``rounding``: the format in which the teacher's answers are cached.
     """
     trainer = config.trainer
+    learning = (
+        {"peers": [[peer.spec.name, weights_fingerprint(peer.net.state_dict())] for peer in peers]} if peers else {}
+    )
+    if config.teacher.mean and needs_teacher(config.distill):
+        learning["mean_teacher"] = [[config.teacher.precision]]
     return fingerprint(
         {
+            **learning,
             "version": RECIPE_VERSION,
             "data": data.source.fingerprint,
             "views": [config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
@@ -125,14 +139,24 @@ def new_backbone(config: TrainConfig, model: ModelConfig, data: Data, role: str)
     return backbone
 
 
-def fit_once(config: TrainConfig, role: str, data: Data, session: Session) -> Path:
+def fit_once(
+    config: TrainConfig, role: str, data: Data, session: Session, teacher: FrozenTeacher | None = None
+) -> Path:
     """The run folder of this recipe: found if it is complete, else fitted, or continued where it was stopped.
 
-    ``role``: teacher or control, which names the parent folder.
+    ``role``: teacher, assistant or control, which names the parent folder. ``teacher``: who teaches an assistant.
     """
     runtime = session.runtime
     student = new_backbone(config, config.student, data, role)
-    recipe = recipe_fingerprint(config, data, student, runtime)
+    seed_everything(config.seed, "init", "objective")
+    above = None if teacher is None else teacher.backbone.spec
+    objective = Objective(config.distill, Setting(student.spec, above, data.source.train.labels, config.trainer.epochs))
+    targets: Teacher | None = None
+    rounding = "off"
+    if teacher is not None:
+        teacher = dataclasses.replace(teacher, taps=objective.teacher_taps)
+        targets, rounding = open_cache_or_warn(config, data, teacher, session)
+    recipe = recipe_fingerprint(config, data, student, runtime, None if teacher is None else teacher.backbone, rounding)
     safe_name = re.sub(r"[^A-Za-z0-9_.-]+", "_", config.student.name)
     folder = Path(config.runs) / f"{role}s" / f"{safe_name}-{recipe[:8]}"
     if runtime.is_main:
@@ -142,12 +166,12 @@ def fit_once(config: TrainConfig, role: str, data: Data, session: Session) -> Pa
         if any_rank(result is not None and result["status"] == "ok", runtime):
             session.say(f"{role}: {config.student.name} found in {folder}")
         else:
-            session.say(f"{role}: fitting {config.student.name} to the labels, {config.trainer.epochs} epochs")
+            whom = "the labels" if teacher is None else teacher.backbone.spec.name
+            session.say(f"{role}: fitting {config.student.name} to {whom}, {config.trainer.epochs} epochs")
             started = time.monotonic()
             if runtime.is_main:
                 describe_folder(folder, config, session.command, [], data)
-            objective = Objective(config.distill, student.spec, None)
-            fitted = fit(config, data, student, objective, None, folder, recipe, role, session)
+            fitted = fit(config, data, student, objective, targets, folder, recipe, role, session)
             outcome = run_facts(config, data, fitted, folder, recipe, objective, runtime) | {
                 "status": "ok",
                 "error": None,
@@ -161,10 +185,23 @@ def fit_once(config: TrainConfig, role: str, data: Data, session: Session) -> Pa
                 "seconds": time.monotonic() - started,
             }
             if runtime.is_main:
-                export_student(fitted.backbone, folder, config, data)
+                export_student(fitted.backbone, folder / "student", config, data)
                 write_result(folder, outcome)
     barrier(runtime)
     return folder
+
+
+def open_cache_or_warn(
+    config: TrainConfig, data: Data, teacher: FrozenTeacher, session: Session
+) -> tuple[Teacher, str]:
+    """The teacher, its answers cached where that is possible, and the format of the cache; says which."""
+    try:
+        targets, rounding, why = with_cache(config, data, teacher, session.runtime)
+    except OSError as error:  # costs the cache and no more
+        session.warn(f"teacher cache: off, its folder cannot be written ({error.strerror}: {error.filename})")
+        return teacher, "off"
+    session.say(why)
+    return targets, rounding
 
 
 # --- what every run folder holds ---------------------------------------------------------------------------------
@@ -179,7 +216,8 @@ def describe_folder(folder: Path, config: TrainConfig, command: str, overrides: 
 
 
 def export_student(backbone: Backbone, folder: Path, config: TrainConfig, data: Data) -> None:
-    export(backbone, folder / "student", data.source.classes, config.dataset.crop_fraction)
+    """Write a trained model into ``folder`` in timm's format."""
+    export(backbone, folder, data.source.classes, config.dataset.crop_fraction)
 
 
 def run_facts(
@@ -195,18 +233,18 @@ def run_facts(
     """The part of ``result.json`` that student, teacher and control have in common."""
     source = data.source
     student = measure(fitted.backbone, data, runtime, teacher=teacher)
-    best_top1 = student["top1"]
+    best_numbers = student
     if fitted.best["epoch"] != fitted.last["epoch"]:
         best = copy.deepcopy(fitted.backbone)
         content = read_checkpoint(folder / "checkpoints" / "best.pt")
         best.net.load_state_dict(content["ema"] or content["student"])
-        best_top1 = evaluate(best, data.evaluation, runtime)["top1"]
+        best_numbers = evaluate(best, data.evaluation, runtime, teacher=teacher)
     return {
         "name": config.name,
         "evaluated_on": source.evaluated_on,
         "student": student,
-        "best": {"epoch": fitted.best["epoch"], "val_top1": fitted.best["top1"], "top1": best_top1},
-        "last": {"epoch": fitted.last["epoch"], "val_top1": fitted.last["top1"], "top1": student["top1"]},
+        "best": _epoch_facts(fitted.best, best_numbers),
+        "last": _epoch_facts(fitted.last, student),
         "epochs": config.trainer.epochs,
         "images_per_second": fitted.images_per_second,
         "temperature": config.distill.temperature,
@@ -217,12 +255,20 @@ def run_facts(
             "name": source.name,
             "classes": len(source.classes),
             "train": len(source.train.labels),
+            "labelled": source.train.labelled,
             "val": len(source.val.labels),
             "test": len(source.test.labels) if source.test else 0,
         },
         "versions": versions(),
         "fingerprints": {"data": source.fingerprint, "recipe": recipe},
     }
+
+
+def _epoch_facts(on_val: dict[str, float], numbers: dict[str, Any]) -> dict[str, Any]:
+    facts: dict[str, Any] = {"epoch": on_val["epoch"]}
+    for name in ("top1", "kl_to_teacher"):
+        facts |= {f"val_{name}": on_val.get(name), name: numbers.get(name)}
+    return facts
 
 
 def measure(
@@ -232,8 +278,9 @@ def measure(
     precision: str = "fp32",
     teacher: FrozenTeacher | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one model as ``result.json`` holds them."""
+    """The numbers of one model as ``result.json`` holds them; those that cannot be known are None."""
     spec = backbone.spec
-    numbers = {"model": spec.name, "params": spec.params, "macs": spec.macs, "agreement": None, "kl_to_teacher": None}
+    numbers: dict[str, Any] = {"model": spec.name, "params": spec.params, "macs": spec.macs}
+    numbers |= dict.fromkeys(("top1", "top5", "nll", "ece", "agreement", "kl_to_teacher"))
     numbers |= evaluate(backbone, data.evaluation, runtime, precision, teacher)
     return numbers | {"latency_ms": latency(backbone, runtime.device)}

@@ -18,6 +18,8 @@ import huggingface_hub.constants
 import timm
 import torch
 from timm.models import resolve_model_input_args
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.levit import LevitDistilled
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,7 +30,7 @@ from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
 
 
 class Backbone(nn.Module):
-    """A timm classifier. ``forward``: B x C x H x W images in [0, 1], of any size -> Output.
+    """A timm model. ``forward``: B x C x H x W images in [0, 1], of any size -> Output; of 0 classes: logits B x 0.
 
     ``image_size``: the pixels it was built for. Images of another size are resized with antialiasing, so that models
     of different sizes see the same crop of the same view.
@@ -47,6 +49,8 @@ class Backbone(nn.Module):
         settings = net.pretrained_cfg
         for name in ("mean", "std"):  # not saved: the exported config carries them
             self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
+        if isinstance(net, (VisionTransformerDistilled, LevitDistilled)):
+            net.set_distilled_training(True)  # in training mode they then answer with both classifiers
 
     def train(self, mode: bool = True) -> Backbone:
         """Frozen layers stay in eval mode: their norms keep their statistics, and nothing in them is dropped."""
@@ -67,7 +71,8 @@ class Backbone(nn.Module):
             images = functional.interpolate(images, size, mode="bilinear", antialias=True)
         normalised = (images - self.mean) / self.std
         if not taps.stages and not taps.embedding:
-            return Output(self.net(normalised), None, {})
+            logits, token = _both_heads(self.net(normalised), taps)
+            return Output(self._logits(logits), None, {}, token)
         count = len(self.spec.stage_shapes)
         wanted = sorted({stage % count for stage in taps.stages})
         if wanted:
@@ -75,15 +80,31 @@ class Backbone(nn.Module):
         else:  # timm takes an empty list for a mistake
             features, maps = self.net.forward_features(normalised), []
         by_number = dict(zip(wanted, maps, strict=True))
+        logits, token = _both_heads(self.net.forward_head(features), taps)
         return Output(
-            logits=self.net.forward_head(features),
+            logits=self._logits(logits),
             embedding=self.net.forward_head(features, pre_logits=True) if taps.embedding else None,
             stages={stage: by_number[stage % count] for stage in taps.stages},
+            token_logits=token,
         )
+
+    def _logits(self, answer_BK: Tensor) -> Tensor:
+        """timm answers with the embedding where there is no classifier."""
+        return answer_BK if self.spec.classes else answer_BK[:, :0]
+
+
+def _both_heads(answer: Tensor | tuple[Tensor, Tensor], taps: Taps) -> tuple[Tensor, Tensor | None]:
+    """The logits and the distillation token's, if there are any and they are tapped; else the mean, as in evaluation.
+
+    Without a teacher nothing would train the token's classifier, which evaluation counts as a half.
+    """
+    if isinstance(answer, Tensor):
+        return answer, None
+    return answer if taps.token else ((answer[0] + answer[1]) / 2, None)
 
 
 def build(config: ModelConfig, classes: int, image_size: int, role: str) -> Backbone:
-    """The model of a config with a classifier for ``classes``, its weights fresh or, if ``pretrained``, timm's.
+    """The model of a config, its weights fresh or, if ``pretrained``, timm's. With 0 ``classes`` it has no classifier.
 
     ``image_size``: that of the views, where the config names none of its own.
     Own weights (``config.checkpoint``) are loaded by :mod:`distillcli.weights`. ``role`` names the config group in

@@ -12,10 +12,11 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig
+from distillcli.data.source import Split
 from distillcli.errors import UserError, did_you_mean
 from distillcli.terms import TERMS
-from distillcli.terms.base import SoftOptions, Term, TermOptions
-from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
+from distillcli.terms.base import Setting, SoftOptions, Term, TermOptions
+from distillcli.types import LOGITS_ONLY, Batch, Output, Taps
 
 
 class Objective(nn.Module):
@@ -24,7 +25,7 @@ class Objective(nn.Module):
     A term whose total factor is 0 is not built: it costs nothing and is not reported.
     """
 
-    def __init__(self, config: DistillConfig, student: Spec, teacher: Spec | None) -> None:
+    def __init__(self, config: DistillConfig, setting: Setting) -> None:
         super().__init__()
         self.options = {name: parse_options(name, options) for name, options in config.terms.items()}
         self.factors = {
@@ -38,12 +39,18 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict()
         for name in active:
             if TERMS[name].compares == "teacher":
-                assert teacher is not None, f"{name} needs a teacher"
-            term = TERMS[name](self.options[name], config.temperature, student, teacher)
-            if teacher is not None and not teacher.stage_shapes and term.teacher_taps != LOGITS_ONLY:
+                assert setting.teacher is not None, f"{name} needs a teacher"
+                if TERMS[name].compares_logits and not setting.teacher.classes:
+                    raise UserError(
+                        f"distill.terms.{name}: it compares logits and the teacher has no head; use terms of "
+                        "embeddings or feature maps, e.g. distill=embedding, or teacher.head=true"
+                    )
+            term = TERMS[name](self.options[name], setting)
+            if setting.teacher and not setting.teacher.stage_shapes and term.teacher_taps != LOGITS_ONLY:
                 raise UserError(f"distill.terms.{name}: an ensemble answers with logits only; use a single teacher")
             self.terms[name] = term
-        self.temperature = config.temperature
+        self.temperatures = (config.temperature, config.temperature_end or config.temperature)
+        self.epochs = setting.epochs
 
     @property
     def student_taps(self) -> Taps:
@@ -54,16 +61,28 @@ class Objective(nn.Module):
         return _join([term.teacher_taps for term in self._all()])
 
     @property
+    def compares_teacher(self) -> bool:
+        """Whether any of its terms compares the student with a teacher."""
+        return any(term.compares == "teacher" for term in self._all())
+
+    @property
     def whole_batch_terms(self) -> list[str]:
         return [name for name, term in zip(self.terms, self._all(), strict=True) if term.whole_batch]
+
+    @property
+    def remembering_terms(self) -> list[str]:
+        return [name for name, term in zip(self.terms, self._all(), strict=True) if term.remembers]
 
     def forward(
         self, student: Output, teacher: Output | None, batch: Batch, epoch: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``epoch``: how many epochs have passed, fractions included; it drives the ramps."""
+        """``epoch``: how many epochs have passed, fractions included; it drives the weights and the temperature."""
         with torch.autocast(student.logits.device.type, enabled=False):
             student, teacher = _float(student), None if teacher is None else _float(teacher)
-            values = {name: term(student, teacher, batch) for name, term in zip(self.terms, self._all(), strict=True)}
+            values = {
+                name: term(student, teacher, batch, self._temperature(name, epoch))
+                for name, term in zip(self.terms, self._all(), strict=True)
+            }
             total = sum((self._factor(name, epoch) * value for name, value in values.items()), torch.zeros(()))
         assert isinstance(total, Tensor)
         return total, {name: value.detach() for name, value in values.items()}
@@ -75,21 +94,33 @@ class Objective(nn.Module):
     def _details(self, name: str) -> str:
         options = self.options[name]
         changed = [
-            f"{'T' if field.name == 'temperature' else field.name}={_text(value)}"
+            f"{'T' if field.name == 'temperature' else field.name}={value}"
             for field in dataclasses.fields(options)
-            if field.name != "weight" and (value := self._value(options, field)) not in (None, _default(field))
+            if field.name != "weight" and (value := self._words(options, field)) is not None
         ]
         return f"({', '.join(changed)})" if changed else ""
 
-    def _value(self, options: TermOptions, field: dataclasses.Field[Any]) -> Any:
+    def _words(self, options: TermOptions, field: dataclasses.Field[Any]) -> str | None:
+        """The value of an option; None for its default, unless it is the common temperature."""
         value = getattr(options, field.name)
         if isinstance(options, SoftOptions) and field.name == "temperature" and value is None:
-            return self.temperature
-        return value
+            return "→".join(_text(temperature) for temperature in dict.fromkeys(self.temperatures))
+        return None if value in (None, _default(field)) else _text(value)
+
+    def _temperature(self, name: str, epoch: float) -> float:
+        options = self.options[name]
+        if isinstance(options, SoftOptions) and options.temperature is not None:
+            return options.temperature
+        first, last = self.temperatures
+        return first + (last - first) * min(1.0, epoch / self.epochs)
 
     def _factor(self, name: str, epoch: float) -> float:
-        ramp = self.options[name].ramp
-        return self.factors[name] * (min(1.0, epoch / ramp) if ramp > 0 else 1.0)
+        options, factor = self.options[name], self.factors[name]
+        if options.ramp > 0:
+            factor *= min(1.0, epoch / options.ramp)
+        if options.fade > 0:
+            factor *= min(1.0, max(0.0, self.epochs - epoch) / options.fade)
+        return factor
 
     def _all(self) -> list[Term]:
         return [term for term in self.terms.values() if isinstance(term, Term)]
@@ -102,6 +133,25 @@ def needs_teacher(config: DistillConfig) -> bool:
         and parse_options(name, options).weight * _share(TERMS[name], config.alpha) > 0
         for name, options in config.terms.items()
     )
+
+
+def check_labels(config: DistillConfig, split: Split) -> None:
+    """Raise UserError when a term of weight needs labels that the images of ``split``, the training part, lack."""
+    missing = len(split.labels) - split.labelled
+    for name, options in config.terms.items():
+        term = TERMS[name]
+        if not missing or parse_options(name, options).weight * _share(term, config.alpha) == 0:
+            continue
+        if term.needs_labels:
+            raise UserError(
+                f"distill.terms.{name}: it needs the class of every image and {missing:,} training images have no "
+                "label; use a term without labels, e.g. distill=kd, or dataset.labelled=1"
+            )
+        if term.compares == "labels" and not split.labelled:
+            raise UserError(
+                f"distill.terms.{name}: it compares with labels and no training image has one; set distill.alpha=1, or "
+                f"distill.terms.{name}.weight=0"
+            )
 
 
 def labels_only(config: DistillConfig) -> DistillConfig:
@@ -171,7 +221,7 @@ def _share(term: type[Term], alpha: float | None) -> float:
 
 def _join(taps: list[Taps]) -> Taps:
     stages = sorted({stage for tap in taps for stage in tap.stages})
-    return Taps(tuple(stages), any(tap.embedding for tap in taps))
+    return Taps(tuple(stages), any(tap.embedding for tap in taps), any(tap.token for tap in taps))
 
 
 def _float(output: Output) -> Output:
@@ -180,4 +230,5 @@ def _float(output: Output) -> Output:
         output.logits.float(),
         None if output.embedding is None else output.embedding.float(),
         {stage: maps.float() for stage, maps in output.stages.items()},
+        None if output.token_logits is None else output.token_logits.float(),
     )

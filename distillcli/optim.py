@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
@@ -13,23 +15,28 @@ from distillcli.config.schema import OptimizerConfig, ScheduleConfig
 from distillcli.errors import UserError
 
 
-def build_optimizer(config: OptimizerConfig, net: nn.Module, objective: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a timm model and of what an objective trains beside it.
+def build_optimizer(config: OptimizerConfig, nets: Sequence[nn.Module], objective: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of timm models, all alike, and of what an objective trains beside them.
 
     Norm layers, biases and what the model itself lists, as position embeddings, get no weight decay. With
     ``layer_decay`` the rate falls from the classifier to the stem; the objective has the full one.
     """
     try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            net,
-            opt=config.name,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            layer_decay=config.layer_decay,
-            **config.args,
-        )
-        for group in param_groups_weight_decay(objective, config.weight_decay):
+        optimizers: list[torch.optim.Optimizer] = [
+            create_optimizer_v2(
+                net,
+                opt=config.name,
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                layer_decay=config.layer_decay,
+                **config.args,
+            )
+            for net in nets
+        ]
+        optimizer, *others = optimizers
+        groups = [group for other in others for group in other.param_groups]
+        for group in [*groups, *param_groups_weight_decay(objective, config.weight_decay)]:
             optimizer.add_param_group(group)
         return optimizer
     except (TypeError, ValueError) as error:

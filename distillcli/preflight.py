@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import timm
 
@@ -49,13 +50,13 @@ def family_warnings(terms: Collection[str], student: Spec, teacher: Spec) -> lis
     ]
 
 
-def start_warnings(student_top1: float, teacher_top1: float, split: str) -> list[str]:
+def start_warnings(student: dict[str, Any], teacher: dict[str, Any], split: str) -> list[str]:
     """Whether a student that does not start from scratch has anything to learn from its teacher."""
-    if teacher_top1 > student_top1:
+    if student.get("top1") is None or teacher["top1"] is None or teacher["top1"] > student["top1"]:
         return []
     return [
-        f"the teacher (top-1 {teacher_top1:.2f} on {split}) is no better than the student is before the first step "
-        f"({student_top1:.2f})"
+        f"the teacher (top-1 {teacher['top1']:.2f} on {split}) is no better than the student is before the first step "
+        f"({student['top1']:.2f})"
     ]
 
 

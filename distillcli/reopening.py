@@ -19,11 +19,12 @@ def reopen_model(what: str, source: Source, image_size: int, channels_last: bool
     """The model that ``what`` names, with its own weights and classifier.
 
     ``what``: run folder, checkpoint file, exported folder, ``hf-hub:`` name, or the name of a timm model. Raises
-    UserError when the classifier is not one for the classes of ``source``.
+    UserError when the classifier is not one for the classes of ``source``; where nothing is labelled it may be any.
     """
     classes = source.classes
     if Path(what).exists() or what.startswith(HUB_PREFIX):
         weights = read_weights(what)
+        classes = classes or weights.classes or ()
         backbone = build(weights.model, len(classes), image_size, "eval")
         if not knows_classes(weights, backbone, classes):
             count = "" if weights.classes is None else f"{len(weights.classes)} "

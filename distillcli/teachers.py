@@ -12,17 +12,26 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from distillcli.class_names import knows, teacher_classes
 from distillcli.config.schema import ModelConfig, TrainConfig
+from distillcli.data.source import Source
 from distillcli.ensemble import Classifier, Ensemble, join_specs
+from distillcli.errors import UserError
 from distillcli.models import Backbone, build, describe, place
 from distillcli.runtime import Runtime, autocast, resolve_precision
 from distillcli.types import Batch, Output, Spec, Taps
 from distillcli.weights import Weights, load_into, read_weights, select_classes
+
+IMAGENET_CLASSES = 1000
 
 
 class Teacher(Protocol):
     """Whatever answers a batch of views with the targets of the teacher terms."""
 
     def __call__(self, batch: Batch) -> Output: ...
+
+    @property
+    def live(self) -> FrozenTeacher:
+        """The model behind it, which answers any images."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,10 @@ class FrozenTeacher:
 
     def __post_init__(self) -> None:
         self.backbone.eval().requires_grad_(False)
+
+    @property
+    def live(self) -> FrozenTeacher:
+        return self
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Output:
@@ -49,7 +62,7 @@ def describe_teacher(config: TrainConfig, classes: int) -> Spec:
     size = config.dataset.image_size
     if config.teacher.members:
         return join_specs([describe(member, classes, size, "teacher.members") for member in config.teacher.members])
-    return describe(config.teacher, classes, size, "teacher")
+    return describe(config.teacher, classes if config.teacher.head else 0, size, "teacher")
 
 
 def members_of(config: TrainConfig) -> list[TrainConfig]:
@@ -103,17 +116,60 @@ def open_teacher(
     return FrozenTeacher(ensemble.to(runtime.device), precision, taps)
 
 
+def open_single(
+    model: ModelConfig, weights_from: str, config: TrainConfig, classes: tuple[str, ...], taps: Taps, runtime: Runtime
+) -> FrozenTeacher:
+    """A model that was fitted in ``weights_from``, as a teacher with the settings of ``config.teacher``."""
+    teacher = dataclasses.replace(
+        config.teacher,
+        name=model.name,
+        args=model.args,
+        image_size=model.image_size,
+        class_map=None,
+        pretrained=False,
+        checkpoint=weights_from,
+        members=[],
+    )
+    return open_teacher(dataclasses.replace(config, teacher=teacher), [weights_from], classes, taps, runtime)
+
+
 def _open_one(config: TrainConfig, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
     teacher, size = config.teacher, config.dataset.image_size
     wanted = teacher_classes(teacher.class_map, classes)
     model = ModelConfig(teacher.name, args=teacher.args, image_size=teacher.image_size)
-    if weights_from is None:
+    if weights_from is None and teacher.head:
         backbone = open_pretrained(model, wanted, size, "teacher")
     else:
-        backbone = build(model, len(classes), size, "teacher")
+        model = dataclasses.replace(model, pretrained=weights_from is None)
+        backbone = build(model, len(wanted) if teacher.head else 0, size, "teacher")
+    if weights_from is not None:
         weights = read_weights(weights_from)
-        load_into(backbone, select_classes(weights, backbone, wanted, "teacher.checkpoint"), "teacher")
+        if teacher.head:
+            weights = select_classes(weights, backbone, wanted, "teacher.checkpoint")
+        load_into(backbone, weights, "teacher", new_head=not teacher.head)
     return place(backbone, runtime.device, config.trainer.channels_last)
+
+
+def with_classes(source: Source, config: TrainConfig) -> Source:
+    """``source``, with the classes of its (first) teacher where nothing is labelled and so none has a name.
+
+    With a teacher without head there are no classes, and so its student has no head either. Raises UserError when a
+    teacher does not name its classes.
+    """
+    if source.classes or not config.teacher.head:
+        return source
+    teacher = members_of(config)[0].teacher
+    classes = None
+    if teacher.checkpoint is not None:
+        classes = read_weights(teacher.checkpoint).classes
+    elif teacher.pretrained and timm.get_pretrained_cfg_value(teacher.name, "num_classes") == IMAGENET_CLASSES:
+        classes = tuple(ImageNetInfo().label_names())
+    if classes is None:
+        raise UserError(
+            f"teacher.name={teacher.name}: {source.name} has no labels and this teacher does not name its classes; give"
+            " teacher.checkpoint=RUN, a run folder or exported model, or teacher.pretrained=true"
+        )
+    return dataclasses.replace(source, classes=classes)
 
 
 def open_pretrained(model: ModelConfig, wanted: tuple[str, ...], image_size: int, role: str) -> Backbone:

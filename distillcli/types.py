@@ -28,10 +28,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Taps:
-    """What is wanted of a model beside its logits: which stages, and whether the embedding."""
+    """What is wanted of a model beside its logits: which stages, and whether the embedding.
+
+    ``token``: whether the logits of a distillation token are wanted apart, of a model that has one and is trained.
+    """
 
     stages: tuple[int, ...] = ()
     embedding: bool = False
+    token: bool = False
 
 
 LOGITS_ONLY = Taps()
@@ -42,12 +46,19 @@ class Output:
     """What a model says about a batch.
 
     ``logits``: B x K. ``embedding``: B x D, the pooled features before the classifier, or None if it was not tapped.
-    ``stages``: stage number, as it was tapped -> B x C x H x W feature map.
+    ``stages``: stage number, as it was tapped -> B x C x H x W feature map. ``token_logits``: B x K, of the
+    distillation token, where they were tapped and ``logits`` are the class token's alone.
     """
 
     logits: Tensor
     embedding: Tensor | None
     stages: dict[int, Tensor]
+    token_logits: Tensor | None = None
+
+    @property
+    def taught_logits(self) -> Tensor:
+        """What a teacher's logits are compared with: B x K, the distillation token's where there is one."""
+        return self.logits if self.token_logits is None else self.token_logits
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
 
 def load_into(backbone: Backbone, weights: Weights, role: str, new_head: bool = False) -> None:
-    """Copy ``weights`` into the backbone; with ``new_head`` the classifier keeps its fresh initialisation.
+    """Copy ``weights`` into the backbone; with ``new_head`` its classifier, if any, keeps its fresh initialisation.
 
     Raises UserError when names or shapes do not match, naming the first ones: never a random layer in silence.
     """
@@ -213,7 +213,7 @@ def knows_classes(weights: Weights, backbone: Backbone, classes: tuple[str, ...]
     """
     if weights.classes is None:
         head = weights.state.get(f"{backbone.classifier[0]}weight")
-        return head is not None and len(head) == len(classes)
+        return (0 if head is None else len(head)) == len(classes)
     if weights.classes != classes and sorted(weights.classes) == sorted(classes):
         raise UserError(
             f"checkpoint={weights.origin}: its classes are those of the data in another order, so its answers would be "

@@ -21,12 +21,13 @@ LAYERS = (
     ("run_folder", "config", "config.schema", "config.*", "types"),
     ("runtime", "signals", "cache"),
     ("data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.torchvision_sets"),
-    ("data.open", "data.views", "data.loader"),
+    ("data.labels", "data.open", "data.views", "data.loader"),
     ("models", "ensemble"),
     ("weights", "freezing", "terms.base", "terms.*", "terms"),
     ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation"),
     ("engine",),
     ("fits", "preflight"),
+    ("chain",),
     ("reopening", "report", "report.format", "report.*"),
     ("distillation",),
     ("commands", "commands.*"),
@@ -41,6 +42,7 @@ UPWARD = {("config.launch", "report.sweep"), ("commands.completion", "cli")}
 LIGHT = (
     *("", "__main__", "cli", "errors", "config", "config.*", "run_folder", "report", "report.*", "commands"),
     *("commands.*", "data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.open"),
+    "data.labels",
 )
 HEAVY = {"torch", "torchvision", "timm", "torchmetrics", "safetensors", "huggingface_hub"}
 

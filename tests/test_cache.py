@@ -23,7 +23,7 @@ from distillcli.models import describe
 from distillcli.objective import Objective
 from distillcli.teachers import FrozenTeacher, Teacher
 from distillcli.types import Batch, Output
-from tests.tiny import CPU, digest, last, open_tiny, some_teacher, tiny, train
+from tests.tiny import CPU, digest, last, open_tiny, setting, some_teacher, tiny, train
 
 IMAGES, CLASSES = 40, 7
 
@@ -186,11 +186,11 @@ def cached(config: TrainConfig) -> tuple[CachedTeacher, Any]:
     calls.clear()
     data = open_tiny(config)
     size, classes = config.dataset.image_size, len(data.source.classes)
-    objective = Objective(
-        config.distill,
+    learner, expert = (
         describe(config.student, classes, size, "student"),
         describe(config.teacher, classes, size, "teacher"),
     )
+    objective = Objective(config.distill, setting(learner, expert))
     live = some_teacher(config, objective, classes)
     teacher = with_cache(config, data, Counting(live.backbone, live.precision, live.taps), CPU)[0]
     assert isinstance(teacher, CachedTeacher)

@@ -145,6 +145,7 @@ def test_home_is_expanded_and_sweeps_of_paths_stay_sweeps(monkeypatch: pytest.Mo
     ("override", "expected"),
     [
         ("distill.temperature=0", "above 0"),
+        ("distill.temperature_end=0", "above 0"),
         ("distill.temperature=-1", "above 0"),
         ("distill.temperature=nan", "finite"),
         ("distill.temperature=1e400", "finite"),

@@ -13,11 +13,12 @@ from distillcli.config.compose import compose
 from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.config.search import builtin_folder
 from distillcli.data.open import DATASETS
+from distillcli.distillation import learns_with_student, teaching_specs
 from distillcli.models import describe
 from distillcli.objective import Objective, check_terms, labels_only, needs_teacher
 from distillcli.optim import build_optimizer, build_schedule
-from distillcli.teachers import describe_teacher
 from distillcli.types import Spec
+from tests.tiny import setting
 
 CONFIGS = builtin_folder()
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
@@ -27,10 +28,11 @@ CLASSES = {"digits": 10, "imagenet": 1000, "cifar100": 100}
 
 
 def overrides_of(option: Path, folder: Path) -> list[str]:
-    """``group=option``, and what only the user can give: a folder of images that exists."""
+    """``group=option``, and what only the user can give: a folder of images that exists, a decay for the average."""
     group, name = option.parent.as_posix(), option.stem
     (folder / "class").mkdir(exist_ok=True)
-    return [f"+experiment={name}" if group == "experiment" else f"{group}={name}", f"dataset.root={folder}"]
+    needed = ["trainer.ema=0.99"] if option == Path("teacher/mean.yaml") else []
+    return [f"+experiment={name}" if group == "experiment" else f"{group}={name}", f"dataset.root={folder}", *needed]
 
 
 def composed(overrides: list[str]) -> TrainConfig:
@@ -55,17 +57,18 @@ def can_be_built(config: TrainConfig) -> None:
     classes = config.dataset.classes if config.dataset.name == "fake" else CLASSES.get(config.dataset.name, 7)
     size = config.dataset.image_size
     student = described(repr(config.student), classes, size, lambda: describe(config.student, classes, size, "student"))
-    teacher = described(repr(config.teacher), classes, size, lambda: describe_teacher(config, classes))
+    who = repr((config.teacher, config.peers, config.student if learns_with_student(config) else config.generations))
+    teacher = described(who, classes, size, lambda: (teaching_specs(config, student, classes) or [student])[-1])
     assert student.classes == teacher.classes == classes
     assert student.params > 0
     assert student.macs > 0
     check_terms(config.distill)
-    objective = Objective(config.distill, student, teacher)
+    objective = Objective(config.distill, setting(student, teacher))
     assert objective.words()
     assert needs_teacher(config.distill) == (config.distill.name not in ("none", "tfkd"))
     assert not needs_teacher(labels_only(config.distill))
     # Any module with parameters will do for these two.
-    optimizer = build_optimizer(config.optimizer, torch.nn.Linear(2, 2))
+    optimizer = build_optimizer(config.optimizer, [torch.nn.Linear(2, 2)], torch.nn.Identity())
     build_schedule(config.schedule, optimizer, config.trainer.epochs, 10).step_update(5)
     assert optimizer.param_groups[0]["lr"] > 0
 

@@ -17,7 +17,7 @@ from distillcli.objective import Objective
 from distillcli.runtime import seed_everything
 from distillcli.teachers import describe_teacher
 from distillcli.types import LOGITS_ONLY
-from tests.tiny import Watch, open_tiny, tiny
+from tests.tiny import Watch, open_tiny, setting, tiny
 
 MEMBERS = "teacher.members=[{name: test_resnet},{name: test_resnet, seed: 5},{name: test_vit, weight: 2.0}]"
 
@@ -90,7 +90,7 @@ def test_the_cost_is_that_of_all_members() -> None:
 def test_terms_on_features_are_refused(distill: str) -> None:
     config = tiny("teacher=ensemble", MEMBERS, f"distill={distill}")
     with pytest.raises(UserError, match="ensemble"):
-        Objective(config.distill, describe_teacher(tiny(), 4), describe_teacher(config, 4))
+        Objective(config.distill, setting(describe_teacher(tiny(), 4), describe_teacher(config, 4)))
 
 
 @pytest.mark.parametrize(

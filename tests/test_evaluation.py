@@ -47,7 +47,7 @@ def measured(
         for start in range(0, len(labels), size)
     ]
     frozen = None if teacher is None else FrozenTeacher(Echo(classes, classes), "fp32", LOGITS_ONLY)  # type: ignore[arg-type]
-    loader: Any = SimpleNamespace(plain=lambda: iter(batches))
+    loader: Any = SimpleNamespace(plain=lambda: iter(batches), has_labels=bool((labels >= 0).any()))
     return evaluate(Echo(classes), loader, Runtime(CPU), teacher=frozen)  # type: ignore[arg-type]
 
 
@@ -117,6 +117,19 @@ def test_a_model_agrees_with_itself_wholly() -> None:
     assert (numbers["agreement"], numbers["kl_to_teacher"]) == (100, 0)
 
 
+def test_images_without_a_label_count_for_the_teacher_alone() -> None:
+    student, teacher = logits(200, 7), logits(200, 7, seed=5)
+    labels = labels_for(student)
+    known = np.arange(200) % 3 > 0
+    some = measured(student, np.where(known, labels, -1), teacher)
+    of_known, of_all = measured(student[known], labels[known]), measured(student, labels, teacher)
+    assert {name: some[name] for name in of_known} == pytest.approx(of_known, rel=1e-5)
+    assert some["agreement"] == pytest.approx(of_all["agreement"])
+    none = measured(student, np.full(200, -1), teacher)
+    assert none == pytest.approx({name: of_all[name] for name in ("agreement", "kl_to_teacher")})
+    assert measured(student, np.full(200, -1)) == {}
+
+
 def test_numbers_do_not_depend_on_the_batches() -> None:
     student, teacher = logits(100, 7), logits(100, 7, seed=5)
     labels = labels_for(student)
@@ -135,7 +148,7 @@ def test_a_confident_model_is_right_or_wrong_without_limit() -> None:
 def test_the_model_is_evaluated_in_eval_mode_and_returns_to_its_own(training: bool) -> None:
     model, images = Echo(3).train(training), torch.from_numpy(logits(4, 3))[:, None, None]
     loader: Any = SimpleNamespace(
-        plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))])
+        plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))]), has_labels=True
     )
     evaluate(model, loader, Runtime(CPU))  # type: ignore[arg-type]
     assert model.modes == [False]
@@ -148,7 +161,7 @@ def test_evaluation_makes_no_graph() -> None:
     seen: list[bool] = []
     model.register_forward_hook(lambda *call: seen.append(call[2].logits.requires_grad))
     loader: Any = SimpleNamespace(
-        plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))])
+        plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))]), has_labels=True
     )
     evaluate(model, loader, Runtime(CPU))  # type: ignore[arg-type]
     assert seen == [False]

@@ -34,6 +34,7 @@ from distillcli.terms.feature import (
     variational_information,
 )
 from distillcli.types import Batch, Output, Spec
+from tests.tiny import setting
 
 Array = NDArray[np.float64]
 
@@ -78,7 +79,7 @@ def batch_of(count: int = 4) -> Batch:
 def built(name: str, student: Spec = STUDENT, teacher: Spec = TEACHER, **options: Any) -> Any:
     """The term in float64. Norm layers get other weights than 1 and 0, so that a reference cannot forget them."""
     seed_everything(0)
-    term = FEATURE_TERMS[name](parse_options(name, options), 1.0, student, teacher).double()
+    term = FEATURE_TERMS[name](parse_options(name, options), setting(student, teacher)).double()
     for module in term.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -87,7 +88,7 @@ def built(name: str, student: Spec = STUDENT, teacher: Spec = TEACHER, **options
 
 
 def value_of(term: Term, student: Output, teacher: Output) -> Tensor:
-    value: Tensor = term(student, teacher, batch_of(len(student.logits)))
+    value: Tensor = term(student, teacher, batch_of(len(student.logits)), 1.0)
     return value
 
 
@@ -420,7 +421,9 @@ def test_labels_and_logits_do_not_matter(name: str) -> None:
     term, student, teacher = built(name), output(STUDENT), output(TEACHER, seed=1)
     soft = Batch(torch.zeros(4, 3, 8, 8), seeded(4, 5).softmax(dim=1), torch.arange(4))
     none = torch.zeros(4, 5)
-    other = term(Output(none, student.embedding, student.stages), Output(none, teacher.embedding, teacher.stages), soft)
+    other = term(
+        Output(none, student.embedding, student.stages), Output(none, teacher.embedding, teacher.stages), soft, 1.0
+    )
     assert torch.equal(other, value_of(term, student, teacher))
 
 
@@ -546,7 +549,7 @@ def test_fsp_of_a_single_common_stage_is_refused() -> None:
 def objective(name: str, student: Spec = STUDENT, teacher: Spec = TEACHER, **options: Any) -> Objective:
     seed_everything(0)
     terms = DistillConfig(name="test", temperature=1.0, alpha=None, terms={"ce": {}, name: options})
-    return Objective(terms, student, teacher)
+    return Objective(terms, setting(student, teacher))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -622,7 +625,7 @@ def test_terms_join_cnn_and_vit(name: str, student: str, teacher: str, size: int
     assert values[name] > 0
     seen_again = learner(images, model.objective.student_taps)
     term = model.objective.terms[name]
-    term(seen_again, seen, batch).backward()
+    term(seen_again, seen, batch, 1.0).backward()
     assert all(parameter.grad is None for parameter in expert.parameters())
     reached = [parameter for parameter in learner.parameters() if parameter.grad is not None and parameter.grad.any()]
     assert len(reached) > 5

@@ -81,7 +81,7 @@ def test_the_optimizer_has_only_what_is_trained() -> None:
     freeze(backbone, "2", "student")
     for layer_decay in (None, 0.5):
         config.layer_decay = layer_decay
-        groups = build_optimizer(config, backbone.net, nn.Identity()).param_groups
+        groups = build_optimizer(config, [backbone.net], nn.Identity()).param_groups
         inside = {id(value) for group in groups for value in group["params"]}
         assert inside == {id(value) for value in backbone.net.parameters() if value.requires_grad}
 

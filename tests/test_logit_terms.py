@@ -38,6 +38,7 @@ from distillcli.terms.logit import (
     symmetric_kl,
 )
 from distillcli.types import Batch, Output, Spec
+from tests.tiny import setting
 
 Array = NDArray[np.float64]
 
@@ -82,9 +83,10 @@ def labels_of(count: int, classes: int) -> Tensor:
 def value_of(name: str, student: Tensor, teacher: Tensor, targets: Tensor | None = None, **options: Any) -> Tensor:
     """The term itself, in the precision of its inputs."""
     classes = student.shape[1]
-    term = TERMS[name](parse_options(name, {**OPTIONS[name], **options}), T, spec(classes), spec(classes))
+    term = TERMS[name](parse_options(name, {**OPTIONS[name], **options}), setting(spec(classes), spec(classes)))
     targets = labels_of(len(student), classes) if targets is None else targets
-    value: Tensor = term(Output(student, None, {}), Output(teacher, None, {}), batch_of(targets))
+    temperature = options.get("temperature", T)
+    value: Tensor = term(Output(student, None, {}), Output(teacher, None, {}), batch_of(targets), temperature)
     return value
 
 
@@ -348,7 +350,7 @@ def test_the_student_gets_the_gradient_and_the_teacher_none(name: str, standardi
 def objective(name: str, classes: int, **options: Any) -> Objective:
     terms = {name: {**OPTIONS[name], **options}}
     config = DistillConfig(name="test", temperature=T, alpha=None, terms=terms)
-    return Objective(config, spec(classes), spec(classes))
+    return Objective(config, setting(spec(classes), spec(classes)))
 
 
 @pytest.mark.parametrize("standardize", [False, True])
@@ -655,7 +657,7 @@ def test_tfkd_needs_no_teacher_and_is_least_at_its_hand_made_one() -> None:
     assert labels_only(config).terms == config.terms
     labels = labels_of(6, 5)
     made = hand_made_logits(torch.zeros(6, 5), labels, 0.99)
-    terms = Objective(config, spec(5), None)
+    terms = Objective(config, setting(spec(5), None))
     assert terms(Output(made, None, {}), None, batch_of(labels), 0)[1]["tfkd"].item() == pytest.approx(0, abs=1e-6)
     assert value_of("tfkd", made.double(), made, confidence=0.99).item() == pytest.approx(0, abs=1e-12)
     for seed in range(5):
@@ -720,7 +722,7 @@ def test_cross_entropy_does_not_see_the_switch() -> None:
     values = []
     for standardize in (False, True):
         terms = {"ce": {}, "kl": {"standardize": standardize}}
-        built = Objective(DistillConfig(name="test", alpha=None, terms=terms), spec(5), spec(5))
+        built = Objective(DistillConfig(name="test", alpha=None, terms=terms), setting(spec(5), spec(5)))
         values.append(built(Output(student, None, {}), Output(teacher, None, {}), batch_of(labels_of(6, 5)), 0)[1])
     assert values[0]["ce"] == values[1]["ce"]
     assert values[0]["kl"] != values[1]["kl"]
@@ -767,7 +769,7 @@ def test_options_are_told_in_words() -> None:
         "multi_kl": {},
         "batch_correlation": {"temperatures": [2, 4.5]},
     }
-    built = Objective(DistillConfig(name="test", temperature=2.0, alpha=None, terms=terms), spec(5), spec(5))
+    built = Objective(DistillConfig(name="test", temperature=2.0, alpha=None, terms=terms), setting(spec(5), spec(5)))
     assert built.words() == (
         "9·kl(standardize=true, T=2) + 1·dkd(T=2, beta=2) + 1·dist(T=2, squared=false) + 1·multi_kl"
         " + 1·batch_correlation(temperatures=2/4.5)"

@@ -17,6 +17,7 @@ from distillcli.errors import UserError
 from distillcli.models import build
 from distillcli.objective import Objective
 from distillcli.optim import build_optimizer, build_schedule
+from tests.tiny import setting
 
 EPOCHS, STEPS, BASE = 10, 7, 0.4
 
@@ -118,8 +119,8 @@ def test_a_schedule_that_does_not_fit_the_epochs_is_one_line(options: dict[str, 
 def test_norms_and_biases_have_no_weight_decay_and_everything_is_trained_once(name: str) -> None:
     student = build(ModelConfig(name="test_resnet"), 5, 32, "student")
     terms = DistillConfig(name="test", alpha=None, terms={"ce": {}, "hint": {"stage": -1}})
-    model = Distillation(student, Objective(terms, student.spec, student.spec))
-    optimizer = build_optimizer(OptimizerConfig(name=name, lr=0.1, weight_decay=0.05), student.net, model.objective)
+    model = Distillation(student, Objective(terms, setting(student.spec, student.spec)))
+    optimizer = build_optimizer(OptimizerConfig(name=name, lr=0.1, weight_decay=0.05), [student.net], model.objective)
     decays = {id(value): group["weight_decay"] for group in optimizer.param_groups for value in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters())) == len(decays)
     assert any(value.dim() > 1 for value in model.objective.parameters())
@@ -130,7 +131,7 @@ def test_norms_and_biases_have_no_weight_decay_and_everything_is_trained_once(na
 
 def test_a_wrong_argument_of_an_optimizer_is_one_line() -> None:
     with pytest.raises(UserError) as caught:
-        build_optimizer(OptimizerConfig(name="sgd", args={"no_such_argument": 1}), nn.Linear(2, 2), nn.Identity())
+        build_optimizer(OptimizerConfig(name="sgd", args={"no_such_argument": 1}), [nn.Linear(2, 2)], nn.Identity())
     message = str(caught.value)
     assert message.startswith("optimizer.name=sgd: ")
     assert "no_such_argument" in message
@@ -142,7 +143,7 @@ def test_a_wrong_argument_of_an_optimizer_is_one_line() -> None:
 def test_what_a_model_exempts_from_decay_is_exempt(layer_decay: float | None) -> None:
     net = build(ModelConfig(name="test_vit"), 5, 32, "student").net
     config = OptimizerConfig(name="adamw", lr=0.1, weight_decay=0.05, layer_decay=layer_decay)
-    optimizer = build_optimizer(config, net, nn.Identity())
+    optimizer = build_optimizer(config, [net], nn.Identity())
     decays = {id(value): group["weight_decay"] for group in optimizer.param_groups for value in group["params"]}
     assert net.pos_embed.dim() > 1
     assert net.no_weight_decay() >= {"pos_embed", "cls_token"}
@@ -154,9 +155,9 @@ def test_what_a_model_exempts_from_decay_is_exempt(layer_decay: float | None) ->
 def test_rates_fall_by_the_factor_from_the_classifier_to_the_stem_and_the_objective_has_the_full_one(name: str) -> None:
     student = build(ModelConfig(name="test_vit"), 5, 32, "student")
     terms = DistillConfig(name="test", alpha=None, terms={"ce": {}, "hint": {"stage": -1}})
-    objective = Objective(terms, student.spec, student.spec)
+    objective = Objective(terms, setting(student.spec, student.spec))
     config = OptimizerConfig(name=name, lr=BASE, weight_decay=0.05, layer_decay=0.5)
-    optimizer = build_optimizer(config, student.net, objective)
+    optimizer = build_optimizer(config, [student.net], objective)
     schedule = build_schedule(ScheduleConfig(name="cosine"), optimizer, EPOCHS, STEPS)
     for step in (0, 3 * STEPS):
         schedule.step_update(step)

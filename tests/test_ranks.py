@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from tiny import CPU, STEPS, Watch, last, open_tiny, some_teacher, tiny, train
+from tiny import CPU, STEPS, Watch, last, open_tiny, setting, some_teacher, tiny, train
 
 from distillcli.config.schema import TrainerConfig
 from distillcli.errors import Interrupted, NumericError, UserError
@@ -118,9 +118,8 @@ def test_evaluation_counts_every_image_once(samples: int, tmp_path: Path) -> Non
     def numbers(runtime: Runtime) -> dict[str, float]:
         data = open_tiny(config, runtime)
         student = new_backbone(config, config.student, data, "student")
-        objective = Objective(
-            config.distill, student.spec, describe(config.teacher, 4, config.dataset.image_size, "teacher")
-        )
+        expert = describe(config.teacher, 4, config.dataset.image_size, "teacher")
+        objective = Objective(config.distill, setting(student.spec, expert))
         return evaluate(student, data.evaluation, runtime, teacher=some_teacher(config, objective, 4))
 
     alone = numbers(CPU)

@@ -33,6 +33,7 @@ from distillcli.terms.relation import (
     similarities,
 )
 from distillcli.types import Batch, Output, Spec
+from tests.tiny import setting
 
 Array = NDArray[np.float64]
 
@@ -89,11 +90,11 @@ def batch_of(count: int = 6) -> Batch:
 
 def built(name: str, student: Spec = STUDENT, teacher: Spec = TEACHER, **options: Any) -> Any:
     seed_everything(0)
-    return RELATION_TERMS[name](parse_options(name, options), 1.0, student, teacher).double()
+    return RELATION_TERMS[name](parse_options(name, options), setting(student, teacher)).double()
 
 
 def value_of(term: Any, student: Output, teacher: Output) -> Tensor:
-    value: Tensor = term(student, teacher, batch_of(len(student.logits)))
+    value: Tensor = term(student, teacher, batch_of(len(student.logits)), 1.0)
     return value
 
 
@@ -454,7 +455,7 @@ def test_a_wrong_option_is_one_helpful_line(name: str, options: dict[str, Any], 
 def objective(name: str, student: Spec = STUDENT, teacher: Spec = TEACHER, **options: Any) -> Objective:
     seed_everything(0)
     terms = DistillConfig(name="test", temperature=1.0, alpha=None, terms={"ce": {}, name: options})
-    return Objective(terms, student, teacher)
+    return Objective(terms, setting(student, teacher))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -526,7 +527,7 @@ def test_terms_join_cnn_and_vit(case: str, student: str, teacher: str, size: int
     _, values = model.objective(learner(images, model.objective.student_taps), seen, batch, 0)
     assert torch.isfinite(values[name])
     assert values[name] > 0
-    model.objective.terms[name](learner(images, model.objective.student_taps), seen, batch).backward()
+    model.objective.terms[name](learner(images, model.objective.student_taps), seen, batch, 1.0).backward()
     assert all(parameter.grad is None for parameter in expert.parameters())
     reached = [parameter for parameter in learner.parameters() if parameter.grad is not None and parameter.grad.any()]
     assert len(reached) > 5

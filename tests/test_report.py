@@ -241,7 +241,7 @@ def test_missing_numbers_are_dashes(capsys: pytest.CaptureFixture[str], tmp_path
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_user_text_reaches_the_terminal_as_text(evil: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    facts = console.Opening(evil, 1, 1, evil, 2, 2, evil, 10, 1, 1, 0, evil, "cpu", "fp32", evil)
+    facts = console.Opening(evil, 1, 1, evil, 2, 2, evil, 10, 1, 1, 1, 0, evil, "cpu", "fp32", evil)
     console.opening(facts)
     console.say(evil)
     console.warn(evil)
@@ -268,6 +268,7 @@ def test_opening_says_how_much_smaller_the_student_is(width: int, capsys: pytest
         dataset="digits",
         classes=10,
         train=1297,
+        labelled=1297,
         val=200,
         test=300,
         objective="ce",

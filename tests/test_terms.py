@@ -25,6 +25,7 @@ from distillcli.terms.feature import Hint
 from distillcli.terms.logit import cross_entropy, hard_label, kl_divergence
 from distillcli.terms.relation import RKD, angles, distances
 from distillcli.types import Batch, Output, Spec
+from tests.tiny import setting
 
 CPU = torch.device("cpu")
 SPEC = Spec("student", 5, 8, ((4, 8, 6), (6, 4, 3)), 0, 0)
@@ -54,7 +55,7 @@ def config(terms: dict[str, Any], alpha: float | None = None, temperature: float
 
 def objective(terms: dict[str, Any], alpha: float | None = None, temperature: float = 4.0) -> Objective:
     seed_everything(0)
-    return Objective(config(terms, alpha, temperature), SPEC, WIDE)
+    return Objective(config(terms, alpha, temperature), setting(SPEC, WIDE))
 
 
 # --- references: float64 NumPy, from the formulas -----------------------------------------------------------------
@@ -94,20 +95,20 @@ def np_rkd(student: NDArray[np.float64], teacher: NDArray[np.float64]) -> float:
 
 
 def rkd(student: Tensor, teacher: Tensor) -> Tensor:
-    term = RKD(RKD.Options(), 1.0, SPEC, WIDE)
-    value: Tensor = term(Output(student, student, {}), Output(teacher, teacher, {}), batch_of(len(student)))
+    term = RKD(RKD.Options(), setting(SPEC, WIDE))
+    value: Tensor = term(Output(student, student, {}), Output(teacher, teacher, {}), batch_of(len(student)), 1.0)
     return value
 
 
 def hint(options: dict[str, Any] | None = None, student: Spec = SPEC, teacher: Spec = WIDE) -> Hint:
     seed_everything(0)
-    return Hint(Hint.Options(**(options or {"stage": -1})), 1.0, student, teacher).double()
+    return Hint(Hint.Options(**(options or {"stage": -1})), setting(student, teacher)).double()
 
 
 def hint_value(term: Hint, student: Tensor, teacher: Tensor) -> Tensor:
     empty = torch.zeros(len(student), 5)
     value: Tensor = term(
-        Output(empty, None, {term.stage: student}), Output(empty, None, {term.teacher_stage: teacher}), batch_of()
+        Output(empty, None, {term.stage: student}), Output(empty, None, {term.teacher_stage: teacher}), batch_of(), 1.0
     )
     return value
 
@@ -358,12 +359,14 @@ def test_logit_terms_ignore_a_shift_of_each_row() -> None:
 
 @pytest.mark.parametrize("name", ["ce", "kl", "hard", "hint"])
 def test_a_mean_over_samples_ignores_duplication_of_the_batch(name: str) -> None:
-    term = TERMS[name](parse_options(name, ALL_TERMS[name]), 4.0, SPEC, WIDE)
+    term = TERMS[name](parse_options(name, ALL_TERMS[name]), setting(SPEC, WIDE))
     student, teacher, batch = output(SPEC), output(WIDE, seed=1), batch_of()
     assert not term.whole_batch
     torch.testing.assert_close(
-        term(_take(student, [*range(6)] * 2), _take(teacher, [*range(6)] * 2), _take_batch(batch, [*range(6)] * 2)),
-        term(student, teacher, batch),
+        term(
+            _take(student, [*range(6)] * 2), _take(teacher, [*range(6)] * 2), _take_batch(batch, [*range(6)] * 2), 4.0
+        ),
+        term(student, teacher, batch, 4.0),
         rtol=1e-6,
         atol=0,
     )
@@ -371,12 +374,13 @@ def test_a_mean_over_samples_ignores_duplication_of_the_batch(name: str) -> None
 
 @pytest.mark.parametrize("name", ["ce", "kl", "hard"])
 def test_a_mean_over_samples_is_the_mean_of_its_halves(name: str) -> None:
-    term = TERMS[name](parse_options(name, {}), 4.0, SPEC, WIDE)
+    term = TERMS[name](parse_options(name, {}), setting(SPEC, WIDE))
     student, teacher, batch = output(SPEC), output(WIDE, seed=1), batch_of()
     halves = [
-        term(_take(student, rows), _take(teacher, rows), _take_batch(batch, rows)) for rows in ([0, 1, 2], [3, 4, 5])
+        term(_take(student, rows), _take(teacher, rows), _take_batch(batch, rows), 4.0)
+        for rows in ([0, 1, 2], [3, 4, 5])
     ]
-    torch.testing.assert_close(sum(halves) / 2, term(student, teacher, batch), rtol=1e-6, atol=0)
+    torch.testing.assert_close(sum(halves) / 2, term(student, teacher, batch, 4.0), rtol=1e-6, atol=0)
 
 
 def test_rkd_depends_on_which_samples_share_a_batch() -> None:
@@ -386,13 +390,14 @@ def test_rkd_depends_on_which_samples_share_a_batch() -> None:
     assert abs(halves - rkd(student, teacher)) > 0.1
 
 
-@pytest.mark.parametrize("name", [name for name in TERMS if name != "cc_neighbour"])
+@pytest.mark.parametrize("name", [name for name in TERMS if name not in ("cc_neighbour", "crd")])
 def test_no_term_depends_on_the_order_of_the_samples(name: str) -> None:
-    term = TERMS[name](parse_options(name, ALL_TERMS.get(name, {})), 4.0, SPEC, WIDE)
+    """But neighbours in a batch (cc_neighbour), and negatives drawn row by row (crd)."""
+    term = TERMS[name](parse_options(name, ALL_TERMS.get(name, {})), setting(SPEC, WIDE))
     student, teacher, batch = output(SPEC), output(WIDE, seed=1), batch_of()
     order = [4, 0, 5, 2, 1, 3]
-    mixed = term(_take(student, order), _take(teacher, order), _take_batch(batch, order))
-    torch.testing.assert_close(mixed, term(student, teacher, batch), rtol=1e-5, atol=0)
+    mixed = term(_take(student, order), _take(teacher, order), _take_batch(batch, order), 4.0)
+    torch.testing.assert_close(mixed, term(student, teacher, batch, 4.0), rtol=1e-5, atol=0)
 
 
 def _take(whole: Output, rows: list[int]) -> Output:
@@ -472,7 +477,7 @@ def test_logits_of_ten_thousand_give_finite_values_and_gradients(dtype: torch.dt
     student = torch.full((count, classes), -1e4)
     student[:, 0] = 1e4
     student, teacher = student.to(dtype).requires_grad_(), student.flip(1).to(dtype)
-    terms = Objective(config({"ce": {}, "kl": {}, "hard": {}}, temperature=1.0), SPEC, WIDE)
+    terms = Objective(config({"ce": {}, "kl": {}, "hard": {}}, temperature=1.0), setting(SPEC, WIDE))
     labels = torch.full((count,), classes - 1)
     batch = Batch(torch.zeros(count, 3, 8, 8), labels, torch.arange(count))
     total, values = terms(Output(student, None, {}), Output(teacher, None, {}), batch, 0)
@@ -554,6 +559,34 @@ def test_a_ramp_grows_linearly_to_the_full_weight(epoch: float, share: float) ->
     assert total == pytest.approx(values["ce"] + share * 2 * values["kl"], rel=1e-6)
 
 
+@pytest.mark.parametrize(("epoch", "share"), [(0, 1.0), (6, 1.0), (7, 0.75), (9.5, 0.125), (10, 0.0), (11, 0.0)])
+def test_a_fade_falls_linearly_to_nothing_at_the_end_of_the_run(epoch: float, share: float) -> None:
+    total, values = parts_of({"ce": {}, "kl": {"weight": 2.0, "fade": 4}}, epoch=epoch)  # of 10 epochs
+    assert total == pytest.approx(values["ce"] + share * 2 * values["kl"], rel=1e-6)
+
+
+def test_a_ramp_and_a_fade_that_meet_multiply() -> None:
+    total, values = parts_of({"ce": {}, "kl": {"ramp": 8, "fade": 8}}, epoch=5)
+    assert total == pytest.approx(values["ce"] + 5 / 8 * 5 / 8 * values["kl"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("epoch", "temperature"), [(0, 4.0), (2.5, 3.25), (5, 2.5), (10, 1.0), (12, 1.0)])
+def test_the_temperature_moves_linearly_from_its_start_to_its_end(epoch: float, temperature: float) -> None:
+    """Over the 10 epochs of the setting; a term's own temperature stays."""
+    seed_everything(0)
+    terms = {"kl": {}, "js": {"temperature": 3.0}}
+    moving = DistillConfig(name="test", temperature=4.0, temperature_end=1.0, alpha=None, terms=terms)
+    built = Objective(moving, setting(SPEC, WIDE))
+    assert built.words() == "1·kl(T=4→1) + 1·js(T=3)"
+    values = built(output(SPEC), output(WIDE, seed=1), batch_of(), epoch)[1]
+    still = objective({"kl": {"temperature": temperature}, "js": {"temperature": 3.0}})
+    assert values == still(output(SPEC), output(WIDE, seed=1), batch_of(), 0)[1]
+
+
+def test_words_say_what_a_weight_does_over_the_run() -> None:
+    assert objective({"kl": {"ramp": 2, "fade": 3.5}}).words() == "1·kl(ramp=2, fade=3.5, T=4)"
+
+
 def test_the_temperature_of_a_term_comes_before_the_common_one() -> None:
     student, teacher, batch = output(SPEC), output(WIDE, seed=1), batch_of()
     for options, temperature in (({}, 3.0), ({"temperature": 1.5}, 1.5)):
@@ -585,6 +618,7 @@ def test_the_control_learns_from_the_label_terms_alone_at_full_weight() -> None:
         ({"kl": {"weight": -1}}, ["distill.terms.kl.weight=-1", "0 or more"]),
         ({"kl": {"weight": float("nan")}}, ["distill.terms.kl.weight=nan", "finite"]),
         ({"kl": {"weight": float("inf")}}, ["distill.terms.kl.weight=inf", "finite"]),
+        ({"kl": {"fade": -2}}, ["distill.terms.kl.fade=-2", "0 or more"]),
         ({"kl": {"ramp": -2}}, ["distill.terms.kl.ramp=-2", "0 or more"]),
         ({"kl": {"temperature": 0}}, ["distill.terms.kl.temperature=0", "above 0"]),
         ({"ce": {"smoothing": 1.5}}, ["distill.terms.ce.smoothing=1.5", "at most 1"]),
@@ -631,7 +665,7 @@ def sgd_step(
 @pytest.mark.parametrize("stage", [-1, -2, 0])
 def test_hint_and_rkd_join_cnn_and_vit(student: str, teacher: str, stage: int) -> None:
     learner, expert = backbone(student), backbone(teacher)
-    terms = Objective(config({"hint": {"stage": stage}, "rkd": {}}), learner.spec, expert.spec)
+    terms = Objective(config({"hint": {"stage": stage}, "rkd": {}}), setting(learner.spec, expert.spec))
     frozen, batch = FrozenTeacher(expert, "fp32", terms.teacher_taps), real_batch()
     total, values = terms(learner(batch.images, terms.student_taps), frozen(batch), batch, 0)
     total.backward()
@@ -646,7 +680,7 @@ def test_the_step_under_plain_sgd_is_the_weighted_sum_of_the_separate_gradients(
     terms = {name: {**ALL_TERMS[name], "weight": weight} for name, weight in weights.items()}
     alpha, student, batch = 0.75, backbone("test_vit"), real_batch()
     expert = backbone("test_resnet")
-    model = Distillation(student, Objective(config(terms, alpha), student.spec, expert.spec))
+    model = Distillation(student, Objective(config(terms, alpha), setting(student.spec, expert.spec)))
     teacher = FrozenTeacher(expert, "fp32", model.objective.teacher_taps)
     shares = {name: weight * (1 - alpha if name == "ce" else alpha) for name, weight in weights.items()}
     parameters = dict(model.named_parameters())
@@ -654,7 +688,7 @@ def test_the_step_under_plain_sgd_is_the_weighted_sum_of_the_separate_gradients(
     expected = {name: torch.zeros_like(value) for name, value in parameters.items()}
     for name, share in shares.items():
         seen = student(batch.images, model.objective.student_taps)
-        value = model.objective.terms[name](seen, teacher(batch), batch)
+        value = model.objective.terms[name](seen, teacher(batch), batch, 4.0)
         gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
         for key, gradient in zip(parameters, gradients, strict=True):
             expected[key] += 0 if gradient is None else share * gradient
@@ -691,7 +725,7 @@ def test_accumulation_is_refused_for_terms_of_a_whole_batch(tmp_path: Path) -> N
 
 def test_three_steps_leave_the_teacher_untouched_and_move_every_trained_part() -> None:
     student, expert, batch = backbone("test_resnet"), backbone("test_efficientnet"), real_batch()
-    model = Distillation(student, Objective(config(ALL_TERMS), student.spec, expert.spec))
+    model = Distillation(student, Objective(config(ALL_TERMS), setting(student.spec, expert.spec)))
     teacher = FrozenTeacher(expert, "fp32", model.objective.teacher_taps)
     model.train()
     before = {name: value.clone() for name, value in expert.state_dict().items()}
@@ -708,7 +742,7 @@ def test_three_steps_leave_the_teacher_untouched_and_move_every_trained_part() -
 
 def test_parts_of_terms_are_given_to_the_optimizer() -> None:
     model = Distillation(backbone("test_resnet"), objective({"hint": {"stage": -1}}))
-    optimizer = build_optimizer(OptimizerConfig(name="sgd"), model)
+    optimizer = build_optimizer(OptimizerConfig(name="sgd"), [model.student.net], model.objective)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert {id(parameter) for parameter in model.objective.parameters()} <= held
     assert len(held) == len(list(model.parameters()))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from distillcli.checkpoint import read_checkpoint
@@ -23,6 +24,8 @@ from distillcli.objective import Objective, needs_teacher
 from distillcli.runtime import Runtime, seed_everything
 from distillcli.signals import Stop
 from distillcli.teachers import FrozenTeacher, Teacher
+from distillcli.terms.base import Setting
+from distillcli.types import Spec
 
 STEPS = 4  # per epoch: 64 images in batches of 16
 CPU = Runtime(torch.device("cpu"))
@@ -82,6 +85,11 @@ def open_tiny(config: TrainConfig, runtime: Runtime = CPU) -> Data:
     return open_data(open_source(config.dataset), config.dataset, config.trainer.workers, runtime)
 
 
+def setting(student: Spec, teacher: Spec | None, images: int = 64, epochs: int = 10) -> Setting:
+    """A setting with ``images`` training images, their classes in turn."""
+    return Setting(student, teacher, np.arange(images) % student.classes, epochs)
+
+
 def some_teacher(config: TrainConfig, objective: Objective, classes: int) -> FrozenTeacher:
     """A teacher with fixed random weights: what it says matters to no test, only that it always says the same."""
     seed_everything(0, "some teacher")
@@ -107,8 +115,9 @@ def train(
     classes, size = len(data.source.classes), config.dataset.image_size
     student = new_backbone(config, config.student, data, "student")
     with_teacher = needs_teacher(config.distill)
+    expert = describe(config.teacher, classes, size, "teacher") if with_teacher else None
     objective = Objective(
-        config.distill, student.spec, describe(config.teacher, classes, size, "teacher") if with_teacher else None
+        config.distill, Setting(student.spec, expert, data.source.train.labels, config.trainer.epochs)
     )
     teacher = some_teacher(config, objective, classes) if with_teacher else None
     keep(teacher, objective, data)

@@ -68,11 +68,15 @@ def _verify(run_folder: Path) -> None:
     from distillcli.objective import Objective
     from distillcli.reopening import reopen_teacher
     from distillcli.runtime import start
+    from distillcli.teachers import describe_teacher, with_classes
+    from distillcli.terms.base import Setting
 
     with start(config.trainer) as runtime:
+        source = with_classes(source, config)
         size, classes = config.dataset.image_size, len(source.classes)
-        specs = (describe(config.student, classes, size, "student"), describe(config.teacher, classes, size, "teacher"))
-        taps = Objective(config.distill, *specs).teacher_taps
+        specs = (describe(config.student, classes, size, "student"), describe_teacher(config, classes))
+        setting = Setting(*specs, source.train.labels, config.trainer.epochs)
+        taps = Objective(config.distill, setting).teacher_taps
         live = reopen_teacher(run_folder, config, source, runtime, taps)
         if live is None:
             raise UserError(f"{run_folder}: this run had no teacher")

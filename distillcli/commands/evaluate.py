@@ -29,6 +29,7 @@ def run(config: EvalConfig, job: Job) -> None:
     from distillcli.fits import measure
     from distillcli.reopening import reopen_model, reopen_teacher
     from distillcli.runtime import start
+    from distillcli.teachers import with_classes
 
     with start(config.trainer) as runtime:
         data = open_data(source, dataset, config.trainer.workers, runtime)
@@ -36,7 +37,7 @@ def run(config: EvalConfig, job: Job) -> None:
         backbone = reopen_model(what, source, dataset.image_size, trainer.channels_last, runtime)
         teacher = None
         if trained is not None and run_folder is not None:
-            teacher = reopen_teacher(run_folder, trained, source, runtime)
+            teacher = reopen_teacher(run_folder, trained, with_classes(source, trained), runtime)
         numbers = measure(backbone, data, runtime, teacher=teacher)
         if not runtime.is_main:
             return

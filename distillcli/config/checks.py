@@ -54,9 +54,10 @@ def _check_train(config: TrainConfig) -> None:
     check_schedule(config.schedule, config.trainer.epochs)
     _check_augment(config.augment)
     _check_model("student", config.student)
-    if not config.teacher.members:
+    if not config.teacher.members and not config.teacher.mean and not config.peers:
         _check_model("teacher", config.teacher)
     _check_teacher(config.teacher)
+    _check_kinds_of_teachers(config)
     _check_dataset(config.dataset)
     _check_folders(config)
 
@@ -78,6 +79,8 @@ def _check_run_name(name: str) -> None:
 def _check_distill(config: DistillConfig) -> None:
     if config.temperature <= 0:
         raise UserError(f"distill.temperature={config.temperature}: must be above 0; 1 to 8 is usual")
+    if config.temperature_end is not None:
+        _above_zero("distill.temperature_end", config.temperature_end)
     if config.alpha is not None and not 0 <= config.alpha <= 1:
         raise UserError(f"distill.alpha={config.alpha}: must be in [0, 1], or null for a plain weighted sum")
     if not config.terms:
@@ -179,6 +182,8 @@ def _check_model(key: str, config: ModelConfig) -> None:
 
 
 def _check_teacher(config: TeacherConfig) -> None:
+    if not config.head:
+        _check_headless(config)
     _one_of("teacher.average", config.average, AVERAGES)
     for number, member in enumerate(config.members):
         _check_model(f"teacher.members[{number}]", member)
@@ -186,6 +191,8 @@ def _check_teacher(config: TeacherConfig) -> None:
         _above_zero(f"teacher.members[{number}].temperature", member.temperature)
         _check_class_map(f"teacher.members[{number}]", member, config.fit.mode)
     _check_class_map("teacher", config, config.fit.mode)
+    for number, assistant in enumerate(config.assistants):
+        _check_model(f"teacher.assistants[{number}]", assistant)
     _one_of("teacher.precision", config.precision, PRECISIONS)
     _one_of("teacher.fit.mode", config.fit.mode, FIT_MODES)
     _at_least("teacher.fit.epochs", config.fit.epochs, 1)
@@ -208,12 +215,46 @@ def _check_class_map(key: str, config: TeacherConfig | MemberConfig, fit_mode: s
         )
 
 
+def _check_kinds_of_teachers(config: TrainConfig) -> None:
+    """Peers and the student's own average teach while they learn: nothing is fitted, found or handed down."""
+    for number, peer in enumerate(config.peers):
+        _check_model(f"peers[{number}]", peer)
+    _at_least("generations", config.generations, 1)
+    handed_down = [
+        key
+        for key, given in (
+            ("teacher.assistants", bool(config.teacher.assistants)),
+            ("generations", config.generations > 1),
+            ("teacher.members", bool(config.teacher.members)),
+        )
+        if given
+    ]
+    if config.peers and config.teacher.mean:
+        raise UserError("peers and teacher.mean=true: two kinds of teacher that learn with the student; choose one")
+    if handed_down and (config.peers or config.teacher.mean):
+        learning = "peers" if config.peers else "teacher.mean=true"
+        raise UserError(f"{learning} and {handed_down[0]}: a teacher that learns with the student is the only one")
+    if config.teacher.mean and config.trainer.ema is None:
+        raise UserError("teacher.mean=true: the teacher is the moving average of the student; set trainer.ema=0.99")
+
+
+def _check_headless(config: TeacherConfig) -> None:
+    if config.members:
+        raise UserError("teacher.head=false: an ensemble answers with logits only; use a single teacher, or head=true")
+    if config.fit.mode == "always" or not (config.checkpoint or config.pretrained):
+        raise UserError(
+            "teacher.head=false: without a head it cannot be fitted to labels; give teacher.checkpoint=PATH or "
+            "teacher.pretrained=true, with teacher.fit.mode=auto"
+        )
+
+
 def _check_dataset(config: DatasetConfig) -> None:
     _at_least("dataset.image_size", config.image_size, 8)
     if not 0 < config.val_fraction < 1:
         raise UserError(f"dataset.val_fraction={config.val_fraction}: must be above 0 and below 1, e.g. 0.1")
     if not 0 < config.crop_fraction <= 1:
         raise UserError(f"dataset.crop_fraction={config.crop_fraction}: must be above 0 and at most 1")
+    _share("dataset.labelled", config.labelled)
     _at_least("dataset.split_seed", config.split_seed, 0)
     _at_least("dataset.memory_gb", config.memory_gb, 0)
     _at_least("dataset.classes", config.classes, 2)

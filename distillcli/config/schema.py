@@ -61,13 +61,21 @@ class MemberConfig(ModelConfig):
 
 
 @dataclass
+class AssistantConfig(ModelConfig):
+    """A model that learns from the teacher, or the assistant before it, and teaches the next."""
+
+    seed: Optional[int] = None  # null: the seed of the run
+
+
+@dataclass
 class TeacherConfig(ModelConfig):
-    class_map: Optional[str] = (
-        None  # a file of "class of the data,class of the teacher"; null: their names are the same
-    )
+    class_map: Optional[str] = None  # a file of "class of the data,class of the teacher"; null: the same names
+    head: bool = True  # false: a feature extractor, which answers with embedding and stages; it is never fitted
     precision: str = "auto"  # auto | fp32 | bf16 | fp16, for its forward pass and its fit
     members: list[MemberConfig] = field(default_factory=list)  # an ensemble, in place of name and checkpoint
     average: str = "probabilities"  # of the members' answers: probabilities | logits
+    assistants: list[AssistantConfig] = field(default_factory=list)  # from the teacher down to the student's teacher
+    mean: bool = False  # mean teacher: the moving average of the student itself (trainer.ema) teaches
     fit: FitConfig = field(default_factory=FitConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
 
@@ -85,7 +93,8 @@ class DatasetConfig:
     image_size: int = 224  # pixels, height and width of every view
     crop_fraction: float = 1.0  # share of the shorter side kept by the centre crop of evaluation
     val_fraction: float = 0.1  # share of the training images held out when the set has no validation part
-    split_seed: int = 0  # seed of that split: part of the data, not of the run
+    labelled: float = 1.0  # share of the training images whose labels are kept, in each class; 0: none
+    split_seed: int = 0  # seed of that split and of the labels kept: part of the data, not of the run
     memory_gb: float = 4.0  # keep decoded images in memory up to this size, stream through workers above it
     classes: int = 10  # fake only: number of classes
     samples: int = 512  # fake only: number of training images
@@ -97,6 +106,7 @@ class DistillConfig:
 
     name: str = MISSING
     temperature: float = 4.0
+    temperature_end: Optional[float] = None  # reached in a straight line over the run; null: it stays
     alpha: Optional[float] = 0.9
     terms: dict[str, dict[str, Any]] = field(default_factory=dict)  # term name -> its options (distill show terms)
 
@@ -168,6 +178,8 @@ class TrainConfig:
     out: Optional[str] = None  # explicit run folder instead of RUNS/NAME/TIMESTAMP
     resume: Optional[str] = None  # a run folder to continue
     baseline: bool = True  # train the control: same student, same budget, no teacher
+    generations: int = 1  # born-again: so many students in a row, each the teacher of the next
+    peers: list[ModelConfig] = field(default_factory=list)  # mutual learning: they teach the student, and it them
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

@@ -203,18 +203,37 @@ def open_store(images: Images, config: DatasetConfig, workers: int, runtime: Run
 
 @dataclass(frozen=True)
 class Loader:
-    """The batches of one split. ``labels``: N, int64, on the device."""
+    """The batches of one split. ``labels``: N, int64, on the device, -1 where the class is not known.
+
+    ``only``: the positions of the images that are shown; None for all.
+    """
 
     store: Store
     labels: Tensor
     config: DatasetConfig
     runtime: Runtime
+    only: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shown(self) -> NDArray[np.int64]:
+        return np.arange(len(self)) if self.only is None else self.only
+
+    @property
+    def has_labels(self) -> bool:
+        return bool((self.labels >= 0).any())
+
+    def labelled(self) -> Loader:
+        """The same split without the images that have no label."""
+        return dataclasses.replace(self, only=self.shown[(self.labels >= 0).cpu().numpy()[self.shown]])
+
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Full batches only: a last batch of one image has no batch statistics. A small set is one batch."""
+        """Full batches only: a last batch of one image has no batch statistics. A small set is one batch.
+
+        Of all images, also where only some are shown: with few labels a model learns for as many steps as with many.
+        """
         return max(1, len(self) // batch_size)
 
     def epoch(
@@ -230,35 +249,40 @@ class Loader:
         """From ``first_step`` on, this rank's share of every global batch of ``epoch``, as ``micro_batches`` parts.
 
         ``cycle``: after this many epochs their views come again, in another order; 0 for a fresh view every epoch.
+        Where only some images are shown, an epoch passes over them several times, each time in another view and order.
         """
-        view = (epoch - 1) % cycle + 1 if cycle else epoch
-        order = permutation(seed, epoch, len(self))
+        shown, steps = self.shown, self.steps_per_epoch(batch_size)
+        steps_per_pass = max(1, len(shown) // batch_size)
+        first, end = (epoch - 1) * steps + first_step, epoch * steps
         world, rank = self.runtime.world, self.runtime.rank
-        share = min(batch_size, len(self)) // (world * micro_batches)
-        cropping = Cropping(recipe, seed, view, self.config.crop_fraction)
+        share = min(batch_size, len(shown)) // (world * micro_batches)
         plan = []
-        for step in range(first_step, self.steps_per_epoch(batch_size)):
-            mine = order[step * batch_size : (step + 1) * batch_size][rank::world]
-            plan += [(cropping, mine[part * share : (part + 1) * share]) for part in range(micro_batches)]
+        for number in range(first // steps_per_pass, -(-end // steps_per_pass)):
+            cropping = Cropping(recipe, seed, (number % cycle if cycle else number) + 1, self.config.crop_fraction)
+            order = shown[permutation(seed, number + 1, len(shown))]
+            begin = number * steps_per_pass
+            for step in range(max(first - begin, 0), min(end - begin, steps_per_pass)):
+                mine = order[step * batch_size : (step + 1) * batch_size][rank::world]
+                plan += [(cropping, mine[part * share : (part + 1) * share]) for part in range(micro_batches)]
         parts: list[Batch] = []
-        for (_, index), pixels in zip(plan, self.store.fetch(plan), strict=True):
+        for (cropping, index), pixels in zip(plan, self.store.fetch(plan), strict=True):
             views = draw(
                 recipe,
                 seed,
-                view,
+                cropping.view,
                 index,
                 self.store.aspects(index),
                 self.config.crop_fraction,
                 self.config.image_size,
             )
-            parts.append(self._batch(index, pixels, views, view))
+            parts.append(self._batch(index, pixels, views, cropping.view))
             if len(parts) == micro_batches:
                 yield parts
                 parts = []
 
     def plain(self) -> Iterator[Batch]:
-        """This rank's share of the split for evaluation: every image once over all ranks, none twice."""
-        mine = np.arange(self.runtime.rank, len(self), self.runtime.world)
+        """This rank's share of the images shown, for evaluation: each once over all ranks, none twice."""
+        mine = self.shown[self.runtime.rank :: self.runtime.world]
         cropping = Cropping(None, 0, 0, self.config.crop_fraction)
         plan = [(cropping, mine[start : start + EVALUATION_BATCH]) for start in range(0, len(mine), EVALUATION_BATCH)]
         for (_, index), pixels in zip(plan, self.store.fetch(plan), strict=True):

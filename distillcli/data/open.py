@@ -10,6 +10,7 @@ import numpy as np
 from distillcli.config.schema import DatasetConfig
 from distillcli.data.builtin import open_digits, open_fake
 from distillcli.data.folder import open_folder
+from distillcli.data.labels import keep_labels
 from distillcli.data.source import Source
 from distillcli.data.torchvision_sets import TORCHVISION_SETS, open_torchvision
 from distillcli.errors import UserError, did_you_mean
@@ -43,7 +44,7 @@ def open_source(config: DatasetConfig) -> Source:
         )
     source = DATASETS[config.name].open(config)
     check_source(source)
-    return source
+    return keep_labels(source, config.labelled, config.split_seed)
 
 
 def check_source(source: Source) -> None:

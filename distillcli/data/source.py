@@ -46,10 +46,15 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class Split:
-    """Images with their labels. ``labels``: N, int64, each in [0, number of classes)."""
+    """Images with their labels. ``labels``: N, int64, each in [0, number of classes), or -1 where it is not known."""
 
     images: Images
     labels: NDArray[np.int64]
+
+    @property
+    def labelled(self) -> int:
+        """How many images have a label."""
+        return int((self.labels >= 0).sum())
 
 
 @dataclass(frozen=True)

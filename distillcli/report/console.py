@@ -169,6 +169,7 @@ class Opening:
     dataset: str
     classes: int
     train: int  # images of each part
+    labelled: int  # of the training images
     val: int
     test: int
     objective: str  # in words: "0.1·ce + 0.9·kl(T=4)"
@@ -195,7 +196,8 @@ def opening(facts: Opening) -> None:
     parts = ", ".join(
         f"{size:,} {part}" for part, size in (("train", facts.train), ("val", facts.val), ("test", facts.test)) if size
     )
-    rows.append(("data", f"{facts.dataset}, {facts.classes} classes: {parts}"))
+    some = f" ({facts.labelled:,} of the training images labelled)" if facts.labelled < facts.train else ""
+    rows.append(("data", f"{facts.dataset}, {facts.classes} classes: {parts}{some}"))
     rows.append(("objective", facts.objective))
     rows.append(("device", f"{facts.device}, {facts.precision}"))
     rows.append(("run folder", facts.run))
@@ -215,7 +217,9 @@ def epoch_line(label: str, epochs: int, train: Mapping[str, Any], evaluation: Ma
     cells = [label, f"epoch {counter:>{len(str(epochs))}}/{epochs}", f"loss {fixed(number(train, 'loss'), 3)}"]
     cells += [f"{key[5:]} {fixed(number(train, key), 3)}" for key in train if key.startswith("loss/")]
     if evaluation:
-        cells.append(f"{text(evaluation, 'split') or 'val'} top-1 {fixed(number(evaluation, 'top1'))}")
+        top1, divergence = (number(evaluation, key) for key in ("top1", "kl_to_teacher"))
+        shown = f"top-1 {fixed(top1)}" if divergence is None else f"KL to teacher {fixed(divergence, 3)}"
+        cells.append(f"{text(evaluation, 'split') or 'val'} {shown}")
     cells.append(f"lr {significant(number(train, 'lr'), 2)}")
     cells.append(f"{fixed(number(train, 'images_per_second'), 0)} img/s")
     return "  ".join(cells)

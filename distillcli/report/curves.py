@@ -64,6 +64,9 @@ def _other_run(result: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _draw_accuracy(axes: Axes, folder: Path, result: Mapping[str, Any], marker: str | None) -> None:
+    if points(_evaluations(folder), "kl_to_teacher")[0]:  # it is measured there where no labels are
+        _draw_divergence(axes, folder, marker)
+        return
     control = {"baseline": _other_run(result, "baseline")}
     for name, rows in {**control, "student": _evaluations(folder)}.items():
         epochs, top1 = points(rows, "top1")
@@ -93,6 +96,14 @@ def _draw_accuracy(axes: Axes, folder: Path, result: Mapping[str, Any], marker: 
         axes.axhline(level, color=COLOURS["teacher"], linewidth=1.5, linestyle=":", label=label)
     axes.set_title("Top-1 accuracy on val")
     axes.set_ylabel("%")
+
+
+def _draw_divergence(axes: Axes, folder: Path, marker: str | None) -> None:
+    epochs, values = points(_evaluations(folder), "kl_to_teacher")
+    label = f"{MODELS['student']} {fixed(values[-1], 3)}"
+    axes.plot(epochs, values, color=COLOURS["student"], linewidth=2, marker=marker, markersize=4, label=label)
+    axes.set_title("KL divergence to the teacher on val, which has no labels")
+    axes.set_ylabel("nats")
 
 
 def _draw_loss(axes: Axes, folder: Path, marker: str | None) -> None:

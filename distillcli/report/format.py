@@ -20,7 +20,12 @@ DASH = "–"  # a typographic dash, so that a missing number is not taken for a 
 Grid = list[list[str]]  # the first row is the header, the first column names the row
 
 MODELS = {"teacher": "teacher", "student": "student distilled", "baseline": "student without teacher"}
-ROLES = {"teacher": "teacher", "student": "student distilled", "control": "student without teacher"}
+ROLES = {
+    "teacher": "teacher",
+    "assistant": "assistant",
+    "student": "student distilled",
+    "control": "student without teacher",
+}
 
 
 def clean(text: object) -> str:
@@ -45,6 +50,12 @@ def part(result: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A nested object of a result, empty when it is null or missing."""
     value = result.get(name)
     return value if isinstance(value, dict) else {}
+
+
+def parts(result: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """A list of objects in a result, empty when it is null or missing."""
+    value = result.get(name)
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def number(values: Mapping[str, Any], *path: str) -> float | None:
@@ -140,13 +151,17 @@ def share(value: float) -> str:
 
 
 def models(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The measured models of a run with their row labels: teacher, student, control, as far as they exist.
+    """The measured models of a run with their row labels, as far as they exist: teacher, what stands between it and the
+    student, student, the peers that learned with it, control.
 
     In the run folder of a fitted teacher or a control, "student" is that model.
     """
     role = text(result, "role")
     labels = {**MODELS, "student": ROLES[role] if role in ROLES else MODELS["student"]}
-    return [(label, part(result, name)) for name, label in labels.items() if part(result, name)]
+    rows = {name: [(label, part(result, name))] for name, label in labels.items() if part(result, name)}
+    between = [(f"assistant {row.get('model')}", row) for row in parts(result, "chain")]
+    peers = [(f"peer {row.get('model')}", row) for row in parts(result, "peers")]
+    return [*rows.get("teacher", []), *between, *rows.get("student", []), *peers, *rows.get("baseline", [])]
 
 
 def closing_grid(result: Mapping[str, Any]) -> Grid:
@@ -191,7 +206,10 @@ def gap_sentence(result: Mapping[str, Any]) -> str:
         return ""
     student, teacher, control = (number(result, name, "top1") for name in ("student", "teacher", "baseline"))
     if student is None:
-        return "The student's accuracy was not measured, so nothing can be said about the gap."
+        agreement, split = number(result, "student", "agreement"), text(result, "evaluated_on")
+        if agreement is None:
+            return "The student's accuracy was not measured, so nothing can be said about the gap."
+        return f"Nothing on {split} is labelled: student and teacher agree on {percent(agreement)} of the images."
     if control is None:
         rest = "the share of the gap closed is not known."
         if teacher is None:
@@ -233,12 +251,15 @@ def gap_sentence(result: Mapping[str, Any]) -> str:
 def best_sentence(result: Mapping[str, Any]) -> str:
     """The best epoch, and on which data it was chosen; empty when there is none."""
     epoch, top1, on_val = (number(result, "best", key) for key in ("epoch", "top1", "val_top1"))
+    divergence = number(result, "best", "val_kl_to_teacher")
     if epoch is None:
         return ""
     epochs = number(result, "epochs")
     where = f"epoch {epoch:.0f}" if epochs is None else f"epoch {epoch:.0f} of {epochs:.0f}"
     split = text(result, "evaluated_on")
     shown = f"top-1 {percent(top1)}" + (f" on {split}" if split else "")
+    if on_val is None and divergence is not None:
+        return f"Best epoch chosen on val, closest to the teacher (KL {fixed(divergence, 3)} there): {where}, {shown}."
     if split == "val":
         return f"Best epoch chosen on val: {where}, {shown}. It was chosen on the data it is reported on: optimistic."
     there = "" if on_val is None else f" ({percent(on_val)} there)"
@@ -260,7 +281,7 @@ def status_sentence(result: Mapping[str, Any]) -> str:
 
 def timing_words(result: Mapping[str, Any]) -> str:
     """``teacher 52 s, student 25 s, control 12 s``, without what took no time because it was found again."""
-    parts = [(name, number(result, "timings", name)) for name in ("teacher", "student", "control")]
+    parts = [(name, number(result, "timings", name)) for name in ("teacher", "assistants", "student", "control")]
     return ", ".join(f"{name} {seconds(value)}" for name, value in parts if value is not None and value >= 0.05)
 
 

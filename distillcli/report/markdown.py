@@ -58,6 +58,8 @@ def _settings(result: Mapping[str, Any]) -> Grid:
     sizes = ", ".join(
         f"{size:,.0f} {name}" for name in ("train", "val", "test") if (size := number(data, name)) is not None and size
     )
+    labelled = number(data, "labelled")
+    some = labelled is not None and labelled != number(data, "train")
     classes = number(data, "classes")
     plain_sum = "alpha" in result and result["alpha"] is None
     versions = ", ".join(f"{name} {version}" for name, version in part(result, "versions").items())
@@ -75,7 +77,12 @@ def _settings(result: Mapping[str, Any]) -> Grid:
             "data",
             ", ".join(
                 words
-                for words in (text(data, "name"), "" if classes is None else f"{classes:.0f} classes", sizes)
+                for words in (
+                    text(data, "name"),
+                    "" if classes is None else f"{classes:.0f} classes",
+                    sizes,
+                    f"{labelled:,.0f} of the training images labelled" if some else "",
+                )
                 if words
             ),
         ),

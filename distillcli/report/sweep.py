@@ -105,7 +105,13 @@ def _value(job: Job, key: str) -> str:
 
 
 def _by_accuracy(jobs: Sequence[Job]) -> list[Job]:
-    return sorted(jobs, key=lambda job: -math.inf if job.top1 is None else job.top1, reverse=True)
+    """The most accurate student first; without labels the one closest to its teacher."""
+
+    def merit(job: Job) -> float:
+        divergence = number(job.result, "student", "kl_to_teacher")
+        return job.top1 if job.top1 is not None else -math.inf if divergence is None else -divergence
+
+    return sorted(jobs, key=merit, reverse=True)
 
 
 def _differs(jobs: Sequence[Job], name: str) -> bool:

@@ -4,6 +4,13 @@ from distillcli.terms.base import Term
 from distillcli.terms.feature import FEATURE_TERMS
 from distillcli.terms.labelled import LABELLED_TERMS
 from distillcli.terms.logit import LOGIT_TERMS
+from distillcli.terms.memory import MEMORY_TERMS
 from distillcli.terms.relation import RELATION_TERMS
 
-TERMS: dict[str, type[Term]] = {**LOGIT_TERMS, **LABELLED_TERMS, **FEATURE_TERMS, **RELATION_TERMS}
+TERMS: dict[str, type[Term]] = {
+    **LOGIT_TERMS,
+    **LABELLED_TERMS,
+    **FEATURE_TERMS,
+    **RELATION_TERMS,
+    **MEMORY_TERMS,
+}

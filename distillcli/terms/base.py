@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distillcli.errors import UserError
@@ -19,10 +21,15 @@ from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
 
 @dataclass(frozen=True)
 class TermOptions:
-    """Options of every term. ``ramp``: epochs over which the weight grows linearly from 0, 0 for none."""
+    """Options of every term.
+
+    ``ramp``: first epochs, over which the weight grows linearly from 0. ``fade``: last epochs, over which it falls to 0
+    again. 0 for none.
+    """
 
     weight: float = 1.0
     ramp: float = 0.0
+    fade: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,6 @@ class SoftOptions(TermOptions):
     """Options of every term that softens logits. ``temperature``: None takes ``distill.temperature``."""
 
     temperature: float | None = None
-
-    def temperature_or(self, common: float) -> float:
-        return common if self.temperature is None else self.temperature
 
 
 @dataclass(frozen=True)
@@ -47,28 +51,56 @@ class LogitOptions(SoftOptions, StandardizeOptions):
     """Options of every term that compares logits at one temperature."""
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What an objective is built for. ``teacher``: None where no term compares with one.
+
+    ``labels``: the class of every training image, N, int64. ``epochs``: the length of the fit.
+    """
+
+    student: Spec
+    teacher: Spec | None
+    labels: NDArray[np.int64]
+    epochs: int
+
+    @property
+    def models(self) -> tuple[Spec, Spec]:
+        """Student and teacher, for terms that compare them."""
+        assert self.teacher is not None
+        return self.student, self.teacher
+
+
 class Term(nn.Module, ABC):
-    """One summand of the objective, built once from its options and the specs of both models.
+    """One summand of the objective, built once from its options and its setting.
 
     ``compares``: whether it compares the student with the labels, weighted by 1 - alpha, or with the teacher, weighted
     by alpha. ``whole_batch``: its value depends on which samples share a batch, so micro-batches would change it.
-    Parameters it registers are trained with the student and left behind at export.
+    ``remembers``: it keeps what it saw in buffers, of which every process would have its own. ``compares_logits``:
+    with those of the teacher, which must have a head then. ``needs_labels``: it asks for the class of every sample, so
+    it has no use for images without a label. Parameters it registers are trained with the student and left behind at
+    export.
     """
 
     Options: ClassVar[type[TermOptions]]
     compares: ClassVar[Literal["labels", "teacher"]]
     whole_batch: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
+    compares_logits: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
 
     student_taps: Taps = LOGITS_ONLY
     teacher_taps: Taps = LOGITS_ONLY
 
-    def __init__(self, options: TermOptions, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        """``temperature``: ``distill.temperature``. ``teacher`` is None only for terms that compare with labels."""
+    def __init__(self, options: TermOptions, setting: Setting) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        """The scalar value in float32; outputs arrive in float32, outside of autocast, the teacher's without graph."""
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
+        """The scalar value in float32; outputs arrive in float32, outside of autocast, the teacher's without graph.
+
+        ``teacher`` is None only for terms that compare with labels. ``temperature``: the term's own or the common one,
+        at this step.
+        """
 
 
 def standardized(logits_BK: Tensor) -> Tensor:
@@ -82,27 +114,31 @@ def standardized(logits_BK: Tensor) -> Tensor:
 
 
 class LogitTerm(Term, ABC):
-    """A term on the logits of student and teacher: ``compare`` gets both, standardized where the options say so."""
+    """A term on the logits of student and teacher: ``compare`` gets both, standardized where the options say so.
+
+    A student with a distillation token answers to the teacher with the token's logits.
+    """
 
     Options: ClassVar[type[StandardizeOptions]]
     compares = "teacher"
+    student_taps = Taps(token=True)
+    compares_logits = True
 
-    def __init__(self, options: StandardizeOptions, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
-        if options.standardize and student.classes < 3:
+    def __init__(self, options: StandardizeOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
+        if options.standardize and setting.student.classes < 3:
             raise UserError(
-                f"distill.terms.*.standardize=true: with {student.classes} classes a standardized row is its largest"
-                " class alone, without a gradient; set it to false"
+                f"distill.terms.*.standardize=true: with {setting.student.classes} classes a standardized row is its"
+                " largest class alone, without a gradient; set it to false"
             )
         self.standardize = options.standardize
-        self.temperature = options.temperature_or(temperature) if isinstance(options, SoftOptions) else temperature
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         if self.standardize:
-            return self.compare(standardized(student.logits), standardized(teacher.logits), batch)
-        return self.compare(student.logits, teacher.logits, batch)
+            return self.compare(standardized(student.taught_logits), standardized(teacher.logits), batch, temperature)
+        return self.compare(student.taught_logits, teacher.logits, batch, temperature)
 
     @abstractmethod
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         """The scalar value."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distillcli.errors import UserError, did_you_mean
-from distillcli.terms.base import Term, TermOptions
+from distillcli.terms.base import Setting, Term, TermOptions
 from distillcli.types import Batch, Output, Spec, Taps
 
 _SHORTEST = 1e-12  # a vector below this length has no direction: it stays as it is
@@ -135,9 +135,9 @@ class Hint(Term):
         stage: int = -2
         teacher_stage: int | None = None  # None: the same number
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
-        assert teacher is not None
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
+        student, teacher = setting.models
         self.stage = options.stage
         self.teacher_stage = options.stage if options.teacher_stage is None else options.teacher_stage
         self.student_taps = Taps(stages=(self.stage,))
@@ -146,7 +146,7 @@ class Hint(Term):
         wanted = stage_shape(teacher, self.teacher_stage, "distill.terms.hint.teacher_stage")[0]
         self.projector = projector(channels, wanted)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         guess, target = same_size(student.stages[self.stage], teacher.stages[self.teacher_stage])
         return functional.mse_loss(self.projector(guess), target)
@@ -181,9 +181,9 @@ class AttentionTransfer(Term):
         power: float = 2.0
         form: str = "code"  # or paper
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
-        assert teacher is not None
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
+        student, teacher = setting.models
         if options.power == 0:
             raise UserError("distill.terms.at.power=0: must be above 0; 2 is the published one")
         self.pairs = stage_pairs(options, "at", student, teacher)
@@ -191,7 +191,7 @@ class AttentionTransfer(Term):
         self.power = options.power
         self.form = check_choice(options.form, ("code", "paper"), "distill.terms.at.form")
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         values = [
             attention_transfer(student.stages[pair.student], teacher.stages[pair.teacher], self.power, self.form)
@@ -226,13 +226,13 @@ class NeuronSelectivity(Term):
     class Options(StageOptions):
         pass
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
-        assert teacher is not None
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
+        student, teacher = setting.models
         self.pairs = stage_pairs(options, "nst", student, teacher)
         self.student_taps, self.teacher_taps = taps_of(self.pairs)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         values = [neuron_selectivity(student.stages[pair.student], teacher.stages[pair.teacher]) for pair in self.pairs]
         return torch.stack(values).sum()
@@ -258,9 +258,9 @@ class FSP(Term):
     class Options(StageOptions):
         pass
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
-        assert teacher is not None
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
+        student, teacher = setting.models
         self.pairs = stage_pairs(options, "fsp", student, teacher)
         if len(self.pairs) < 2:
             given = [pair.student for pair in self.pairs]
@@ -271,7 +271,7 @@ class FSP(Term):
             for mine, wanted in ((pair.student_shape[0], pair.teacher_shape[0]) for pair in self.pairs)
         )
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         guesses = [
             project(student.stages[pair.student]) for project, pair in zip(self.projectors, self.pairs, strict=True)
@@ -307,9 +307,9 @@ class VariationalInformation(Term):
     class Options(StageOptions):
         pass
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
-        assert teacher is not None
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
+        student, teacher = setting.models
         self.pairs = stage_pairs(options, "vid", student, teacher)
         self.student_taps, self.teacher_taps = taps_of(self.pairs)
         shapes = [(pair.student_shape[0], pair.teacher_shape[0]) for pair in self.pairs]
@@ -326,7 +326,7 @@ class VariationalInformation(Term):
         start = math.log(math.expm1(_VID_START - _VID_LEAST))
         self.rhos = nn.ParameterList(nn.Parameter(torch.full((wanted,), start)) for _, wanted in shapes)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         values = []
         for pair, mean, rho in zip(self.pairs, self.means, self.rhos, strict=True):
@@ -364,9 +364,9 @@ class ReviewKD(Term):
     class Options(StageOptions):
         pass
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
-        assert teacher is not None
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
+        student, teacher = setting.models
         self.pairs = stage_pairs(options, "reviewkd", student, teacher)[::-1]
         self.student_taps, self.teacher_taps = taps_of(self.pairs, embedding=True)
         middle = min(512, student.embedding_width)
@@ -376,7 +376,7 @@ class ReviewKD(Term):
         self.attentions = nn.ModuleList(nn.Conv2d(2 * middle, 2, 1) for _ in self.pairs)
         self.exits = nn.ModuleList(projector(middle, width, size=3) for width in wanted)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         assert student.embedding is not None
         assert teacher.embedding is not None
@@ -415,14 +415,14 @@ class Embedding(Term):
     class Options(TermOptions):
         form: str = "cosine"  # or mse
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
-        assert teacher is not None
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
+        student, teacher = setting.models
         self.form = check_choice(options.form, ("cosine", "mse"), "distill.terms.embedding.form")
         mine, wanted = student.embedding_width, teacher.embedding_width
         self.projector = nn.Identity() if mine == wanted else nn.Linear(mine, wanted)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         assert student.embedding is not None
         assert teacher.embedding is not None

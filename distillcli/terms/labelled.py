@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from distillcli.errors import UserError
-from distillcli.terms.base import LogitOptions, LogitTerm, SoftOptions, Term
+from distillcli.terms.base import LogitOptions, LogitTerm, Setting, SoftOptions, Term
 from distillcli.terms.logit import kl_divergence
-from distillcli.types import Batch, Output, Spec
+from distillcli.types import Batch, Output
 
 
 def label_of(targets: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def label_of(targets: Tensor) -> Tensor:
 
 
 def at_label(values_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """The entry of each row at its label. Raises on a label that is no class."""
+    """The entry of each row at its label. Raises on a label that is no class, as -1."""
     return values_BK.gather(1, labels_B[:, None])[:, 0]
 
 
@@ -100,18 +100,20 @@ class DKD(LogitTerm):
     KL is TCKD + (1 - p_t(y)) NCKD of each sample; here NCKD counts fully for samples the teacher is sure of.
     """
 
+    needs_labels = True
+
     @dataclass(frozen=True)
     class Options(LogitOptions):
         alpha: float = 1.0
         beta: float = 8.0
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.alpha = options.alpha
         self.beta = options.beta
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
-        given = student_BK, teacher_BK, label_of(batch.targets), self.temperature
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
+        given = student_BK, teacher_BK, label_of(batch.targets), temperature
         return self.alpha * target_kl(*given) + self.beta * other_kl(*given)
 
 
@@ -119,28 +121,32 @@ class DKD(LogitTerm):
 class NKD(LogitTerm):
     """Normalised KD (Yang et al., ICCV 2023): cross-entropies at the label, and among the other classes."""
 
+    needs_labels = True
+
     @dataclass(frozen=True)
     class Options(LogitOptions):
         gamma: float = 1.5
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.gamma = options.gamma
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
-        return nkd(student_BK, teacher_BK, label_of(batch.targets), self.temperature, self.gamma)
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
+        return nkd(student_BK, teacher_BK, label_of(batch.targets), temperature, self.gamma)
 
 
 @final
 class WSLD(LogitTerm):
     """Weighted soft labels (Zhou et al., ICLR 2021): samples the student knows already count less."""
 
+    needs_labels = True
+
     @dataclass(frozen=True)
     class Options(LogitOptions):
         pass
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
-        return weighted_soft_labels(student_BK, teacher_BK, batch.targets, self.temperature)
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
+        return weighted_soft_labels(student_BK, teacher_BK, batch.targets, temperature)
 
 
 @final
@@ -151,21 +157,21 @@ class TfKD(Term):
     """
 
     compares = "labels"
+    needs_labels = True
 
     @dataclass(frozen=True)
     class Options(SoftOptions):
         confidence: float = 0.99
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         if not 0 < options.confidence < 1:
             raise UserError(f"distill.terms.tfkd.confidence={options.confidence}: must lie between 0 and 1")
-        self.temperature = options.temperature_or(temperature)
         self.confidence = options.confidence
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         made = hand_made_logits(student.logits.detach(), label_of(batch.targets), self.confidence)
-        return kl_divergence(student.logits, made, self.temperature)
+        return kl_divergence(student.logits, made, temperature)
 
 
 LABELLED_TERMS: dict[str, type[Term]] = {"dkd": DKD, "nkd": NKD, "wsld": WSLD, "tfkd": TfKD}

@@ -11,13 +11,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from distillcli.errors import UserError
-from distillcli.terms.base import LogitOptions, LogitTerm, StandardizeOptions, Term, TermOptions
-from distillcli.types import Batch, Output, Spec
+from distillcli.terms.base import LogitOptions, LogitTerm, Setting, StandardizeOptions, Term, TermOptions
+from distillcli.types import Batch, Output, Taps
 
 
 def cross_entropy(logits_BK: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean over the batch of -sum_k q_k log p_k; ``targets``: class numbers B, or distributions q of shape B x K."""
-    return functional.cross_entropy(logits_BK, targets, label_smoothing=smoothing)
+    """Mean over the labelled samples of -sum_k q_k log p_k, 0 without any.
+
+    ``targets``: class numbers B, -1 where the class is not known, or distributions q of shape B x K.
+    """
+    labelled = len(targets) if targets.ndim == 2 else (targets >= 0).sum().clamp(min=1)
+    total = functional.cross_entropy(logits_BK, targets, label_smoothing=smoothing, ignore_index=-1, reduction="sum")
+    return total / labelled
 
 
 def kl_divergence(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
@@ -89,7 +94,10 @@ def hard_label(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 
 @final
 class CrossEntropy(Term):
-    """Cross-entropy (with label smoothing: Szegedy et al., CVPR 2016): the labels themselves."""
+    """Cross-entropy (with label smoothing: Szegedy et al., CVPR 2016): the labels themselves, as far as there are any.
+
+    The mean is that of the labelled samples of a micro-batch on one rank: with few labels these weigh a little uneven.
+    """
 
     compares = "labels"
 
@@ -97,13 +105,13 @@ class CrossEntropy(Term):
     class Options(TermOptions):
         smoothing: float = 0.0
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         if options.smoothing > 1:
             raise UserError(f"distill.terms.ce.smoothing={options.smoothing}: a share of the label, at most 1")
         self.smoothing = options.smoothing
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         return cross_entropy(student.logits, batch.targets, self.smoothing)
 
 
@@ -115,8 +123,8 @@ class KL(LogitTerm):
     class Options(LogitOptions):
         pass
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
-        return kl_divergence(student_BK, teacher_BK, self.temperature)
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
+        return kl_divergence(student_BK, teacher_BK, temperature)
 
 
 @final
@@ -127,8 +135,8 @@ class ReverseKL(LogitTerm):
     class Options(LogitOptions):
         pass
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
-        return reverse_kl(student_BK, teacher_BK, self.temperature)
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
+        return reverse_kl(student_BK, teacher_BK, temperature)
 
 
 @final
@@ -139,14 +147,14 @@ class SymmetricKL(LogitTerm):
     class Options(LogitOptions):
         rho: float = 0.5
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         if options.rho > 1:
             raise UserError(f"distill.terms.symmetric_kl.rho={options.rho}: a share of the loss, at most 1")
         self.rho = options.rho
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
-        return symmetric_kl(student_BK, teacher_BK, self.temperature, self.rho)
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
+        return symmetric_kl(student_BK, teacher_BK, temperature, self.rho)
 
 
 @final
@@ -157,23 +165,28 @@ class JensenShannon(LogitTerm):
     class Options(LogitOptions):
         pass
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
-        return jensen_shannon(student_BK, teacher_BK, self.temperature)
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
+        return jensen_shannon(student_BK, teacher_BK, temperature)
 
 
 @final
 class HardLabel(Term):
-    """Hard-label distillation (Touvron et al., ICML 2021): cross-entropy with the teacher's decision."""
+    """Hard-label distillation (Touvron et al., ICML 2021): cross-entropy with the teacher's decision.
+
+    A student with a distillation token learns it by the token's logits.
+    """
 
     compares = "teacher"
+    student_taps = Taps(token=True)
+    compares_logits = True
 
     @dataclass(frozen=True)
     class Options(TermOptions):
         pass
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
-        return hard_label(student.logits, teacher.logits)
+        return hard_label(student.taught_logits, teacher.logits)
 
 
 @final
@@ -192,15 +205,16 @@ class DIST(LogitTerm):
         gamma: float = 1.0  # of the intra part: columns
         squared: bool = True
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.beta = options.beta
         self.gamma = options.gamma
-        self.scale = self.temperature**2 if options.squared else 1.0
+        self.squared = options.squared
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
-        inter, intra = dist_parts(student_BK, teacher_BK, self.temperature)
-        return self.scale * (self.beta * inter + self.gamma * intra)
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
+        inter, intra = dist_parts(student_BK, teacher_BK, temperature)
+        scale = temperature**2 if self.squared else 1.0
+        return scale * (self.beta * inter + self.gamma * intra)
 
 
 @dataclass(frozen=True)
@@ -224,11 +238,11 @@ class MultiKL(LogitTerm):
     class Options(MultiOptions):
         pass
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.temperatures = _positive(options.temperatures, "multi_kl")
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         return torch.stack([kl_divergence(student_BK, teacher_BK, number) for number in self.temperatures]).sum()
 
 
@@ -245,11 +259,11 @@ class ClassCorrelation(LogitTerm):
     class Options(MultiOptions):
         pass
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.temperatures = _positive(options.temperatures, "class_correlation")
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         return torch.stack([class_correlation(student_BK, teacher_BK, number) for number in self.temperatures]).sum()
 
 
@@ -263,11 +277,11 @@ class BatchCorrelation(LogitTerm):
     class Options(MultiOptions):
         pass
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.temperatures = _positive(options.temperatures, "batch_correlation")
 
-    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch) -> Tensor:
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         return torch.stack([batch_correlation(student_BK, teacher_BK, number) for number in self.temperatures]).sum()
 
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from distillcli.errors import UserError
-from distillcli.terms.base import Term, TermOptions
+from distillcli.terms.base import Setting, Term, TermOptions
 from distillcli.terms.feature import check_choice, stage_shape, unit
-from distillcli.types import Batch, Output, Spec, Taps
+from distillcli.types import Batch, Output, Taps
 
 _SMALLEST_SQUARE = 1e-12  # below this a squared distance counts as this, so that its root has a gradient
 _MOST_ANGLES = 2**25  # elements of a tensor of angles, 128 MiB in float32: a batch of 322 at once, larger ones in slabs
@@ -42,9 +42,9 @@ class SimilarityPreserving(Term):
         stage: int | None = -1  # None: the embedding of both
         teacher_stage: int | None = None  # None: the same number
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
-        assert teacher is not None
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
+        student, teacher = setting.models
         if options.stage is None and options.teacher_stage is not None:
             raise UserError(
                 f"distill.terms.sp.teacher_stage={options.teacher_stage}: stage=null compares embeddings; give both"
@@ -57,7 +57,7 @@ class SimilarityPreserving(Term):
             stage_shape(teacher, self.teacher_stage, "distill.terms.sp.teacher_stage")
             self.student_taps, self.teacher_taps = Taps(stages=(self.stage,)), Taps(stages=(self.teacher_stage,))
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         mine = student.embedding if self.stage is None else student.stages[self.stage]
         its = teacher.embedding if self.teacher_stage is None else teacher.stages[self.teacher_stage]
@@ -97,15 +97,15 @@ class CorrelationCongruence(Term):
         gamma: float = 0.4
         order: int = 2
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.kernel = check_choice(options.kernel, ("gaussian", "bilinear"), "distill.terms.cc.kernel")
         if options.order < 1:
             raise UserError(f"distill.terms.cc.order={options.order}: must be 1 or more; 2 is the published one")
         self.gamma = options.gamma
         self.order = options.order
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         assert student.embedding is not None
         assert teacher.embedding is not None
@@ -139,13 +139,13 @@ class NeighbourCongruence(Term):
     class Options(TermOptions):
         pass
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
-        assert teacher is not None
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
+        student, teacher = setting.models
         self.student_map = nn.Linear(student.embedding_width, _NEIGHBOUR_WIDTH)
         self.teacher_map = nn.Linear(teacher.embedding_width, _NEIGHBOUR_WIDTH)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         assert student.embedding is not None
         assert teacher.embedding is not None
@@ -182,7 +182,7 @@ class ProbabilisticTransfer(Term):
     class Options(TermOptions):
         pass
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         assert student.embedding is not None
         assert teacher.embedding is not None
@@ -267,12 +267,12 @@ class RKD(Term):
         distance: float = 25.0
         angle: float = 50.0
 
-    def __init__(self, options: Options, temperature: float, student: Spec, teacher: Spec | None) -> None:
-        super().__init__(options, temperature, student, teacher)
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
         self.distance = options.distance
         self.angle = options.angle
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         assert student.embedding is not None
         assert teacher.embedding is not None
