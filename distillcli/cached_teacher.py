@@ -17,7 +17,7 @@ from distillcli.data.epochs import side
 from distillcli.data.loader import Data
 from distillcli.run_folder import versions
 from distillcli.runtime import Runtime
-from distillcli.teachers import FrozenTeacher, Teacher
+from distillcli.teachers import FrozenTeacher, Teacher, answer_settings
 from distillcli.types import Batch, Output
 from distillcli.weights import weights_fingerprint
 
@@ -97,7 +97,7 @@ def answers_key(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime
     del recipe["name"]
     return {
         "teacher": [teacher.backbone.spec.name, weights_fingerprint(teacher.backbone.state_dict())],
-        "average": config.teacher.average,
+        "settings": answer_settings(config),
         "arithmetic": [
             *(teacher.precision, config.trainer.channels_last, runtime.device.type),
             "plain" if teacher.answering is None else "folded",

@@ -24,7 +24,7 @@ def assistants_of(config: TrainConfig) -> list[AssistantConfig]:
     """
     student = config.student
     earlier = [
-        AssistantConfig(student.name, student.pretrained, student.checkpoint, student.args, config.seed + to_come)
+        AssistantConfig(**dataclasses.asdict(student), seed=config.seed + to_come)
         for to_come in range(config.generations - 1, 0, -1)
     ]
     return [*config.teacher.assistants, *earlier]
@@ -43,7 +43,9 @@ def assistant_recipes(config: TrainConfig) -> list[TrainConfig]:
             config,
             name=f"assistant {model.name}",
             seed=config.seed if model.seed is None else model.seed,
-            student=StudentConfig(model.name, model.pretrained, model.checkpoint, model.args),
+            student=StudentConfig(
+                model.name, model.pretrained, model.checkpoint, model.args, model.image_size, model.freeze
+            ),
             teacher=dataclasses.replace(config.teacher, assistants=models[:position]),
             baseline=False,
             generations=1,

@@ -12,9 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import timm
-
 from distillcli.chain import describe_assistants, hand_down
+from distillcli.class_names import teacher_classes
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
 from distillcli.data.loader import Data, open_data
@@ -22,6 +21,7 @@ from distillcli.data.source import Source
 from distillcli.engine import Session, fit
 from distillcli.ensemble import join_specs
 from distillcli.errors import NumericError, UserError
+from distillcli.evaluation import evaluate
 from distillcli.fits import (
     control_recipe,
     describe_folder,
@@ -35,8 +35,9 @@ from distillcli.fits import (
     teacher_recipe,
 )
 from distillcli.layout import settle_layout
-from distillcli.models import describe
+from distillcli.models import describe, place
 from distillcli.objective import Objective, check_labels, check_terms, needs_teacher
+from distillcli.preflight import check_sizes, family_warnings, start_warnings, student_warnings, teacher_warnings
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
 from distillcli.report.markdown import write_report
@@ -47,16 +48,13 @@ from distillcli.teachers import (
     FrozenTeacher,
     Teacher,
     describe_teacher,
-    is_imagenet,
     members_of,
     open_teacher,
+    pretrained_classes,
     with_classes,
 )
 from distillcli.terms.base import Setting
 from distillcli.types import Spec, Taps
-
-# timm's recipes of "ResNet strikes back" train with binary cross-entropy; their softmax is not calibrated.
-BCE_TAGS = ("a1_", "a2_", "a3_", "a1h_", "b1k_", "b2k_", "c1_", "c2_")
 
 
 @contextmanager
@@ -123,7 +121,7 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         describe_folder(folder, config, job.command, overrides, data)
         introduce(config, source, student_spec, teachers[0] if teachers else None, objective, runtime, folder)
 
-    warnings: list[str] = []
+    warnings = student_warnings(config)
     frozen, taught_by, teacher_facts, timings = None, None, None, {}
     targets: Teacher | None = None
     rounding = "off"
@@ -138,9 +136,7 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
             raise NumericError(f"teacher {config.teacher.name}: its answers are not finite; it teaches nothing")
         if config.teacher.head:
             session.say(f"teacher: {accuracy_words(teacher_facts['top1'], source)}")
-        warnings = teacher_warnings(config)
-        for warning in warnings:
-            session.warn(warning)
+        warnings += teacher_warnings(config) + family_warnings([*objective.terms], student_spec, teachers[0])
         begun = time.monotonic()
         taught_by = frozen
         for taught_by, run in hand_down(config, data, frozen, session):
@@ -153,6 +149,11 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
 
     begun = time.monotonic()
     student = new_backbone(config, config.student, data, "student")
+    if teacher_facts is not None and (config.student.pretrained or config.student.checkpoint is not None):
+        place(student, runtime.device, config.trainer.channels_last)
+        warnings += start_warnings(evaluate(student, data.evaluation, runtime), teacher_facts, source.evaluated_on)
+    for warning in warnings:
+        session.warn(warning)
     peers = [
         new_backbone(replace(config, seed=config.seed + n), peer, data, "peers")
         for n, peer in enumerate(config.peers, 1)
@@ -261,7 +262,15 @@ def find_teacher(
 def find_weights(config: TrainConfig, data: Data, session: Session) -> str | None:
     """The run folder of the fitted teacher; None when its checkpoint or timm's weights serve as they are."""
     teacher, classes = config.teacher, data.source.classes
-    ready = teacher.checkpoint is not None or (teacher.pretrained and (is_imagenet(classes) or not teacher.head))
+    wanted = teacher_classes(teacher.class_map, classes)
+    ready = teacher.checkpoint is not None or (
+        teacher.pretrained and (not teacher.head or pretrained_classes(teacher.name, wanted) is not None)
+    )
+    if teacher.class_map is not None and not ready:
+        raise UserError(
+            f"teacher.class_map={teacher.class_map}: {teacher.name} does not know all {len(classes)} classes "
+            "under the names it gives them; use WordNet ids"
+        )
     if ready and teacher.fit.mode != "always":
         return None
     if not data.source.train.labelled:
@@ -275,30 +284,6 @@ def find_weights(config: TrainConfig, data: Data, session: Session) -> str | Non
             "teacher.checkpoint=PATH, or let it be fitted with teacher.fit.mode=auto"
         )
     return str(fit_once(teacher_recipe(config, session.runtime), "teacher", data, session))
-
-
-def check_sizes(config: TrainConfig) -> None:
-    """Raise UserError if views are to grow and a model was made for one size."""
-    if config.trainer.progressive is None:
-        return
-    teachers = [member.teacher.name for member in members_of(config)] if needs_teacher(config.distill) else []
-    for name in [config.student.name, *teachers]:
-        known = timm.get_pretrained_cfg(name)
-        if known is not None and known.fixed_input_size:
-            raise UserError(f"trainer.progressive: {name} takes images of one size; use trainer.progressive=null")
-
-
-def teacher_warnings(config: TrainConfig) -> list[str]:
-    """What published results say against these teachers."""
-    found = []
-    for teacher in (member.teacher for member in members_of(config)):
-        tag = str(timm.get_pretrained_cfg(teacher.name).tag) if teacher.pretrained else ""
-        if tag.startswith(BCE_TAGS):
-            found.append(
-                f"teacher {teacher.name}: its weights ({tag}) were trained with binary cross-entropy, which cost "
-                "students 0.6 to 1.9 points at T=4 in published runs; a tag trained with cross-entropy may teach better"
-            )
-    return found
 
 
 def accuracy_words(top1: float | None, source: Source) -> str:

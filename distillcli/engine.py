@@ -241,7 +241,12 @@ def fit(
         place(backbone, device, trainer.channels_last)
     objective.to(device)
     model = MutualLearning(student, peers, objective) if peers else Distillation(student, objective)
-    optimizer = build_optimizer(config.optimizer, model)
+    if config.student.freeze != "none":
+        trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
+        session.say(
+            f"{label}: {trained:,} of its {student.spec.params:,} parameters are trained, the others are frozen"
+        )
+    optimizer = build_optimizer(config.optimizer, [backbone.net for backbone in (student, *peers)], objective)
     train = data.train if objective.compares_teacher else data.train.labelled()
     steps = train.steps_per_epoch(trainer.batch_size)
     schedule = build_schedule(config.schedule, optimizer, trainer.epochs, steps)
@@ -327,7 +332,7 @@ class Keeper:
         self.identity = {
             "model": {"name": config.student.name, "args": config.student.args},
             "classes": list(data.source.classes),
-            "image_size": config.dataset.image_size,
+            "image_size": state.model.student.image_size,
             "recipe": recipe,
         }
         self.interval = 60 * config.trainer.checkpoint_minutes

@@ -10,24 +10,28 @@ from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
 
 
 class Ensemble(nn.Module):
-    """A weighted mean of its members' answers: of their probabilities, or of their logits.
+    """A weighted mean of its members' answers: of their probabilities, or of their logits, each at its own temperature.
 
-    ``forward``: B x C x H x W images in [0, 1] -> Output with logits B x K; every member normalises for itself. The
-    mean of probabilities p is answered as log p, whose softmax is p again.
+    ``forward``: B x C x H x W images in [0, 1] -> Output with logits B x K; every member resizes and normalises for
+    itself. The mean of probabilities p is answered as log p, whose softmax is p again.
     """
 
     weights: Tensor
+    temperatures: Tensor
 
-    def __init__(self, members: list[Backbone], weights: list[float], average: str) -> None:
+    def __init__(self, members: list[Backbone], weights: list[float], temperatures: list[float], average: str) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.register_buffer("weights", torch.tensor(weights) / sum(weights))
+        self.register_buffer("temperatures", torch.tensor(temperatures))
         self.average = average
         self.spec = join_specs([member.spec for member in members])
+        self.image_size = max(member.image_size for member in members)
 
     def forward(self, images: Tensor, taps: Taps = LOGITS_ONLY) -> Output:
         assert taps == LOGITS_ONLY, "an ensemble has no common embedding or stages"
         logits_MBK = torch.stack([member(images).logits.float() for member in self.members])
+        logits_MBK = logits_MBK / self.temperatures[:, None, None]
         weights = self.weights[:, None, None]
         if self.average == "logits":
             return Output((weights * logits_MBK).sum(dim=0), None, {})

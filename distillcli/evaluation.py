@@ -76,10 +76,10 @@ def evaluate(
 
 
 @torch.no_grad()
-def latency(backbone: Classifier, image_size: int, device: torch.device) -> float:
-    """Milliseconds of one fp32 forward pass of one image: the median of 30 after 5 to warm up."""
+def latency(backbone: Classifier, device: torch.device) -> float:
+    """Milliseconds of one fp32 forward pass of one image of its own size: the median of 30 after 5 to warm up."""
     backbone.eval()
-    images = torch.zeros(1, 3, image_size, image_size, device=device)
+    images = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=device)
     times = []
     for _ in range(LATENCY_RUNS + 5):
         started = time.perf_counter()

@@ -25,6 +25,7 @@ from distillcli.data.loader import Data
 from distillcli.engine import Fitted, Session, fit
 from distillcli.ensemble import Classifier
 from distillcli.evaluation import evaluate, latency
+from distillcli.freezing import freeze
 from distillcli.models import Backbone, build
 from distillcli.objective import Objective, labels_only, needs_teacher
 from distillcli.run_folder import (
@@ -38,7 +39,7 @@ from distillcli.run_folder import (
     write_text,
 )
 from distillcli.runtime import Runtime, any_rank, barrier, resolve_precision, seed_everything
-from distillcli.teachers import FrozenTeacher, Teacher
+from distillcli.teachers import FrozenTeacher, Teacher, answer_settings
 from distillcli.terms.base import Setting
 from distillcli.weights import export, knows_classes, load_into, read_weights, weights_fingerprint
 
@@ -53,10 +54,17 @@ def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:
         config,
         name=f"teacher {teacher.name}",
         baseline=False,
-        student=StudentConfig(teacher.name, teacher.pretrained, teacher.checkpoint, teacher.args),
+        student=StudentConfig(
+            teacher.name, teacher.pretrained, teacher.checkpoint, teacher.args, teacher.image_size, teacher.freeze
+        ),
         distill=labels_only(config.distill),
         teacher=dataclasses.replace(teacher, cache=CacheConfig()),
-        optimizer=dataclasses.replace(config.optimizer, lr=teacher.fit.lr, weight_decay=teacher.fit.weight_decay),
+        optimizer=dataclasses.replace(
+            config.optimizer,
+            lr=teacher.fit.lr,
+            weight_decay=teacher.fit.weight_decay,
+            layer_decay=teacher.fit.layer_decay,
+        ),
         trainer=dataclasses.replace(
             config.trainer,
             epochs=teacher.fit.epochs,
@@ -100,9 +108,10 @@ def recipe_fingerprint(
             "data": data.source.fingerprint,
             "views": [config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
             "sampling": [config.dataset.balanced, trainer.progressive],
-            "model": [config.student.name, config.student.args],
+            "model": [config.student.name, config.student.args, student.image_size, config.student.freeze],
             "start": weights_fingerprint(student.net.state_dict()),
             "teacher": None if teacher is None else weights_fingerprint(teacher.state_dict()),
+            "teacher_settings": None if teacher is None else answer_settings(config),
             "teacher_arithmetic": None if teacher is None else [config.teacher.precision, rounding],
             "view_cycle": config.teacher.cache.views,
             "objective": dataclasses.asdict(config.distill),
@@ -127,6 +136,7 @@ def new_backbone(config: TrainConfig, model: ModelConfig, data: Data, role: str)
     if model.checkpoint is not None:
         weights = read_weights(model.checkpoint)
         load_into(backbone, weights, role, new_head=not knows_classes(weights, backbone, classes))
+    freeze(backbone, model.freeze, role)
     return backbone
 
 
@@ -208,8 +218,7 @@ def describe_folder(folder: Path, config: TrainConfig, command: str, overrides: 
 
 def export_student(backbone: Backbone, folder: Path, config: TrainConfig, data: Data) -> None:
     """Write a trained model into ``folder`` in timm's format."""
-    size, crop = config.dataset.image_size, config.dataset.crop_fraction
-    export(backbone, folder, data.source.classes, size, crop)
+    export(backbone, folder, data.source.classes, config.dataset.crop_fraction)
 
 
 def run_facts(
@@ -276,4 +285,4 @@ def measure(
     numbers: dict[str, Any] = {"model": spec.name, "params": spec.params, "macs": spec.macs}
     numbers |= dict.fromkeys(("top1", "top5", "nll", "ece", "agreement", "kl_to_teacher"))
     numbers |= evaluate(backbone, data.evaluation, runtime, precision, teacher)
-    return numbers | {"latency_ms": latency(backbone, data.evaluation.config.image_size, runtime.device)}
+    return numbers | {"latency_ms": latency(backbone, runtime.device)}

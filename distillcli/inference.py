@@ -22,21 +22,22 @@ NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 TOLERANCE = 1e-3
 
 
-def for_inference(backbone: Backbone, precision: str, image_size: int) -> Backbone:
+def for_inference(backbone: Backbone, precision: str) -> Backbone:
     """A copy that answers as ``backbone`` does in eval mode, faster; the model itself where nothing can be gained."""
-    folded = fold_norms(backbone, image_size)
+    folded = fold_norms(backbone)
     return folded if precision == "fp32" else cast_weights(folded, PRECISIONS[precision])
 
 
 @torch.no_grad()
-def fold_norms(backbone: Backbone, image_size: int) -> Backbone:
+def fold_norms(backbone: Backbone) -> Backbone:
     """A copy without the batch norms that follow a convolution: what they do is part of its weights.
 
     The copy is compared with the original on random images, in all its outputs; if they differ, or if there is nothing
     to fold, the original is returned.
     """
     original = backbone.eval()
-    images = torch.rand(2, backbone.mean.shape[1], image_size, image_size, generator=torch.Generator().manual_seed(0))
+    shape = (2, backbone.mean.shape[1], backbone.image_size, backbone.image_size)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     images = images.to(backbone.mean.device)
     folded = copy.deepcopy(original)
     pairs = _convolutions_before_norms(folded, images)

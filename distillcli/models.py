@@ -1,4 +1,4 @@
-"""Backbone: a timm model that normalises for itself and answers with logits, embedding and stages.
+"""Backbone: a timm model that resizes and normalises for itself and answers with logits, embedding and stages.
 
 Stages are addressed by number through timm's ``forward_intermediates``: no hooks, no layer names. The embedding comes
 from ``forward_head(pre_logits=True)``; applying ``get_classifier()`` to it instead is wrong for one family in eight.
@@ -21,6 +21,7 @@ from timm.models import resolve_model_input_args
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.levit import LevitDistilled
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from distillcli.config.schema import ModelConfig
@@ -30,23 +31,47 @@ from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
 
 
 class Backbone(nn.Module):
-    """A timm model. ``forward``: B x C x H x W images in [0, 1] -> Output; of 0 classes, with logits B x 0."""
+    """A timm model. ``forward``: B x C x H x W images in [0, 1] -> Output; of 0 classes: logits B x 0.
+
+    ``image_size``: the pixels it was built for. ``resizes``: it takes images of any size and brings them to its own
+    with antialiasing, so that models of different sizes see the same crop of the same view; otherwise it takes them as
+    they come, also while views grow.
+    """
 
     net: Any  # a timm model; nn.Module does not declare what timm adds
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: Any, spec: Spec) -> None:
+    def __init__(self, net: Any, spec: Spec, image_size: int, resizes: bool) -> None:
         super().__init__()
         self.net = net
         self.spec = spec
+        self.image_size = image_size
+        self.resizes = resizes
+        self.frozen: list[nn.Module] = []  # what freezing.freeze took out of the training
         settings = net.pretrained_cfg
         for name in ("mean", "std"):  # not saved: the exported config carries them
             self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
         if isinstance(net, (VisionTransformerDistilled, LevitDistilled)):
             net.set_distilled_training(True)  # in training mode they then answer with both classifiers
 
+    def train(self, mode: bool = True) -> Backbone:
+        """Frozen layers stay in eval mode: their norms keep their statistics, and nothing in them is dropped."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+    @property
+    def classifier(self) -> tuple[str, ...]:
+        """What the names of the classifier's weights begin with; some models have two classifiers."""
+        names = self.net.pretrained_cfg["classifier"]
+        return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
     def forward(self, images: Tensor, taps: Taps = LOGITS_ONLY) -> Output:
+        size = (self.image_size, self.image_size)
+        if self.resizes and images.shape[2:] != size:
+            images = functional.interpolate(images, size, mode="bilinear", antialias=True)
         normalised = (images - self.mean) / self.std
         if not taps.stages and not taps.embedding:
             logits, token = _both_heads(self.net(normalised), taps)
@@ -84,13 +109,15 @@ def _both_heads(answer: Tensor | tuple[Tensor, Tensor], taps: Taps) -> tuple[Ten
 def build(config: ModelConfig, classes: int, image_size: int, role: str) -> Backbone:
     """The model of a config, its weights fresh or, if ``pretrained``, timm's. With 0 ``classes`` it has no classifier.
 
+    ``image_size``: that of the views, where the config names none of its own.
     Own weights (``config.checkpoint``) are loaded by :mod:`distillcli.weights`. ``role`` names the config group in
     messages. Raises UserError when timm cannot build the model so, or its weights cannot be fetched.
     """
     spec = describe(config, classes, image_size, role)
+    size = config.image_size or image_size
     try:
         with _quick_without_network() if config.pretrained else contextlib.nullcontext():
-            net = timm.create_model(pretrained=config.pretrained, **_arguments(config, classes, image_size))
+            net = timm.create_model(pretrained=config.pretrained, **_arguments(config, classes, size))
     except (OSError, RuntimeError) as error:
         if not config.pretrained:
             raise
@@ -98,7 +125,7 @@ def build(config: ModelConfig, classes: int, image_size: int, role: str) -> Back
             f"{role}.pretrained=true: no weights for {config.name} ({_first_line(error)}); run once with network "
             f"access so that they are kept in {huggingface_hub.constants.HF_HUB_CACHE}, or use {role}.checkpoint=PATH"
         ) from error
-    return Backbone(net, spec)
+    return Backbone(net, spec, size, resizes=config.image_size is not None)
 
 
 def place(backbone: Backbone, device: torch.device, channels_last: bool | None) -> Backbone:
@@ -118,6 +145,7 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str) -> S
 
     Raises UserError if timm cannot build the model with these arguments, or it cannot take images of this size.
     """
+    image_size = config.image_size or image_size
     try:
         with torch.device("meta"), torch.no_grad():
             net = timm.create_model(**_arguments(config, classes, image_size)).eval()
@@ -129,7 +157,7 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str) -> S
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(
             f"{role}.name={config.name}: cannot be built for {classes} classes and images of {image_size} pixels "
-            f"({_first_line(error)}); check dataset.image_size and {role}.args"
+            f"({_first_line(error)}); check dataset.image_size or {role}.image_size, and {role}.args"
         ) from error
     return Spec(
         name=config.name,

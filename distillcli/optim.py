@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class
+from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -13,22 +15,33 @@ from distillcli.config.schema import OptimizerConfig, ScheduleConfig
 from distillcli.errors import UserError
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Norm layers and biases get no weight decay, as timm does by default.
+def build_optimizer(config: OptimizerConfig, nets: Sequence[nn.Module], objective: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of timm models, all alike, and of what an objective trains beside them.
+
+    Norm layers, biases and what the model itself lists, as position embeddings, get no weight decay. With
+    ``layer_decay`` the rate falls from the classifier to the stem; the objective has the full one.
 
     torch's own SGD, Adam and AdamW update all weights in one kernel; ``optimizer.args.fused=false`` takes that back.
     """
     kind = get_optimizer_class(config.name.lower().removeprefix("lookahead_"), bind_defaults=False)
     fused = {"fused": True} if kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW) else {}
     try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model,
-            opt=config.name,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            **(fused | config.args),
-        )
+        optimizers: list[torch.optim.Optimizer] = [
+            create_optimizer_v2(
+                net,
+                opt=config.name,
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                layer_decay=config.layer_decay,
+                **(fused | config.args),
+            )
+            for net in nets
+        ]
+        optimizer, *others = optimizers
+        groups = [group for other in others for group in other.param_groups]
+        for group in [*groups, *param_groups_weight_decay(objective, config.weight_decay)]:
+            optimizer.add_param_group(group)
         return optimizer
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.name={config.name}: {error}; check optimizer.args") from error

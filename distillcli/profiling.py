@@ -121,7 +121,7 @@ def step_times(
 ) -> dict[str, list[float]]:
     """Seconds of each part of step after step, waiting for the device between the parts."""
     trainer, device = config.trainer, runtime.device
-    optimizer = build_optimizer(config.optimizer, model)
+    optimizer = build_optimizer(config.optimizer, [model.student.net], model.objective)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     times: dict[str, list[float]] = {part: [] for part in PARTS}
     model.train()

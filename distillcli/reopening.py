@@ -10,7 +10,7 @@ from distillcli.errors import UserError
 from distillcli.models import Backbone, build, place
 from distillcli.run_folder import read_result
 from distillcli.runtime import Runtime
-from distillcli.teachers import FrozenTeacher, is_imagenet, members_of, open_teacher
+from distillcli.teachers import FrozenTeacher, members_of, open_pretrained, open_teacher, pretrained_classes
 from distillcli.types import LOGITS_ONLY, Taps
 from distillcli.weights import HUB_PREFIX, knows_classes, load_into, read_weights
 
@@ -33,8 +33,8 @@ def reopen_model(what: str, source: Source, image_size: int, channels_last: bool
                 "its own data"
             )
         load_into(backbone, weights, "eval")
-    elif is_imagenet(classes):
-        backbone = build(ModelConfig(name=what, pretrained=True), len(classes), image_size, "eval")
+    elif pretrained_classes(what, classes) is not None:
+        backbone = open_pretrained(ModelConfig(name=what), classes, image_size, "eval")
     else:
         raise UserError(
             f"checkpoint={what}: timm's weights answer with the classes of ImageNet, {source.name} has {len(classes)} "

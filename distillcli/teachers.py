@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import timm
 import torch
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, infer_imagenet_subset
 
+from distillcli.class_names import knows, teacher_classes
 from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.data.source import Source
 from distillcli.ensemble import Classifier, Ensemble, join_specs
@@ -18,7 +19,7 @@ from distillcli.inference import for_inference
 from distillcli.models import Backbone, build, describe, place
 from distillcli.runtime import Runtime, autocast, resolve_precision
 from distillcli.types import Batch, Output, Spec, Taps
-from distillcli.weights import knows_classes, load_into, read_weights
+from distillcli.weights import Weights, load_into, read_weights, select_classes
 
 IMAGENET_CLASSES = 1000
 
@@ -84,11 +85,20 @@ def members_of(config: TrainConfig) -> list[TrainConfig]:
                 pretrained=member.pretrained,
                 checkpoint=member.checkpoint,
                 args=member.args,
+                image_size=member.image_size,
+                freeze=member.freeze,
+                class_map=member.class_map,
                 members=[],
             ),
         )
         for member in config.teacher.members
     ] or [config]
+
+
+def answer_settings(config: TrainConfig) -> list[Any]:
+    """What decides the answers of the teachers of ``config`` beside their weights and precision."""
+    sizes = [member.teacher.image_size or config.dataset.image_size for member in members_of(config)]
+    return [config.teacher.average, sizes]
 
 
 def open_teacher(
@@ -97,7 +107,8 @@ def open_teacher(
     """The teacher of ``config``, ready to teach: an ensemble, or one model.
 
     ``weights_from``: for each member its checkpoint or run folder, or None for timm's weights. Raises UserError if
-    weights do not fit their model or answer with other classes.
+    weights do not fit their model or lack a class of the data. A teacher of more classes, or of the same in another
+    order, answers with those of the data.
     """
     members = zip(members_of(config), weights_from, strict=True)
     return freeze(config, [_open_one(member, source, classes, runtime) for member, source in members], taps, runtime)
@@ -107,12 +118,14 @@ def freeze(config: TrainConfig, opened: list[Backbone], taps: Taps, runtime: Run
     """The teacher that the models ``opened`` make together, one for each member, with its copy for inference."""
     teacher = config.teacher
     precision = resolve_precision(teacher.precision, runtime.device, teacher=True)
-    fast = [for_inference(backbone, precision, config.dataset.image_size) for backbone in opened]
+    fast = [for_inference(backbone, precision) for backbone in opened]
 
     def joined(backbones: list[Backbone]) -> Classifier:
         if not teacher.members:
             return backbones[0]
-        return Ensemble(backbones, [member.weight for member in teacher.members], teacher.average).to(runtime.device)
+        weights = [member.weight for member in teacher.members]
+        temperatures = [member.temperature for member in teacher.members]
+        return Ensemble(backbones, weights, temperatures, teacher.average).to(runtime.device)
 
     return FrozenTeacher(joined(opened), precision, taps, joined(fast))
 
@@ -122,23 +135,32 @@ def open_single(
 ) -> FrozenTeacher:
     """A model that was fitted in ``weights_from``, as a teacher with the settings of ``config.teacher``."""
     teacher = dataclasses.replace(
-        config.teacher, name=model.name, args=model.args, pretrained=False, checkpoint=weights_from, members=[]
+        config.teacher,
+        name=model.name,
+        args=model.args,
+        image_size=model.image_size,
+        class_map=None,
+        head=True,
+        pretrained=False,
+        checkpoint=weights_from,
+        members=[],
     )
     return open_teacher(dataclasses.replace(config, teacher=teacher), [weights_from], classes, taps, runtime)
 
 
 def _open_one(config: TrainConfig, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
-    teacher = config.teacher
-    model = ModelConfig(name=teacher.name, pretrained=weights_from is None, args=teacher.args)
-    backbone = build(model, len(classes) if teacher.head else 0, config.dataset.image_size, "teacher")
+    teacher, size = config.teacher, config.dataset.image_size
+    wanted = teacher_classes(teacher.class_map, classes)
+    model = ModelConfig(teacher.name, args=teacher.args, image_size=teacher.image_size)
+    if weights_from is None and teacher.head:
+        backbone = open_pretrained(model, wanted, size, "teacher")
+    else:
+        model = dataclasses.replace(model, pretrained=weights_from is None)
+        backbone = build(model, len(wanted) if teacher.head else 0, size, "teacher")
     if weights_from is not None:
         weights = read_weights(weights_from)
-        if teacher.head and not knows_classes(weights, backbone, classes):
-            raise UserError(
-                f"teacher.checkpoint={weights_from}: its classes are not the {len(classes)} of the data"
-                f"{_first_names(weights.classes)}; use a teacher of these classes, or fit it with a new classifier by "
-                "teacher.fit.mode=always"
-            )
+        if teacher.head:
+            weights = select_classes(weights, backbone, wanted, "teacher.checkpoint")
         load_into(backbone, weights, "teacher", new_head=not teacher.head)
     return place(backbone, runtime.device, config.trainer.channels_last)
 
@@ -165,13 +187,30 @@ def with_classes(source: Source, config: TrainConfig) -> Source:
     return dataclasses.replace(source, classes=classes)
 
 
-def is_imagenet(classes: tuple[str, ...]) -> bool:
-    """Whether the classes are ImageNet-1k's, by their WordNet ids or names in order, so that timm's classifiers fit."""
-    info = ImageNetInfo()
-    return list(classes) in (info.label_names(), info.label_descriptions())
+def open_pretrained(model: ModelConfig, wanted: tuple[str, ...], image_size: int, role: str) -> Backbone:
+    """timm's weights for ``model``, answering with the ``wanted`` classes of ImageNet, which they must know."""
+    names = pretrained_classes(model.name, wanted)
+    assert names is not None, "callers look first"
+    whole = build(dataclasses.replace(model, pretrained=True), len(names), image_size, role)
+    if names == wanted:
+        return whole
+    backbone = build(model, len(wanted), image_size, role)
+    weights = Weights(whole.net.state_dict(), model.name, classes=names)
+    load_into(backbone, select_classes(weights, backbone, wanted, f"{role}.name"), role)
+    return backbone
 
 
-def _first_names(classes: tuple[str, ...] | None) -> str:
-    if classes is None:
-        return ""
-    return f" but {len(classes)} others ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
+def pretrained_classes(name: str, wanted: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The classes of timm's weights, under the names that know all ``wanted`` ones; None if no names do.
+
+    ImageNet has WordNet ids (n01440764), descriptions ("tench, Tinca tinca") and the first synonyms of these.
+    """
+    settings = timm.get_pretrained_cfg(name)
+    subset = infer_imagenet_subset({"num_classes": 1000 if settings is None else settings.num_classes})
+    if subset is None:
+        return None
+    info = ImageNetInfo(subset)
+    descriptions = tuple(info.label_descriptions())
+    synonyms = tuple(description.split(",")[0] for description in descriptions)
+    namings = (tuple(info.label_names()), descriptions, synonyms)
+    return next((names for names in namings if knows(wanted, names)), None)

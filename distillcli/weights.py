@@ -20,6 +20,7 @@ from timm.models import clean_state_dict, load_state_dict
 from timm.models._hub import save_for_hf
 from torch import Tensor
 
+from distillcli.class_names import columns
 from distillcli.config.checks import nearest_path
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
@@ -48,7 +49,7 @@ class Weights:
                 f"checkpoint={self.origin}: holds weights without the name of their model; use a run folder or an "
                 "exported student/ folder"
             )
-        return ModelConfig(name=self.architecture, args=self.args)
+        return ModelConfig(name=self.architecture, args=self.args, image_size=self.image_size)
 
 
 # --- in ------------------------------------------------------------------------------------------------------------
@@ -191,10 +192,8 @@ def load_into(backbone: Backbone, weights: Weights, role: str, new_head: bool = 
     state = weights.state
     own = backbone.net.state_dict()
     if new_head:
-        heads = backbone.net.pretrained_cfg["classifier"]
-        prefixes = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
-        state = {name: value for name, value in state.items() if not name.startswith(prefixes)}
-        state |= {name: value for name, value in own.items() if name.startswith(prefixes)}
+        state = {name: value for name, value in state.items() if not name.startswith(backbone.classifier)}
+        state |= {name: value for name, value in own.items() if name.startswith(backbone.classifier)}
     wrong = sorted(own.keys() ^ state.keys())
     wrong += [name for name, value in state.items() if name in own and own[name].shape != value.shape]
     if wrong:
@@ -202,7 +201,7 @@ def load_into(backbone: Backbone, weights: Weights, role: str, new_head: bool = 
         raise UserError(
             f"{role}.checkpoint={weights.origin}{named}: does not fit {role}.name={backbone.spec.name}: "
             f"{len(wrong)} of {len(own)} tensors differ, first {wrong[0]}; set {role}.name to the model of the "
-            f"checkpoint, and dataset.image_size to its size{f' of {weights.image_size}' if weights.image_size else ''}"
+            f"checkpoint, and {role}.image_size to its size{f' of {weights.image_size}' if weights.image_size else ''}"
         )
     backbone.net.load_state_dict(state)
 
@@ -213,8 +212,7 @@ def knows_classes(weights: Weights, backbone: Backbone, classes: tuple[str, ...]
     Raises UserError if the names are the same in another order: every prediction would be scrambled.
     """
     if weights.classes is None:
-        heads = backbone.net.pretrained_cfg["classifier"]
-        head = weights.state.get(f"{heads if isinstance(heads, str) else heads[0]}.weight")
+        head = weights.state.get(f"{backbone.classifier[0]}weight")
         return (0 if head is None else len(head)) == len(classes)
     if weights.classes != classes and sorted(weights.classes) == sorted(classes):
         raise UserError(
@@ -222,6 +220,39 @@ def knows_classes(weights: Weights, backbone: Backbone, classes: tuple[str, ...]
             "scrambled; use the data set it was trained on, or train it again"
         )
     return weights.classes == classes
+
+
+def select_classes(weights: Weights, backbone: Backbone, wanted: tuple[str, ...], key: str) -> Weights:
+    """The weights with the rows of the classifier that answer for ``wanted`` alone, in that order.
+
+    The softmax of such a classifier is that of the whole one given that one of ``wanted`` is shown. Weights without
+    names must have as many classes as are wanted. Raises UserError, which begins with ``key``, for the first class
+    that is missing.
+    """
+    if weights.classes is None and knows_classes(weights, backbone, wanted):
+        return weights
+    others = "" if weights.classes is None else _first_names(weights.classes)
+    refusal = f"{key}={weights.origin}: its classes are not the {len(wanted)} of the data{others}"
+    fix = f"fit it with a new classifier by {key.rpartition('.')[0]}.fit.mode=always"
+    if weights.classes is None:
+        raise UserError(f"{refusal}, and it does not name them; {fix}")
+    try:
+        rows = columns(wanted, weights.classes)
+    except KeyError as error:
+        raise UserError(f"{refusal}: {error.args[0]!r} is not there once; name it in a class_map, or {fix}") from error
+    state = dict(weights.state)
+    for name, value in weights.state.items():
+        if name.startswith(backbone.classifier):
+            if len(value) != len(weights.classes):
+                raise UserError(
+                    f"{key}={weights.origin}: names {len(weights.classes)} classes, but {name} has {len(value)}"
+                )
+            state[name] = value[rows]
+    return dataclasses.replace(weights, state=state, classes=wanted)
+
+
+def _first_names(classes: tuple[str, ...]) -> str:
+    return f" but {len(classes)} others ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
 
 
 def weights_fingerprint(state: dict[str, Tensor]) -> str:
@@ -236,7 +267,7 @@ def weights_fingerprint(state: dict[str, Tensor]) -> str:
 # --- out -----------------------------------------------------------------------------------------------------------
 
 
-def export(backbone: Backbone, folder: Path, classes: tuple[str, ...], image_size: int, crop_fraction: float) -> None:
+def export(backbone: Backbone, folder: Path, classes: tuple[str, ...], crop_fraction: float) -> None:
     """Write ``config.json`` and ``model.safetensors``: ``timm.create_model('local-dir:FOLDER', pretrained=True)``.
 
     The config carries class names and preprocessing, so that the folder is all that a deployment needs.
@@ -249,7 +280,7 @@ def export(backbone: Backbone, folder: Path, classes: tuple[str, ...], image_siz
         model_config={"label_names": list(classes)},
         safe_serialization=True,
         data_config={
-            "input_size": (channels, image_size, image_size),
+            "input_size": (channels, backbone.image_size, backbone.image_size),
             "mean": tuple(backbone.mean.flatten().tolist()),
             "std": tuple(backbone.std.flatten().tolist()),
             "crop_pct": crop_fraction,

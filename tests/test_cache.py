@@ -278,6 +278,7 @@ def test_everything_that_can_change_a_row_changes_the_key(tmp_path: Path) -> Non
         "augment.flip=0.5",
         "augment.mixup=0.2",
         "dataset.image_size=40",
+        "teacher.image_size=24",
         "dataset.crop_fraction=0.9",
         "dataset.samples=80",
         "trainer.channels_last=false",

@@ -68,7 +68,7 @@ def can_be_built(config: TrainConfig) -> None:
     assert needs_teacher(config.distill) == (config.distill.name not in ("none", "tfkd"))
     assert not needs_teacher(labels_only(config.distill))
     # Any module with parameters will do for these two.
-    optimizer = build_optimizer(config.optimizer, torch.nn.Linear(2, 2))
+    optimizer = build_optimizer(config.optimizer, [torch.nn.Linear(2, 2)], torch.nn.Identity())
     build_schedule(config.schedule, optimizer, config.trainer.epochs, 10).step_update(5)
     assert optimizer.param_groups[0]["lr"] > 0
 

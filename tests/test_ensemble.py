@@ -45,20 +45,20 @@ def test_the_answer_is_the_weighted_mean_of_the_probabilities(images: torch.Tens
     members = backbones()
     weights = [1.0, 3.0, 0.5]
     expected = sum(w * probabilities(m, images) for w, m in zip(weights, members, strict=True)) / sum(weights)
-    answer = probabilities(Ensemble(members, weights, "probabilities"), images)
+    answer = probabilities(Ensemble(members, weights, [1.0] * 3, "probabilities"), images)
     np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_the_answer_is_the_weighted_mean_of_the_logits(images: torch.Tensor) -> None:
     members = backbones()
     expected = sum(w * m(images).logits for w, m in zip([0.25, 0.25, 0.5], members, strict=True))
-    torch.testing.assert_close(Ensemble(members, [1.0, 1.0, 2.0], "logits")(images).logits, expected)
+    torch.testing.assert_close(Ensemble(members, [1.0, 1.0, 2.0], [1.0] * 3, "logits")(images).logits, expected)
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 def test_an_ensemble_of_equals_is_its_member(average: str, images: torch.Tensor) -> None:
     member = backbones()[0]
-    together = Ensemble([member, member, member], [1.0, 2.0, 3.0], average)
+    together = Ensemble([member, member, member], [1.0, 2.0, 3.0], [1.0] * 3, average)
     np.testing.assert_allclose(probabilities(together, images), probabilities(member, images), rtol=1e-5, atol=1e-7)
 
 

@@ -83,7 +83,7 @@ def test_the_place_is_no_part_of_the_recipe(known: dict[str, Path], tmp_path: Pa
 
 OTHER = ("seed=1", "trainer.epochs=2", "augment=none", "student.name=test_resnet", "dataset.samples=80")
 OTHER += ("optimizer.lr=0.01", "trainer.batch_size=32", "dataset.image_size=40", "distill.terms.ce.smoothing=0.1")
-OTHER += ("trainer.ema=0.9", "schedule=constant", "trainer.precision=bf16")
+OTHER += ("student.image_size=24", "trainer.ema=0.9", "schedule=constant", "trainer.precision=bf16")
 
 
 def test_what_makes_another_control(known: dict[str, Path], runs: Path) -> None:

@@ -57,7 +57,7 @@ def norms(backbone: Backbone) -> int:
 def test_a_folded_model_answers_as_before_in_everything_that_can_be_tapped(name: str) -> None:
     backbone = trained(name)
     before = weights_fingerprint(backbone.state_dict())
-    folded = fold_norms(backbone, SIZE)
+    folded = fold_norms(backbone)
     assert weights_fingerprint(backbone.state_dict()) == before
     assert norms(backbone) - norms(folded) >= FAMILIES[name] * norms(backbone)
     assert (folded is backbone) == (norms(folded) == norms(backbone))
@@ -74,7 +74,7 @@ def test_a_convolution_that_serves_two_norms_leaves_the_model_alone() -> None:
     backbone = trained("resnet18")
     block = backbone.net.layer1[0]
     block.conv2 = block.conv1
-    assert fold_norms(backbone, SIZE) is backbone
+    assert fold_norms(backbone) is backbone
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "vit_tiny_patch16_224", "nf_resnet26"])
@@ -91,14 +91,14 @@ def test_weights_kept_in_bf16_give_the_bits_of_autocast(name: str) -> None:
 @torch.no_grad()
 def test_an_fp32_model_without_batch_norm_is_not_copied() -> None:
     backbone = trained("vit_tiny_patch16_224")
-    assert for_inference(backbone, "fp32", SIZE) is backbone
-    assert for_inference(backbone, "bf16", SIZE) is not backbone
+    assert for_inference(backbone, "fp32") is backbone
+    assert for_inference(backbone, "bf16") is not backbone
 
 
 @torch.no_grad()
 def test_the_fast_copy_keeps_the_memory_layout() -> None:
     for channels_last in (True, False):
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        fast = for_inference(trained("resnet18", channels_last), "bf16", SIZE)
+        fast = for_inference(trained("resnet18", channels_last), "bf16")
         weights = [value for value in fast.parameters() if value.dim() == 4]
         assert all(value.is_contiguous(memory_format=layout) for value in weights)

@@ -120,7 +120,7 @@ def test_norms_and_biases_have_no_weight_decay_and_everything_is_trained_once(na
     student = build(ModelConfig(name="test_resnet"), 5, 32, "student")
     terms = DistillConfig(name="test", alpha=None, terms={"ce": {}, "hint": {"stage": -1}})
     model = Distillation(student, Objective(terms, setting(student.spec, student.spec)))
-    optimizer = build_optimizer(OptimizerConfig(name=name, lr=0.1, weight_decay=0.05), model)
+    optimizer = build_optimizer(OptimizerConfig(name=name, lr=0.1, weight_decay=0.05), [student.net], model.objective)
     decays = {id(value): group["weight_decay"] for group in optimizer.param_groups for value in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters())) == len(decays)
     assert any(value.dim() > 1 for value in model.objective.parameters())
@@ -131,7 +131,7 @@ def test_norms_and_biases_have_no_weight_decay_and_everything_is_trained_once(na
 
 def test_a_wrong_argument_of_an_optimizer_is_one_line() -> None:
     with pytest.raises(UserError) as caught:
-        build_optimizer(OptimizerConfig(name="sgd", args={"no_such_argument": 1}), nn.Linear(2, 2))
+        build_optimizer(OptimizerConfig(name="sgd", args={"no_such_argument": 1}), [nn.Linear(2, 2)], nn.Identity())
     message = str(caught.value)
     assert message.startswith("optimizer.name=sgd: ")
     assert "no_such_argument" in message
@@ -145,7 +145,9 @@ def test_one_kernel_for_all_weights_is_the_plain_optimizer_within_rounding(name:
     for fused in ({}, {"fused": False}):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
-        optimizer = build_optimizer(OptimizerConfig(name=name, lr=0.05, weight_decay=0.1, args=fused), model)
+        optimizer = build_optimizer(
+            OptimizerConfig(name=name, lr=0.05, weight_decay=0.1, args=fused), [model], nn.Identity()
+        )
         assert all(group["fused"] is not bool(fused) for group in optimizer.param_groups)
         for _ in range(20):
             model(torch.randn(8, 5)).square().mean().backward()
@@ -156,5 +158,38 @@ def test_one_kernel_for_all_weights_is_the_plain_optimizer_within_rounding(name:
 
 
 def test_an_optimizer_without_such_a_kernel_is_built_as_before() -> None:
-    optimizer = build_optimizer(OptimizerConfig(name="lamb", lr=0.05), nn.Linear(2, 2))
+    optimizer = build_optimizer(OptimizerConfig(name="lamb", lr=0.05), [nn.Linear(2, 2)], nn.Identity())
     assert all("fused" not in group for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_what_a_model_exempts_from_decay_is_exempt(layer_decay: float | None) -> None:
+    net = build(ModelConfig(name="test_vit"), 5, 32, "student").net
+    config = OptimizerConfig(name="adamw", lr=0.1, weight_decay=0.05, layer_decay=layer_decay)
+    optimizer = build_optimizer(config, [net], nn.Identity())
+    decays = {id(value): group["weight_decay"] for group in optimizer.param_groups for value in group["params"]}
+    assert net.pos_embed.dim() > 1
+    assert net.no_weight_decay() >= {"pos_embed", "cls_token"}
+    assert decays[id(net.pos_embed)] == decays[id(net.cls_token)] == 0
+    assert decays[id(net.head.weight)] == 0.05
+
+
+@pytest.mark.parametrize("name", ["adamw", "lookahead_adamw"])
+def test_rates_fall_by_the_factor_from_the_classifier_to_the_stem_and_the_objective_has_the_full_one(name: str) -> None:
+    student = build(ModelConfig(name="test_vit"), 5, 32, "student")
+    terms = DistillConfig(name="test", alpha=None, terms={"ce": {}, "hint": {"stage": -1}})
+    objective = Objective(terms, setting(student.spec, student.spec))
+    config = OptimizerConfig(name=name, lr=BASE, weight_decay=0.05, layer_decay=0.5)
+    optimizer = build_optimizer(config, [student.net], objective)
+    schedule = build_schedule(ScheduleConfig(name="cosine"), optimizer, EPOCHS, STEPS)
+    for step in (0, 3 * STEPS):
+        schedule.step_update(step)
+        full = BASE * (1 + math.cos(math.pi * step / (EPOCHS * STEPS))) / 2
+        rate = {id(value): group["lr"] for group in optimizer.param_groups for value in group["params"]}
+        for value in objective.parameters():
+            assert rate[id(value)] == pytest.approx(full)
+        depth = len(student.net.blocks)
+        expected = {"head.weight": 0, "patch_embed.proj.weight": depth + 1}
+        expected |= {f"blocks.{block}.mlp.fc1.weight": depth - block for block in range(depth)}
+        for key, below in expected.items():
+            assert rate[id(student.net.get_parameter(key))] == pytest.approx(full * 0.5**below), key

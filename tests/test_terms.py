@@ -742,7 +742,7 @@ def test_three_steps_leave_the_teacher_untouched_and_move_every_trained_part() -
 
 def test_parts_of_terms_are_given_to_the_optimizer() -> None:
     model = Distillation(backbone("test_resnet"), objective({"hint": {"stage": -1}}))
-    optimizer = build_optimizer(OptimizerConfig(name="sgd"), model)
+    optimizer = build_optimizer(OptimizerConfig(name="sgd"), [model.student.net], model.objective)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert {id(parameter) for parameter in model.objective.parameters()} <= held
     assert len(held) == len(list(model.parameters()))

@@ -55,7 +55,7 @@ def ours(**parts: Any) -> dict[str, Any]:
 
 
 def exported(folder: Path) -> Path:
-    export(backbone(), folder, CLASSES, 32, 0.9)
+    export(backbone(), folder, CLASSES, 0.9)
     return folder
 
 
@@ -141,13 +141,13 @@ def test_an_exported_folder_is_a_model_of_timm(tmp_path: Path) -> None:
 def test_exporting_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     model = backbone().to(memory_format=torch.channels_last)
     before = dict(model.net.pretrained_cfg)
-    export(model, tmp_path / "student", CLASSES, 32, 1.0)
+    export(model, tmp_path / "student", CLASSES, 1.0)
     assert model.net.pretrained_cfg == before
     assert model.net.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_exporting_a_transformer_keeps_its_size_out_of_its_arguments(tmp_path: Path) -> None:
-    export(backbone(name="test_vit"), tmp_path / "student", CLASSES, 32, 1.0)
+    export(backbone(name="test_vit"), tmp_path / "student", CLASSES, 1.0)
     weights = read_weights(str(tmp_path / "student"))
     again = build(weights.model, 5, 32, "student").eval()
     load_into(again, weights, "student")
@@ -156,7 +156,7 @@ def test_exporting_a_transformer_keeps_its_size_out_of_its_arguments(tmp_path: P
 
 def test_arguments_travel_with_a_checkpoint(tmp_path: Path) -> None:
     path = our_checkpoint(tmp_path / "last.pt", model={"name": "test_vit", "args": {"drop_path_rate": 0.1}})
-    assert read_weights(str(path)).model == ModelConfig(name="test_vit", args={"drop_path_rate": 0.1})
+    assert read_weights(str(path)).model == ModelConfig("test_vit", args={"drop_path_rate": 0.1}, image_size=32)
 
 
 # --- classes ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from distillcli.config.schema import (
     DatasetConfig,
     DistillConfig,
     EvalConfig,
+    MemberConfig,
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -113,8 +114,14 @@ def _check_optimizer(config: OptimizerConfig) -> None:
     _known("optimizer.name", name, optimizer_names())
     _above_zero("optimizer.lr", config.lr)
     _at_least("optimizer.weight_decay", config.weight_decay, 0)
+    _check_layer_decay("optimizer.layer_decay", config.layer_decay)
     if not 0 <= config.momentum < 1:
         raise UserError(f"optimizer.momentum={config.momentum}: must be in [0, 1)")
+
+
+def _check_layer_decay(key: str, value: float | None) -> None:
+    if value is not None and not 0 < value <= 1:
+        raise UserError(f"{key}={value}: must be above 0 and at most 1, e.g. 0.75, or null")
 
 
 def check_schedule(config: ScheduleConfig, epochs: int) -> None:
@@ -188,10 +195,19 @@ def _check_model(key: str, config: ModelConfig) -> None:
         _check_existing(f"{key}.name", config.name.removeprefix("local-dir:"), shown=config.name)
     elif not config.name.startswith(HUB_PREFIXES):
         _known_model(f"{key}.name", config.name)
+    if config.image_size is not None:
+        _at_least(f"{key}.image_size", config.image_size, 8)
     if config.checkpoint is not None:
         _check_checkpoint(f"{key}.checkpoint", config.checkpoint)
         if config.pretrained:
             raise UserError(f"{key}.pretrained=true and {key}.checkpoint={config.checkpoint}: weights from two places")
+    if not re.fullmatch(r"none|backbone|[1-9]\d*", config.freeze):
+        raise UserError(f"{key}.freeze={config.freeze}: use none, backbone, or a number of groups of layers from 1")
+    if config.freeze != "none" and config.checkpoint is None and not config.pretrained:
+        raise UserError(
+            f"{key}.freeze={config.freeze}: the frozen layers would stay random; give {key}.checkpoint=PATH or "
+            f"{key}.pretrained=true"
+        )
 
 
 def _check_teacher(config: TeacherConfig) -> None:
@@ -201,6 +217,9 @@ def _check_teacher(config: TeacherConfig) -> None:
     for number, member in enumerate(config.members):
         _check_model(f"teacher.members[{number}]", member)
         _above_zero(f"teacher.members[{number}].weight", member.weight)
+        _above_zero(f"teacher.members[{number}].temperature", member.temperature)
+        _check_class_map(f"teacher.members[{number}]", member, config.fit.mode)
+    _check_class_map("teacher", config, config.fit.mode)
     for number, assistant in enumerate(config.assistants):
         _check_model(f"teacher.assistants[{number}]", assistant)
     _one_of("teacher.precision", config.precision, PRECISIONS)
@@ -208,9 +227,21 @@ def _check_teacher(config: TeacherConfig) -> None:
     _at_least("teacher.fit.epochs", config.fit.epochs, 1)
     _above_zero("teacher.fit.lr", config.fit.lr)
     _at_least("teacher.fit.weight_decay", config.fit.weight_decay, 0)
+    _check_layer_decay("teacher.fit.layer_decay", config.fit.layer_decay)
     _one_of("teacher.cache.mode", config.cache.mode, CACHE_MODES)
     _at_least("teacher.cache.views", config.cache.views, 0)
     _above_zero("teacher.cache.max_gb", config.cache.max_gb)
+
+
+def _check_class_map(key: str, config: TeacherConfig | MemberConfig, fit_mode: str) -> None:
+    if config.class_map is None:
+        return
+    _check_existing(f"{key}.class_map", config.class_map)
+    if fit_mode == "always" or (config.checkpoint is None and not config.pretrained):
+        raise UserError(
+            f"{key}.class_map={config.class_map}: a teacher that is fitted has the classes of the data; give "
+            f"{key}.checkpoint=PATH or {key}.pretrained=true, and leave teacher.fit.mode=auto"
+        )
 
 
 def _check_kinds_of_teachers(config: TrainConfig) -> None:

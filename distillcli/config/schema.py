@@ -23,6 +23,10 @@ class ModelConfig:
     pretrained: bool = False  # start from timm's published weights
     checkpoint: Optional[str] = None  # own weights: run folder, checkpoint file, .safetensors, exported student/ folder
     args: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model, e.g. drop_path_rate
+    image_size: Optional[int] = None  # pixels this model sees: it resizes the views; null: dataset.image_size
+    freeze: str = (
+        "none"  # not trained: none | backbone (all but the classifier) | N first groups of layers, 1: the stem
+    )
 
 
 @dataclass
@@ -33,6 +37,7 @@ class FitConfig:
     epochs: int = 10
     lr: float = 1e-3
     weight_decay: float = 0.05
+    layer_decay: Optional[float] = None  # as optimizer.layer_decay
 
 
 @dataclass
@@ -49,7 +54,9 @@ class CacheConfig:
 class MemberConfig(ModelConfig):
     """One member of an ensemble of teachers; it is fitted as a single teacher would be."""
 
+    class_map: Optional[str] = None  # a file of "class of the data,class of the member"; null: their names are the same
     weight: float = 1.0
+    temperature: float = 1.0  # its logits are divided by this before the average
     seed: Optional[int] = None  # of its fit; null: the seed of the run. Members of one architecture need different ones
 
 
@@ -62,6 +69,7 @@ class AssistantConfig(ModelConfig):
 
 @dataclass
 class TeacherConfig(ModelConfig):
+    class_map: Optional[str] = None  # a file of "class of the data,class of the teacher"; null: the same names
     head: bool = True  # false: a feature extractor, which answers with embedding and stages; it is never fitted
     precision: str = "auto"  # auto | fp32 | bf16 | fp16, for its forward pass and its fit
     members: list[MemberConfig] = field(default_factory=list)  # an ensemble, in place of name and checkpoint
@@ -109,6 +117,9 @@ class OptimizerConfig:
     name: str = MISSING  # any timm optimizer
     lr: float = 1e-3
     weight_decay: float = 0.05
+    layer_decay: Optional[float] = (
+        None  # factor of the rate from each layer to the one before it, e.g. 0.75; the last: 1
+    )
     momentum: float = 0.9  # used by the optimizers that have one
     args: dict[str, Any] = field(default_factory=dict)  # further arguments of timm's create_optimizer_v2
 
