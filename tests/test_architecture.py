@@ -19,7 +19,9 @@ LAYERS = (
     ("", "errors"),
     ("run_folder", "config", "config.schema", "config.*", "types"),
     ("runtime", "signals", "cache"),
-    ("data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.torchvision_sets"),
+    ("data", "data.source", "data.draws", "data.decode", "data.tree", "data.listing", "data.label_files"),
+    ("data.layout", "data.folder", "data.archive", "data.webdataset", "data.builtin", "data.npz", "data.hf"),
+    ("data.torchvision_sets",),
     ("data.open", "data.views", "data.loader"),
     ("models", "ensemble"),
     ("weights", "terms.base", "terms.*", "terms"),
@@ -39,9 +41,11 @@ UPWARD = {("config.launch", "report.sweep"), ("commands.completion", "cli")}
 # Whatever answers before torch is loaded.
 LIGHT = (
     *("", "__main__", "cli", "errors", "config", "config.*", "run_folder", "report", "report.*", "commands"),
-    *("commands.*", "data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.open"),
+    *("commands.*", "data", "data.source", "data.draws", "data.decode", "data.tree", "data.listing"),
+    *("data.label_files", "data.layout", "data.folder", "data.archive", "data.webdataset", "data.builtin", "data.npz"),
+    *("data.hf", "data.open"),
 )
-HEAVY = {"torch", "torchvision", "timm", "torchmetrics", "safetensors", "huggingface_hub"}
+HEAVY = {"torch", "torchvision", "timm", "torchmetrics", "safetensors", "huggingface_hub", "datasets"}
 
 
 @dataclass(frozen=True)

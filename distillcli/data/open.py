@@ -8,10 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from distillcli.config.schema import DatasetConfig
+from distillcli.data.archive import open_archive
 from distillcli.data.builtin import open_digits, open_fake
 from distillcli.data.folder import open_folder
+from distillcli.data.hf import open_hf
+from distillcli.data.npz import open_npz
 from distillcli.data.source import Source
 from distillcli.data.torchvision_sets import TORCHVISION_SETS, open_torchvision
+from distillcli.data.webdataset import open_webdataset
 from distillcli.errors import UserError, did_you_mean
 
 
@@ -24,6 +28,10 @@ class KnownDataset:
 DATASETS: dict[str, KnownDataset] = {
     "digits": KnownDataset(open_digits, "handwritten digits, 8 x 8 gray, comes with scikit-learn: 10 classes"),
     "folder": KnownDataset(open_folder, "your images: dataset.root=PATH with a folder per class, or train/ and val/"),
+    "archive": KnownDataset(open_archive, "your images in a .zip or .tar, not unpacked: dataset.root=FILE"),
+    "npz": KnownDataset(open_npz, "your images as NumPy arrays: dataset.root=FILE.npz"),
+    "hf": KnownDataset(open_hf, "a Hugging Face dataset or parquet files: dataset.path=NAME or PATH"),
+    "webdataset": KnownDataset(open_webdataset, "shards of images and labels: dataset.root=FOLDER_OF_TARS"),
     "fake": KnownDataset(open_fake, "synthetic patterns to try things out: dataset.classes and dataset.samples"),
 } | {
     name: KnownDataset(open_torchvision, f"{record.about}: {record.count} classes")
