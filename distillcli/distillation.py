@@ -97,7 +97,9 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         describe_folder(folder, config, job.command, list(job.overrides), data)
         introduce(config, source, student_spec, teacher_spec, objective, runtime, folder)
 
-    warnings: list[str] = []
+    warnings = data_warnings(source)
+    for warning in warnings:
+        session.warn(warning)
     frozen, teacher_facts, timings = None, None, {}
     targets: Teacher | None = None
     rounding = "off"
@@ -110,9 +112,10 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         if math.isnan(teacher_facts["nll"]):
             raise NumericError(f"teacher {config.teacher.name}: its answers are not finite; it teaches nothing")
         session.say(f"teacher: top-1 {teacher_facts['top1']:.2f} on {source.evaluated_on}")
-        warnings = teacher_warnings(config)
-        for warning in warnings:
+        against = teacher_warnings(config)
+        for warning in against:
             session.warn(warning)
+        warnings += against
         try:
             targets, rounding, why = with_cache(config, data, frozen, runtime)
             session.say(why)
@@ -210,6 +213,15 @@ def find_weights(config: TrainConfig, data: Data, session: Session) -> str | Non
             "teacher.checkpoint=PATH, or let it be fitted with teacher.fit.mode=auto"
         )
     return str(fit_once(teacher_recipe(config, session.runtime), "teacher", data, session))
+
+
+def data_warnings(source: Source) -> list[str]:
+    """What was left out of the data."""
+    if not source.skipped:
+        return []
+    return [
+        f"{source.name}: {len(source.skipped)} images that cannot be decoded are left out, e.g. {source.skipped[0]}"
+    ]
 
 
 def teacher_warnings(config: TrainConfig) -> list[str]:

@@ -21,7 +21,7 @@ LAYERS = (
     ("runtime", "signals", "cache"),
     ("data", "data.source", "data.draws", "data.decode", "data.tree", "data.listing", "data.label_files"),
     ("data.layout", "data.folder", "data.archive", "data.webdataset", "data.builtin", "data.npz", "data.hf"),
-    ("data.torchvision_sets",),
+    ("data.unlabeled", "data.verify", "data.torchvision_sets"),
     ("data.open", "data.views", "data.loader"),
     ("models", "ensemble"),
     ("weights", "terms.base", "terms.*", "terms"),
@@ -43,7 +43,7 @@ LIGHT = (
     *("", "__main__", "cli", "errors", "config", "config.*", "run_folder", "report", "report.*", "commands"),
     *("commands.*", "data", "data.source", "data.draws", "data.decode", "data.tree", "data.listing"),
     *("data.label_files", "data.layout", "data.folder", "data.archive", "data.webdataset", "data.builtin", "data.npz"),
-    *("data.hf", "data.open"),
+    *("data.hf", "data.unlabeled", "data.verify", "data.open"),
 )
 HEAVY = {"torch", "torchvision", "timm", "torchmetrics", "safetensors", "huggingface_hub", "datasets"}
 

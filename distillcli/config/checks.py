@@ -33,8 +33,9 @@ AVERAGES = ("probabilities", "logits")
 FIT_MODES = ("auto", "never", "always")
 CACHE_MODES = ("auto", "off", "float16", "float32", "int8", "topk")
 FORMATS = ("table", "json")
+ON_ERROR = ("raise", "skip")
 # Whose dataset.root must be there: nothing downloads it.
-LOCAL_DATASETS = ("folder", "archive", "npz", "webdataset")
+LOCAL_DATASETS = ("folder", "archive", "npz", "webdataset", "unlabeled")
 # The data sets that read a key. Others would ignore it without a word.
 READERS = {
     "labels": ("folder", "archive"),
@@ -193,6 +194,7 @@ def _check_dataset(config: DatasetConfig) -> None:
         raise UserError(f"dataset.val_fraction={config.val_fraction}: must be above 0 and below 1, e.g. 0.1")
     if not 0 < config.crop_fraction <= 1:
         raise UserError(f"dataset.crop_fraction={config.crop_fraction}: must be above 0 and at most 1")
+    _one_of("dataset.on_error", config.on_error, ON_ERROR)
     _at_least("dataset.split_seed", config.split_seed, 0)
     _at_least("dataset.memory_gb", config.memory_gb, 0)
     _at_least("dataset.classes", config.classes, 2)

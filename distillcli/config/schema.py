@@ -76,6 +76,7 @@ class DatasetConfig:
     path: Optional[str] = None  # hf only: a name on the hub, a parquet or arrow file, or a folder of them
     image_column: Optional[str] = None  # hf only; null: the only column of images
     label_column: Optional[str] = None  # hf only; null: the only column of class labels, or the one called label
+    on_error: str = "raise"  # an image that cannot be decoded: raise | skip, which decodes all once to leave it out
     download: bool = False  # let torchvision fetch the set into root
     image_size: int = 224  # pixels, height and width of every view
     crop_fraction: float = 1.0  # share of the shorter side kept by the centre crop of evaluation

@@ -42,7 +42,7 @@ def read_layout(tree: Tree) -> dict[str, Listing]:
         raise UserError(f"{tree.shown('')}: has {quoted(list(folders.values()))} but no train/; {LAYOUT}")
     parts = {part: list_classes(tree, folder) for part, folder in folders.items()}
     for part, listing in parts.items():
-        _check_same_classes(tree, folders["train"], folders[part], parts["train"].classes, listing.classes)
+        check_same_classes(tree, folders["train"], folders[part], parts["train"].classes, listing.classes)
     return parts
 
 
@@ -108,7 +108,8 @@ def list_classes(tree: Tree, part: str) -> Listing:
     return Listing(tuple(classes), tuple(names), np.array(labels, np.int64), np.array(sizes, np.int64))
 
 
-def _check_same_classes(tree: Tree, train: str, part: str, expected: Sequence[str], found: Sequence[str]) -> None:
+def check_same_classes(tree: Tree, train: str, part: str, expected: Sequence[str], found: Sequence[str]) -> None:
+    """Raise UserError naming the classes that only one of two parts has."""
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if not missing and not extra:
         return
