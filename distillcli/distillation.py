@@ -121,7 +121,7 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         describe_folder(folder, config, job.command, overrides, data)
         introduce(config, source, student_spec, teachers[0] if teachers else None, objective, runtime, folder)
 
-    warnings = student_warnings(config)
+    warnings = data_warnings(source) + student_warnings(config)
     frozen, taught_by, teacher_facts, timings = None, None, None, {}
     targets: Teacher | None = None
     rounding = "off"
@@ -141,7 +141,7 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         taught_by = frozen
         for taught_by, run in hand_down(config, data, frozen, session):
             chain.append(measure(taught_by.backbone, data, runtime, taught_by.precision, frozen) | {"run": run})
-            session.say(f"assistant: top-1 {chain[-1]['top1']:.2f} on {source.evaluated_on}")
+            session.say(f"assistant: {accuracy_words(chain[-1]['top1'], source)}")
         if chain:
             timings["assistants"] = time.monotonic() - begun
         taught_by = replace(taught_by, taps=objective.teacher_taps)
@@ -284,6 +284,15 @@ def find_weights(config: TrainConfig, data: Data, session: Session) -> str | Non
             "teacher.checkpoint=PATH, or let it be fitted with teacher.fit.mode=auto"
         )
     return str(fit_once(teacher_recipe(config, session.runtime), "teacher", data, session))
+
+
+def data_warnings(source: Source) -> list[str]:
+    """What was left out of the data."""
+    if not source.skipped:
+        return []
+    return [
+        f"{source.name}: {len(source.skipped)} images that cannot be decoded are left out, e.g. {source.skipped[0]}"
+    ]
 
 
 def accuracy_words(top1: float | None, source: Source) -> str:

@@ -260,6 +260,7 @@ def run_facts(
             "labelled": source.train.labelled,
             "val": len(source.val.labels),
             "test": len(source.test.labels) if source.test else 0,
+            "skipped": len(source.skipped),
         },
         "versions": versions(),
         "fingerprints": {"data": source.fingerprint, "recipe": recipe},

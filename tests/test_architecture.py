@@ -20,7 +20,9 @@ LAYERS = (
     ("class_names",),
     ("run_folder", "config", "config.schema", "config.*", "types"),
     ("runtime", "signals", "cache"),
-    ("data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.torchvision_sets"),
+    ("data", "data.source", "data.draws", "data.decode", "data.tree", "data.listing", "data.label_files"),
+    ("data.layout", "data.folder", "data.archive", "data.webdataset", "data.builtin", "data.npz", "data.hf"),
+    ("data.unlabeled", "data.verify", "data.torchvision_sets"),
     ("data.labels", "data.open"),
     ("data.epochs", "data.colours", "data.policies", "data.views", "data.mix", "data.loader"),
     ("pointwise", "models", "ensemble", "inference", "layout"),
@@ -42,10 +44,11 @@ UPWARD = {("config.launch", "report.sweep"), ("commands.completion", "cli")}
 # Whatever answers before torch is loaded.
 LIGHT = (
     *("", "__main__", "cli", "errors", "config", "config.*", "run_folder", "report", "report.*", "commands"),
-    *("commands.*", "data", "data.source", "data.draws", "data.decode", "data.folder", "data.builtin", "data.open"),
-    "data.labels",
+    *("commands.*", "data", "data.source", "data.draws", "data.decode", "data.tree", "data.listing"),
+    *("data.label_files", "data.layout", "data.folder", "data.archive", "data.webdataset", "data.builtin", "data.npz"),
+    *("data.hf", "data.unlabeled", "data.verify", "data.labels", "data.open"),
 )
-HEAVY = {"torch", "torchvision", "timm", "torchmetrics", "safetensors", "huggingface_hub"}
+HEAVY = {"torch", "torchvision", "timm", "torchmetrics", "safetensors", "huggingface_hub", "datasets"}
 
 
 @dataclass(frozen=True)

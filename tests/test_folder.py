@@ -10,26 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import put, put_classes
 
 from distillcli.config.schema import DatasetConfig
-from distillcli.data.folder import FileImages, hold_out
+from distillcli.data.folder import FileImages
+from distillcli.data.listing import hold_out
 from distillcli.data.open import open_source
 from distillcli.data.source import Source, Split
 from distillcli.errors import UserError
-
-
-def put(path: Path, value: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), (value, value, value)).save(path)
-    return path
-
-
-def put_classes(folder: Path, count: int = 4, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
-    for label, name in enumerate(classes):
-        for number in range(count):
-            put(folder / name / f"{number}.png", 50 * label + number)
-    return folder
 
 
 def opened(root: Path, **options: object) -> Source:

@@ -35,6 +35,17 @@ FIT_MODES = ("auto", "never", "always")
 POLICIES = ("none", "randaugment", "trivial", "autoaugment_cifar")
 CACHE_MODES = ("auto", "off", "float16", "float32", "int8", "topk")
 FORMATS = ("table", "json")
+ON_ERROR = ("raise", "skip")
+# Whose dataset.root must be there: nothing downloads it.
+LOCAL_DATASETS = ("folder", "archive", "npz", "webdataset", "unlabeled")
+# The data sets that read a key. Others would ignore it without a word.
+READERS = {
+    "labels": ("folder", "archive"),
+    "class_map": ("folder", "archive", "webdataset"),
+    "path": ("hf",),
+    "image_column": ("hf",),
+    "label_column": ("hf",),
+}
 
 
 def check(config: TrainConfig | EvalConfig) -> None:
@@ -284,23 +295,30 @@ def _check_dataset(config: DatasetConfig) -> None:
     if not 0 < config.crop_fraction <= 1:
         raise UserError(f"dataset.crop_fraction={config.crop_fraction}: must be above 0 and at most 1")
     _share("dataset.labelled", config.labelled)
+    _one_of("dataset.on_error", config.on_error, ON_ERROR)
     _at_least("dataset.split_seed", config.split_seed, 0)
     _at_least("dataset.memory_gb", config.memory_gb, 0)
     _at_least("dataset.classes", config.classes, 2)
     _at_least("dataset.samples", config.samples, 2)
+    for key, readers in READERS.items():
+        if getattr(config, key) is not None and config.name not in readers:
+            raise UserError(f"dataset.{key}={getattr(config, key)}: dataset={config.name} does not read it; remove it")
+    for key, path in (("root", config.root), ("labels", config.labels), ("class_map", config.class_map)):
+        if path is not None and (config.name in LOCAL_DATASETS or key != "root"):
+            _check_existing(f"dataset.{key}", path)
     if config.name == "folder":
-        _check_image_folder(config.root)
+        _check_image_folder(config)
 
 
-def _check_image_folder(root: str | None) -> None:
+def _check_image_folder(config: DatasetConfig) -> None:
+    root = config.root
     layout = "expected ROOT/train/CLASS/*.jpg with ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg"
     if root is None:
         raise UserError(f"dataset.root is missing: dataset=folder needs dataset.root=PATH; {layout}")
-    _check_existing("dataset.root", root)
     if not Path(root).is_dir():
         raise UserError(f"dataset.root={root}: is a file, not a folder; {layout}")
-    if not any(entry.is_dir() for entry in Path(root).iterdir()):
-        raise UserError(f"dataset.root={root}: has no class folders; {layout}")
+    if config.labels is None and not any(entry.is_dir() for entry in Path(root).iterdir()):
+        raise UserError(f"dataset.root={root}: has no class folders; {layout}, or dataset.labels=FILE")
 
 
 def _check_folders(config: TrainConfig) -> None:

@@ -87,8 +87,14 @@ class StudentConfig(ModelConfig):
 
 @dataclass
 class DatasetConfig:
-    name: str = MISSING  # digits | folder | fake | a torchvision set (distill show datasets)
-    root: Optional[str] = None  # the folder of images, or where a torchvision set lives
+    name: str = MISSING  # digits | folder | fake | a torchvision set ... (distill show datasets)
+    root: Optional[str] = None  # the folder or file of images, or where a torchvision set lives
+    labels: Optional[str] = None  # folder, archive: a CSV, TSV or JSONL file with the label of every image
+    class_map: Optional[str] = None  # folder, archive, webdataset: a file with the class names of folders or labels
+    path: Optional[str] = None  # hf only: a name on the hub, a parquet or arrow file, or a folder of them
+    image_column: Optional[str] = None  # hf only; null: the only column of images
+    label_column: Optional[str] = None  # hf only; null: the only column of class labels, or the one called label
+    on_error: str = "raise"  # an image that cannot be decoded: raise | skip, which decodes all once to leave it out
     download: bool = False  # let torchvision fetch the set into root
     image_size: int = 224  # pixels, height and width of every view
     crop_fraction: float = 1.0  # share of the shorter side kept by the centre crop of evaluation

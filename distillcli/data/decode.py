@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,30 @@ def shown(path: Path | str) -> str:
 
 def decode(path: Path) -> NDArray[np.uint8]:
     """The image in ``path`` as H x W x 3 RGB. Raises UserError naming the file if it cannot be decoded."""
+    return decode_bytes(read_file(path), shown(path))
+
+
+def read_file(path: Path) -> bytes:
+    """What is in ``path``. Raises UserError naming it if it cannot be read."""
     try:
-        with Image.open(path) as image:
-            return to_rgb(image, shown(path))
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{shown(path)}: no such file; restore it or start again with the data as it is now") from error
+    except OSError as error:
+        raise UserError(
+            f"{shown(path)}: cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
+        ) from error
+
+
+def decode_bytes(content: bytes, name: str) -> NDArray[np.uint8]:
+    """An encoded image as H x W x 3 RGB. Raises UserError with ``name`` in front if it cannot be decoded."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return to_rgb(image, name)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # for a damaged file Pillow's plugins raise almost anything, not only OSError
-        raise UserError(f"{shown(path)}: {_reason(path, error)}") from error
+        raise UserError(f"{name}: {_reason(content, error)}") from error
 
 
 def to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
@@ -81,19 +99,11 @@ def _from_16_bit(image: Image.Image) -> NDArray[np.uint8]:
     return np.repeat(gray[..., None], 3, axis=2)
 
 
-def _reason(path: Path, error: Exception) -> str:
-    """What is wrong with the file and what to do about it, in one line."""
+def _reason(content: bytes, error: Exception) -> str:
+    """What is wrong with an image and what to do about it, in one line."""
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, refused; scale the image down or remove it"
-    if isinstance(error, FileNotFoundError):
-        return "no such file; restore it or start again with the data as it is now"
-    if isinstance(error, (PermissionError, IsADirectoryError)):
-        return f"cannot be read ({error.strerror}); check its permissions or remove it"
-    try:
-        with path.open("rb") as file:
-            head = file.read(64).lstrip()
-    except OSError as again:
-        return f"cannot be read ({again.strerror}); check the disk or remove the file"
+    head = content[:64].lstrip()
     if not head:
         return "the file is empty; replace or remove it"
     if head.startswith(b"version https://git-lfs"):

@@ -8,11 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from distillcli.config.schema import DatasetConfig
+from distillcli.data.archive import open_archive
 from distillcli.data.builtin import open_digits, open_fake
 from distillcli.data.folder import open_folder
+from distillcli.data.hf import open_hf
 from distillcli.data.labels import keep_labels
+from distillcli.data.npz import open_npz
 from distillcli.data.source import Source
 from distillcli.data.torchvision_sets import TORCHVISION_SETS, open_torchvision
+from distillcli.data.unlabeled import open_unlabeled
+from distillcli.data.verify import without_unreadable
+from distillcli.data.webdataset import open_webdataset
 from distillcli.errors import UserError, did_you_mean
 
 
@@ -25,6 +31,11 @@ class KnownDataset:
 DATASETS: dict[str, KnownDataset] = {
     "digits": KnownDataset(open_digits, "handwritten digits, 8 x 8 gray, comes with scikit-learn: 10 classes"),
     "folder": KnownDataset(open_folder, "your images: dataset.root=PATH with a folder per class, or train/ and val/"),
+    "archive": KnownDataset(open_archive, "your images in a .zip or .tar, not unpacked: dataset.root=FILE"),
+    "npz": KnownDataset(open_npz, "your images as NumPy arrays: dataset.root=FILE.npz"),
+    "hf": KnownDataset(open_hf, "a Hugging Face dataset or parquet files: dataset.path=NAME or PATH"),
+    "webdataset": KnownDataset(open_webdataset, "shards of images and labels: dataset.root=FOLDER_OF_TARS"),
+    "unlabeled": KnownDataset(open_unlabeled, "your images without labels, at any depth: dataset.root=PATH"),
     "fake": KnownDataset(open_fake, "synthetic patterns to try things out: dataset.classes and dataset.samples"),
 } | {
     name: KnownDataset(open_torchvision, f"{record.about}: {record.count} classes")
@@ -43,14 +54,20 @@ def open_source(config: DatasetConfig) -> Source:
             " (a folder of images is dataset=folder dataset.root=PATH; all sets: distill show datasets)"
         )
     source = DATASETS[config.name].open(config)
+    if config.on_error == "skip":
+        source = without_unreadable(source)
     check_source(source)
     return keep_labels(source, config.labelled, config.split_seed)
 
 
 def check_source(source: Source) -> None:
-    """What training relies on. Raises UserError for data with fewer than two classes, empty parts or stray labels."""
+    """What training relies on. Raises UserError for data with fewer than two classes, empty parts or stray labels.
+
+    -1, for no label, may stand in train; in val and test only, as the absence of classes, if train has no label at all.
+    """
     count = len(source.classes)
-    if count < 2:
+    unlabelled = bool((source.train.labels == -1).all())
+    if count < 2 and not (unlabelled and not count):
         raise UserError(f"{source.name}: {count} class; a classifier needs at least two")
     if len(set(source.classes)) < count:
         twice = sorted(name for name in set(source.classes) if source.classes.count(name) > 1)
@@ -66,7 +83,8 @@ def check_source(source: Source) -> None:
         if not len(split.labels):
             raise UserError(f"{source.name}: the {part} part is empty; add images to it")
         assert split.labels.dtype == np.int64
-        stray = np.flatnonzero((split.labels < 0) | (split.labels >= count))
+        lowest = -1 if part == "train" or unlabelled else 0
+        stray = np.flatnonzero((split.labels < lowest) | (split.labels >= count))
         if len(stray):
             row = int(stray[0])
             raise UserError(

@@ -6,7 +6,7 @@ Nothing here imports torch, so that a missing folder or an empty class is report
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,20 @@ class Images(Protocol):
 
     def name(self, index: int) -> str:
         """How to name this image to a person: its path, or the set and the position in it."""
+        ...
+
+
+@runtime_checkable
+class EncodedImages(Images, Protocol):
+    """Images that are decoded when they are read."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each is called within its data set, wherever that lies: they enter the fingerprint."""
+        ...
+
+    def content(self, index: int) -> bytes:
+        """The encoded image. Raises UserError naming it if it cannot be fetched."""
         ...
 
 
@@ -70,6 +84,7 @@ class Source:
     val: Split
     test: Split | None
     fingerprint: str  # of class names, image names, sizes or pixels, and labels: the same data gives the same string
+    skipped: tuple[str, ...] = ()  # what dataset.on_error=skip left out, and why
 
     @property
     def evaluated_on(self) -> str:

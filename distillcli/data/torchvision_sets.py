@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from distillcli.config.schema import DatasetConfig
 from distillcli.data.builtin import array_source
 from distillcli.data.decode import shown
-from distillcli.data.folder import FileImages, file_fingerprint, hold_out
+from distillcli.data.folder import FileImages
+from distillcli.data.listing import file_fingerprint, hold_out
 from distillcli.data.source import ArrayImages, Source, Split
 from distillcli.errors import UserError
 
