@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from distillcli.commands import completion, configs, show
 from distillcli.commands.completion import candidates
+from distillcli.commands.show_views import label_words
 from distillcli.errors import UserError
 
 
@@ -66,6 +68,42 @@ def test_runs_read_result_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in out
 
 
+def test_views_are_drawn_as_they_are_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
+    show.run(["views", "+experiment=smoke", "dataset.samples=64", "augment.mixup=1", "trainer.progressive=[0.5,0.5]"])
+    assert "views.png: 6 images of fake in 8 views of augment=light, seed 0" in capsys.readouterr().out
+    first = Path("views.png").read_bytes()
+    with Image.open("views.png") as sheet:
+        assert sheet.width > 1000
+        assert sheet.height > 1000
+    show.run(["views", "+experiment=smoke", "dataset.samples=64", "augment.mixup=1", "trainer.progressive=[0.5,0.5]"])
+    assert Path("views.png").read_bytes() == first
+    show.run(["views", "+experiment=smoke", "dataset.samples=64", "seed=1"])
+    assert Path("views.png").read_bytes() != first
+
+
+def test_views_of_a_config_that_cannot_be_are_refused() -> None:
+    with pytest.raises(UserError, match=r"augment.mixup"):
+        show.run(["views", "augment.mixpu=1"])
+    with pytest.raises(UserError, match=r"views"):
+        show.run(["view"])
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ([1.0, 0.0, 0.0], "cat"),
+        ([0.3, 0.0, 0.7], "70% cow + 30% cat"),
+        ([0.0, 0.6, 0.0], "60% dog"),
+        ([0.0, 0.0, 0.0], "no label"),
+        ([0.999, 0.001, 0.0], "cat"),
+        (2, "cow"),
+        (-1, "no label"),
+    ],
+)
+def test_labels_are_named_with_their_shares(target: int | list[float], words: str) -> None:
+    assert label_words(target, ("cat", "dog", "cow")) == words
+
+
 def test_a_config_is_copied_once(capsys: pytest.CaptureFixture[str]) -> None:
     configs.run(["ls"])
     assert "distill/kd" in capsys.readouterr().out.splitlines()
@@ -86,6 +124,8 @@ def test_a_config_is_copied_once(capsys: pytest.CaptureFixture[str]) -> None:
         (["train"], "teacher.name=resnet5", "teacher.name=resnet50"),
         (["train"], "teacher=res", "teacher=resnet50"),
         (["train"], "--c", "--cfg"),
+        (["show"], "vi", "views"),
+        (["show", "views"], "augment.mixu", "augment.mixup="),
         (["train"], "baseline=", "baseline=true"),
         (["train", "seed=1"], "schedule.name=c", "schedule.name=cosine"),
         (["eval"], "format=", "format=json"),

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distillcli.commands import show_views
 from distillcli.config import search
 from distillcli.errors import UserError, did_you_mean
 
@@ -23,6 +22,8 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"distill show needs one of {', '.join(topics)}")
     topic, *patterns = arguments
     if topic == "views":
+        from distillcli.commands import show_views  # composes a config, which the lists do without
+
         show_views.run(patterns)
         return
     if topic not in TOPICS:
