@@ -30,7 +30,7 @@ from distillcli.fits import (
     run_facts,
     teacher_recipe,
 )
-from distillcli.models import describe
+from distillcli.models import Backbone, describe
 from distillcli.objective import Objective, check_terms, needs_teacher
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
@@ -125,6 +125,10 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
 
     begun = time.monotonic()
     student = new_backbone(config, config.student, data, "student")
+    if frozen is not None and objective.teacher_taps.class_maps:
+        for model in (student, frozen.backbone):
+            assert isinstance(model, Backbone)
+            model.check_class_maps(size)
     recipe = recipe_fingerprint(config, data, student, runtime, frozen.backbone if frozen else None, rounding)
     fitted = fit(config, data, student, objective, targets, folder, recipe, "student", session)
     timings["student"] = time.monotonic() - begun
