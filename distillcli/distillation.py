@@ -23,6 +23,7 @@ from distillcli.ensemble import join_specs
 from distillcli.errors import NumericError, UserError
 from distillcli.evaluation import evaluate
 from distillcli.fits import (
+    check_class_maps,
     control_recipe,
     describe_folder,
     export_student,
@@ -154,6 +155,7 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         warnings += start_warnings(evaluate(student, data.evaluation, runtime), teacher_facts, source.evaluated_on)
     for warning in warnings:
         session.warn(warning)
+    check_class_maps(objective, student, taught_by)
     peers = [
         new_backbone(replace(config, seed=config.seed + n), peer, data, "peers")
         for n, peer in enumerate(config.peers, 1)

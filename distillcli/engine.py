@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -262,6 +263,11 @@ def fit(
         teacher = FrozenTeacher(state.deployed, own_precision, objective.teacher_taps)
     keeper = Keeper(config, data, folder, recipe, runtime, state)
     keeper.resume(session)
+    if state.step == 0 and teacher is not None:
+        for name, term in objective.prepared_terms.items():
+            session.say(f"{name}: learns from the teacher for {term.prepare_epochs} epochs before the student does")
+            seed_everything(config.seed, "prepare", name)
+            term.prepare(_answers(config, data, teacher, term.prepare_epochs, session))
     if trainer.compile:
         student.compile()
     wrapped: nn.Module = model
@@ -318,6 +324,18 @@ def fit(
             if any_rank(bool(session.stop.exit_code), runtime):
                 raise Interrupted("interrupted", session.stop.exit_code or 143)
     return Fitted(state.deployed, state.best, state.last, seen / seconds if seconds else None)
+
+
+def _answers(config: TrainConfig, data: Data, teacher: Teacher, epochs: int, session: Session) -> Iterator[Output]:
+    """What the teacher says to the batches of the first epochs. Raises Interrupted: there is nothing to save yet."""
+    for epoch in range(1, epochs + 1):
+        batches = data.train.epoch(
+            config.augment, config.seed, epoch, config.trainer.batch_size, cycle=config.teacher.cache.views
+        )
+        for batch in itertools.chain.from_iterable(batches):
+            if any_rank(bool(session.stop.exit_code), session.runtime):
+                raise Interrupted("interrupted", session.stop.exit_code or 143)
+            yield teacher(batch)
 
 
 class Keeper:

@@ -73,7 +73,7 @@ class Backbone(nn.Module):
         if self.resizes and images.shape[2:] != size:
             images = functional.interpolate(images, size, mode="bilinear", antialias=True)
         normalised = (images - self.mean) / self.std
-        if not taps.stages and not taps.embedding:
+        if not taps.stages and not taps.embedding and not taps.class_maps:
             logits, token = _both_heads(self.net(normalised), taps)
             return Output(self._logits(logits), None, {}, token)
         count = len(self.spec.stage_shapes)
@@ -89,7 +89,32 @@ class Backbone(nn.Module):
             embedding=self.net.forward_head(features, pre_logits=True) if taps.embedding else None,
             stages={stage: by_number[stage % count] for stage in taps.stages},
             token_logits=token,
+            class_maps=self._class_maps(features) if taps.class_maps else None,
         )
+
+    @torch.no_grad()
+    def check_class_maps(self) -> None:
+        """Raise UserError unless the mean of the class maps is the logits: averages, then one linear layer."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (2, self.mean.shape[1], self.image_size, self.image_size)
+        images = torch.rand(shape, generator=generator).to(self.mean.device)
+        normalised = (images - self.mean) / self.std
+        features = self.eval().net.forward_features(normalised)
+        logits = self.net.forward_head(features)
+        if features.ndim == 4 and features.shape[1] == self.net.num_features:
+            error = (self._class_maps(features).mean(dim=(2, 3)) - logits).abs().max()
+            if error <= 1e-4 * logits.abs().max():
+                return
+        raise UserError(
+            f"distill.terms.cat_kd: {self.spec.name} has no class maps, as it does not pool by averaging right before "
+            "one linear layer; take a model that does, e.g. a ResNet"
+        )
+
+    def _class_maps(self, features_BCHW: Tensor) -> Tensor:
+        count, channels, height, width = features_BCHW.shape
+        positions = features_BCHW.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
+        logits: Tensor = self.net.forward_head(positions)
+        return logits.reshape(count, height, width, -1).permute(0, 3, 1, 2)
 
     def _logits(self, answer_BK: Tensor) -> Tensor:
         """timm answers with the embedding where there is no classifier."""

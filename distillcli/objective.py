@@ -15,7 +15,7 @@ from distillcli.config.schema import DistillConfig
 from distillcli.data.source import Split
 from distillcli.errors import UserError, did_you_mean
 from distillcli.terms import TERMS
-from distillcli.terms.base import Setting, SoftOptions, Term, TermOptions
+from distillcli.terms.base import PreparedTerm, Setting, SoftOptions, Term, TermOptions
 from distillcli.types import LOGITS_ONLY, Batch, Output, Taps
 
 
@@ -72,6 +72,10 @@ class Objective(nn.Module):
     @property
     def remembering_terms(self) -> list[str]:
         return [name for name, term in zip(self.terms, self._all(), strict=True) if term.remembers]
+
+    @property
+    def prepared_terms(self) -> dict[str, PreparedTerm]:
+        return {name: term for name, term in self.terms.items() if isinstance(term, PreparedTerm)}
 
     def forward(
         self, student: Output, teacher: Output | None, batch: Batch, epoch: float
@@ -221,7 +225,12 @@ def _share(term: type[Term], alpha: float | None) -> float:
 
 def _join(taps: list[Taps]) -> Taps:
     stages = sorted({stage for tap in taps for stage in tap.stages})
-    return Taps(tuple(stages), any(tap.embedding for tap in taps), any(tap.token for tap in taps))
+    return Taps(
+        tuple(stages),
+        embedding=any(tap.embedding for tap in taps),
+        token=any(tap.token for tap in taps),
+        class_maps=any(tap.class_maps for tap in taps),
+    )
 
 
 def _float(output: Output) -> Output:
@@ -231,4 +240,5 @@ def _float(output: Output) -> Output:
         None if output.embedding is None else output.embedding.float(),
         {stage: maps.float() for stage, maps in output.stages.items()},
         None if output.token_logits is None else output.token_logits.float(),
+        None if output.class_maps is None else output.class_maps.float(),
     )

@@ -28,7 +28,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Taps:
-    """What is wanted of a model beside its logits: which stages, and whether the embedding.
+    """What is wanted of a model beside its logits: which stages, and whether the embedding and the class maps.
 
     ``token``: whether the logits of a distillation token are wanted apart, of a model that has one and is trained.
     """
@@ -36,6 +36,7 @@ class Taps:
     stages: tuple[int, ...] = ()
     embedding: bool = False
     token: bool = False
+    class_maps: bool = False
 
 
 LOGITS_ONLY = Taps()
@@ -47,13 +48,15 @@ class Output:
 
     ``logits``: B x K. ``embedding``: B x D, the pooled features before the classifier, or None if it was not tapped.
     ``stages``: stage number, as it was tapped -> B x C x H x W feature map. ``token_logits``: B x K, of the
-    distillation token, where they were tapped and ``logits`` are the class token's alone.
+    distillation token, where they were tapped and ``logits`` are the class token's alone. ``class_maps``: B x K x H x
+    W, the classifier applied to every position by itself.
     """
 
     logits: Tensor
     embedding: Tensor | None
     stages: dict[int, Tensor]
     token_logits: Tensor | None = None
+    class_maps: Tensor | None = None
 
     @property
     def taught_logits(self) -> Tensor:

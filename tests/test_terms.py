@@ -42,7 +42,13 @@ def output(spec: Spec, count: int = 6, seed: int = 0, grad: bool = False) -> Out
     tensors += [seeded(count, *shape, seed=seed + 200 + row) for row, shape in enumerate(spec.stage_shapes)]
     logits, embedding, *stages = (tensor.float().requires_grad_(grad) for tensor in tensors)
     numbers = {row - len(stages): maps for row, maps in enumerate(stages)}
-    return Output(logits, embedding, numbers)
+    return Output(logits, embedding, numbers, class_maps=_class_maps(logits, seed))
+
+
+def _class_maps(logits: Tensor, seed: int) -> Tensor:
+    """Maps of 4 x 3 positions whose mean is the logits."""
+    maps = seeded(*logits.shape, 4, 3, seed=seed + 300).float()
+    return maps - maps.mean(dim=(2, 3), keepdim=True) + logits[:, :, None, None]
 
 
 def batch_of(count: int = 6, classes: int = 5) -> Batch:
@@ -402,9 +408,9 @@ def test_no_term_depends_on_the_order_of_the_samples(name: str) -> None:
 
 def _take(whole: Output, rows: list[int]) -> Output:
     assert whole.embedding is not None
-    return Output(
-        whole.logits[rows], whole.embedding[rows], {stage: maps[rows] for stage, maps in whole.stages.items()}
-    )
+    assert whole.class_maps is not None
+    stages = {stage: maps[rows] for stage, maps in whole.stages.items()}
+    return Output(whole.logits[rows], whole.embedding[rows], stages, class_maps=whole.class_maps[rows])
 
 
 def _take_batch(batch: Batch, rows: list[int]) -> Batch:

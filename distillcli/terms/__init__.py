@@ -1,6 +1,9 @@
 """The loss terms, by the name that is their YAML key and their metric."""
 
 from distillcli.terms.base import Term
+from distillcli.terms.boundary import ActivationBoundaries
+from distillcli.terms.class_maps import ClassActivation
+from distillcli.terms.factor import FactorTransfer
 from distillcli.terms.feature import FEATURE_TERMS
 from distillcli.terms.labelled import LABELLED_TERMS
 from distillcli.terms.logit import LOGIT_TERMS
@@ -11,6 +14,9 @@ TERMS: dict[str, type[Term]] = {
     **LOGIT_TERMS,
     **LABELLED_TERMS,
     **FEATURE_TERMS,
+    "ab": ActivationBoundaries,
+    "ft": FactorTransfer,
+    "cat_kd": ClassActivation,
     **RELATION_TERMS,
     **MEMORY_TERMS,
 }

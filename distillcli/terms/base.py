@@ -8,6 +8,7 @@ and, by terms that compare logits, what happens to logits before any of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -101,6 +102,19 @@ class Term(nn.Module, ABC):
         ``teacher`` is None only for terms that compare with labels. ``temperature``: the term's own or the common one,
         at this step.
         """
+
+
+class PreparedTerm(Term, ABC):
+    """A term with parts that learn from the teacher alone, before the student's first step, and are frozen then.
+
+    Checkpoints hold them like all parts of a term: a run that goes on from one prepares nothing.
+    """
+
+    prepare_epochs: int
+
+    @abstractmethod
+    def prepare(self, answers: Iterable[Output]) -> None:
+        """``answers``: the teacher's, to every batch of ``prepare_epochs`` epochs."""
 
 
 def standardized(logits_BK: Tensor) -> Tensor:

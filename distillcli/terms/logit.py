@@ -190,6 +190,21 @@ class HardLabel(Term):
 
 
 @final
+class LogitMSE(LogitTerm):
+    """Logit regression (Ba & Caruana, NeurIPS 2014): squared distance of the logits, mean over batch and classes.
+
+    Without softmax there is no temperature. Half of it is what kl tends to as T grows, for rows of equal mean.
+    """
+
+    @dataclass(frozen=True)
+    class Options(StandardizeOptions):
+        pass
+
+    def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
+        return functional.mse_loss(student_BK, teacher_BK)
+
+
+@final
 class DIST(LogitTerm):
     """Relation matching (Huang et al., NeurIPS 2022): correlation of the probabilities by sample and by class.
 
@@ -292,6 +307,7 @@ LOGIT_TERMS: dict[str, type[Term]] = {
     "symmetric_kl": SymmetricKL,
     "js": JensenShannon,
     "hard": HardLabel,
+    "logit_mse": LogitMSE,
     "dist": DIST,
     "multi_kl": MultiKL,
     "class_correlation": ClassCorrelation,

@@ -1,0 +1,100 @@
+"""Factor transfer: the teacher's stage in fewer channels, as a paraphraser learned to write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from distillcli.errors import UserError
+from distillcli.terms.base import PreparedTerm, Setting, TermOptions
+from distillcli.terms.feature import AdapterNorm, same_size, stage_shape, unit
+from distillcli.types import Batch, Output, Taps
+
+_SLOPE = 0.1
+_PARAPHRASER_RATE = 1e-3  # of Adam, whose step does not depend on the size of the teacher's maps
+
+
+def factor_distance(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+    """Mean over elements of the absolute difference of two factors, each flattened to a unit vector."""
+    student, teacher = (unit(maps.flatten(1), dim=1) for maps in same_size(student_BCHW, teacher_BCHW))
+    return functional.l1_loss(student, teacher)
+
+
+def translator(channels: int, wanted: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in ((channels, channels), (channels, wanted), (wanted, wanted)):
+        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), AdapterNorm(after), nn.LeakyReLU(_SLOPE)]
+    return nn.Sequential(*layers)
+
+
+class Paraphraser(nn.Module):
+    """An autoencoder of maps, B x C x H x W -> factor B x kC x H x W -> maps; without norm layers."""
+
+    def __init__(self, channels: int, wanted: int) -> None:
+        super().__init__()
+        shapes = ((channels, channels), (channels, wanted), (wanted, wanted))
+        self.encoder, self.decoder = nn.Sequential(), nn.Sequential()
+        for before, after in shapes:
+            self.encoder.extend([nn.Conv2d(before, after, 3, padding=1), nn.LeakyReLU(_SLOPE)])
+        for after, before in reversed(shapes):
+            self.decoder.extend([nn.ConvTranspose2d(before, after, 3, padding=1), nn.LeakyReLU(_SLOPE)])
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        maps: Tensor = self.decoder(self.encoder(maps_BCHW))
+        return maps
+
+
+@final
+class FactorTransfer(PreparedTerm):
+    """Factor transfer (Kim, Park, Kwak, NeurIPS 2018): the teacher's last stage, paraphrased in fewer channels.
+
+    The paraphraser learns to reconstruct the teacher's maps before the student's first step and is frozen then; the
+    translator, which writes the student's factor, is trained with the student. Factors are compared whole, as in the
+    paper; one published code compares their attention maps instead.
+    """
+
+    compares = "teacher"
+
+    @dataclass(frozen=True)
+    class Options(TermOptions):
+        stage: int = -1
+        teacher_stage: int | None = None  # None: the same number
+        rate: float = 0.5  # channels of a factor, as a share of the teacher's
+        prepare_epochs: int = 30  # of the paraphraser
+
+    def __init__(self, options: Options, setting: Setting) -> None:
+        super().__init__(options, setting)
+        student, teacher = setting.models
+        self.stage = options.stage
+        self.teacher_stage = options.stage if options.teacher_stage is None else options.teacher_stage
+        channels = stage_shape(student, self.stage, "distill.terms.ft.stage")[0]
+        wanted = stage_shape(teacher, self.teacher_stage, "distill.terms.ft.teacher_stage")[0]
+        if options.rate == 0:
+            raise UserError("distill.terms.ft.rate=0: must be above 0; 0.5 is the published one")
+        if options.prepare_epochs < 1:
+            raise UserError(f"distill.terms.ft.prepare_epochs={options.prepare_epochs}: 1 or more; 30 are published")
+        self.student_taps, self.teacher_taps = Taps(stages=(self.stage,)), Taps(stages=(self.teacher_stage,))
+        width = max(1, round(options.rate * wanted))
+        self.translator = translator(channels, width)
+        self.paraphraser = Paraphraser(wanted, width).requires_grad_(False)
+        self.prepare_epochs = options.prepare_epochs
+
+    def prepare(self, answers: Iterable[Output]) -> None:
+        self.paraphraser.requires_grad_(True)
+        optimizer = torch.optim.Adam(self.paraphraser.parameters(), lr=_PARAPHRASER_RATE)
+        for answer in answers:
+            maps = answer.stages[self.teacher_stage].float()
+            functional.mse_loss(self.paraphraser(maps), maps).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+        self.paraphraser.requires_grad_(False)
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
+        assert teacher is not None
+        factor = self.paraphraser.encoder(teacher.stages[self.teacher_stage])
+        return factor_distance(self.translator(student.stages[self.stage]), factor)
