@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
@@ -30,8 +31,10 @@ from distillcli.fits import (
     run_facts,
     teacher_recipe,
 )
-from distillcli.models import describe
-from distillcli.objective import Objective, check_labels, check_terms, needs_teacher
+from distillcli.models import Backbone, describe
+from distillcli.objective import Objective, check_labels, check_terms, learns_labels, needs_teacher, trains_head
+from distillcli.probe import probe
+from distillcli.reopening import reopen_model
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
 from distillcli.report.markdown import write_report
@@ -97,7 +100,10 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     check_labels(config.distill, source.train)
     source = with_classes(source, config)
     size, classes = config.dataset.image_size, len(source.classes)
-    student_spec = describe(config.student, classes, size, "student")
+    with_probe = wants_probe(config, source)
+    # A head that nothing trains would answer at random: without one the student is a feature extractor.
+    has_head = trains_head(config.distill)
+    student_spec = describe(config.student, classes if has_head else 0, size, "student")
     with_teacher = needs_teacher(config.distill)
     teacher_spec = describe_teacher(config, classes) if with_teacher else None
     seed_everything(config.seed, "init", "objective")
@@ -108,7 +114,8 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         introduce(config, source, student_spec, teacher_spec, objective, runtime, folder)
 
     warnings: list[str] = []
-    frozen, teacher_facts, timings = None, None, {}
+    frozen, timings = None, {}
+    teacher_facts: dict[str, Any] | None = None
     targets: Teacher | None = None
     rounding = "off"
     if with_teacher:
@@ -132,13 +139,15 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
             targets = frozen
 
     begun = time.monotonic()
-    student = new_backbone(config, config.student, data, "student")
-    recipe = recipe_fingerprint(config, data, student, runtime, frozen.backbone if frozen else None, rounding)
-    fitted = fit(config, data, student, objective, targets, folder, recipe, "student", session)
+    seen = data if has_head else dataclasses.replace(data, source=dataclasses.replace(source, classes=()))
+    student = new_backbone(config, config.student, seen, "student")
+    recipe = recipe_fingerprint(config, seen, student, runtime, frozen.backbone if frozen else None, rounding)
+    fitted = fit(config, seen, student, objective, targets, folder, recipe, "student", session)
     timings["student"] = time.monotonic() - begun
-    facts = run_facts(config, data, fitted, folder, recipe, objective, runtime, frozen)
+    facts = run_facts(config, seen, fitted, folder, recipe, objective, runtime, frozen)
+    facts["dataset"]["classes"] = classes
     if runtime.is_main:
-        export_student(fitted.backbone, folder, config, data)
+        export_student(fitted.backbone, folder, config, seen)
 
     baseline = None
     if config.baseline and with_teacher and not source.train.labelled:
@@ -150,6 +159,14 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         result = read_result(control)
         assert result is not None
         baseline = result["student"] | {"run": str(control), "best": result["best"]}
+
+    if with_probe and runtime.is_main:
+        facts["student"] |= probe(fitted.backbone, data)
+        if teacher_facts is not None and frozen is not None and isinstance(frozen.backbone, Backbone):
+            teacher_facts |= probe(frozen.backbone, data)
+        if baseline is not None:
+            channels_last = config.trainer.channels_last
+            baseline |= probe(reopen_model(baseline["run"], source, size, channels_last, runtime), data)
 
     late = comparison_warnings(facts["student"], teacher_facts)
     for warning in late:
@@ -165,6 +182,15 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         write_report(folder)
         closing_table(result, folder)
     return result
+
+
+def wants_probe(config: TrainConfig, source: Source) -> bool:
+    """Whether embeddings are measured. Raises UserError where it is asked for and there are no labels to read."""
+    possible = bool(source.train.labelled and source.evaluation.labelled)
+    if config.probe and not possible:
+        part = source.evaluated_on if source.train.labelled else "train"
+        raise UserError(f"probe=true: it reads labels from embeddings and the {part} part has none; use probe=null")
+    return possible and not learns_labels(config.distill) if config.probe is None else config.probe
 
 
 def introduce(

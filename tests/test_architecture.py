@@ -23,7 +23,7 @@ LAYERS = (
     ("data.labels", "data.open", "data.views", "data.loader"),
     ("models", "ensemble"),
     ("weights", "terms.base", "terms.*", "terms"),
-    ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation"),
+    ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation", "probe"),
     ("engine",),
     ("fits",),
     ("reopening", "report", "report.format", "report.*"),

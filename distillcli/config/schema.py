@@ -157,6 +157,7 @@ class TrainConfig:
     out: Optional[str] = None  # explicit run folder instead of RUNS/NAME/TIMESTAMP
     resume: Optional[str] = None  # a run folder to continue
     baseline: bool = True  # train the control: same student, same budget, no teacher
+    probe: Optional[bool] = None  # measure embeddings by k-NN and a linear probe; null: where no term compares labels
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

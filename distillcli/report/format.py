@@ -151,13 +151,16 @@ def models(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def closing_grid(result: Mapping[str, Any]) -> Grid:
     """Header and one row per model. A header's line break separates the name from its unit."""
-    grid = [["", "top-1\n%", "top-5\n%", "agreement\n%", "params", "MACs", "latency\nms"]]
+    probes = {"knn_top1": "k-NN\n%", "probe_top1": "linear\nprobe %"}
+    probes = {key: name for key, name in probes.items() if number(result, "student", key) is not None}
+    grid = [["", "top-1\n%", "top-5\n%", "agreement\n%", *probes.values(), "params", "MACs", "latency\nms"]]
     for label, model in models(result):
         shares = [fixed(number(model, key)) for key in ("top1", "top5", "agreement")]
         if label == MODELS["teacher"]:
             shares[2] = DASH  # its agreement with itself says nothing
         sizes = [count(number(model, key)) for key in ("params", "macs")]
-        grid.append([label, *shares, *sizes, fixed(number(model, "latency_ms"))])
+        read = [fixed(number(model, key)) for key in probes]
+        grid.append([label, *shares, *read, *sizes, fixed(number(model, "latency_ms"))])
     return grid
 
 
@@ -192,7 +195,9 @@ def gap_sentence(result: Mapping[str, Any]) -> str:
     student, teacher, control = (number(result, name, "top1") for name in ("student", "teacher", "baseline"))
     if student is None:
         agreement, split = number(result, "student", "agreement"), text(result, "evaluated_on")
-        if agreement is None:
+        if number(result, "student", "knn_top1") is not None:
+            return "The student has no classifier: see what a k-NN and a linear probe read from its embeddings."
+        if agreement is None or teacher is not None:
             return "The student's accuracy was not measured, so nothing can be said about the gap."
         return f"Nothing on {split} is labelled: student and teacher agree on {percent(agreement)} of the images."
     if control is None:
@@ -237,7 +242,7 @@ def best_sentence(result: Mapping[str, Any]) -> str:
     """The best epoch, and on which data it was chosen; empty when there is none."""
     epoch, top1, on_val = (number(result, "best", key) for key in ("epoch", "top1", "val_top1"))
     divergence = number(result, "best", "val_kl_to_teacher")
-    if epoch is None:
+    if epoch is None or (top1, on_val, divergence) == (None, None, None):
         return ""
     epochs = number(result, "epochs")
     where = f"epoch {epoch:.0f}" if epochs is None else f"epoch {epoch:.0f} of {epochs:.0f}"
