@@ -384,3 +384,15 @@ def test_a_probe_needs_labels(fitted: Path, tmp_path: Path) -> None:
     source = without_labels(open_source(tiny().dataset), "test")
     with pytest.raises(UserError, match=r"probe=true: it reads labels from embeddings and the test part has none"):
         distilled(tmp_path / "run", source, "probe=true", f"teacher.checkpoint={fitted}")
+
+
+def test_each_class_is_counted_for_itself(fitted: Path, tmp_path: Path) -> None:
+    source = open_source(tiny().dataset)
+    result, _ = distilled(tmp_path / "run", source, f"teacher.checkpoint={fitted}", "baseline=false")
+    for model in (result["student"], result["teacher"]):
+        of_class = model["per_class"]
+        assert list(of_class) == list(source.classes)
+        assert [of_class[name]["count"] for name in of_class] == np.bincount(source.evaluation.labels).tolist()
+        weighted = sum(entry["top1"] * entry["count"] for entry in of_class.values()) / 16
+        assert weighted == pytest.approx(model["top1"])
+        assert model["balanced_accuracy"] == pytest.approx(np.mean([entry["top1"] for entry in of_class.values()]))

@@ -17,6 +17,8 @@ from typing import Any
 
 DASH = "–"  # a typographic dash, so that a missing number is not taken for a minus sign
 
+LOST_CLASSES = 10
+
 Grid = list[list[str]]  # the first row is the header, the first column names the row
 
 MODELS = {"teacher": "teacher", "student": "student distilled", "baseline": "student without teacher"}
@@ -164,9 +166,24 @@ def closing_grid(result: Mapping[str, Any]) -> Grid:
     return grid
 
 
+def lost_classes_grid(result: Mapping[str, Any]) -> Grid:
+    """The classes, at most ten, in which the student falls behind its teacher, the farthest first; a header alone
+    when there are none."""
+    student, teacher = (part(part(result, name), "per_class") for name in ("student", "teacher"))
+    lost = []
+    for name in student:
+        given, wanted = (number(side, name, "top1") for side in (student, teacher))
+        if given is not None and wanted is not None and given < wanted:
+            lost.append((given - wanted, clean(name), number(student, name, "count"), wanted, given))
+    grid = [["class", "images", "teacher %", "student %", "difference"]]
+    for difference, name, images, wanted, given in sorted(lost, key=lambda row: row[:2])[:LOST_CLASSES]:
+        grid.append([name, fixed(images, 0), fixed(wanted), fixed(given), fixed(difference)])
+    return grid
+
+
 def evaluation_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
     """Header and one row per evaluated model, with every metric ``distill eval`` measures."""
-    shares = {"top1": "top-1\n%", "top5": "top-5\n%"}
+    shares = {"top1": "top-1\n%", "top5": "top-5\n%", "balanced_accuracy": "balanced\n%"}
     plain = {"nll": "NLL", "ece": "ECE"}
     grid = [["", *shares.values(), *plain.values(), "agreement\n%", "KL to\nteacher", "params", "MACs", "latency\nms"]]
     for row in rows:

@@ -293,7 +293,7 @@ def _csv(jobs: Sequence[Job], keys: Sequence[str]) -> str:
 
 
 _METRICS = (
-    *("top1", "top5", "nll", "ece", "agreement", "kl_to_teacher", "knn_top1", "probe_top1"),
+    *("top1", "top5", "balanced_accuracy", "nll", "ece", "agreement", "kl_to_teacher", "knn_top1", "probe_top1"),
     *("params", "macs", "latency_ms"),
 )
 
