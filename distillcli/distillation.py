@@ -36,9 +36,11 @@ from distillcli.fits import (
     teacher_recipe,
 )
 from distillcli.layout import settle_layout
-from distillcli.models import describe, place
-from distillcli.objective import Objective, check_labels, check_terms, needs_teacher
+from distillcli.models import Backbone, describe, place
+from distillcli.objective import Objective, check_labels, check_terms, learns_labels, needs_teacher, trains_head
 from distillcli.preflight import check_sizes, family_warnings, start_warnings, student_warnings, teacher_warnings
+from distillcli.probe import probe
+from distillcli.reopening import reopen_model
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
 from distillcli.report.markdown import write_report
@@ -103,7 +105,10 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     check_labels(config.distill, source.train)
     source = with_classes(source, config)
     size, classes = config.dataset.image_size, len(source.classes)
-    student_spec = describe(config.student, classes, size, "student")
+    with_probe = wants_probe(config, source)
+    # A head that nothing trains would answer at random: without one the student is a feature extractor.
+    has_head = trains_head(config.distill)
+    student_spec = describe(config.student, classes if has_head else 0, size, "student")
     teachers = teaching_specs(config, student_spec, classes)
 
     def setting(learner: Spec, above: Spec | None) -> Setting:
@@ -123,7 +128,8 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         introduce(config, source, student_spec, teachers[0] if teachers else None, objective, runtime, folder)
 
     warnings = data_warnings(source) + student_warnings(config)
-    frozen, taught_by, teacher_facts, timings = None, None, None, {}
+    frozen, taught_by, timings = None, None, {}
+    teacher_facts: dict[str, Any] | None = None
     targets: Teacher | None = None
     rounding = "off"
     chain: list[dict[str, Any]] = []
@@ -149,7 +155,8 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         targets, rounding = open_cache_or_warn(config, data, taught_by, session)
 
     begun = time.monotonic()
-    student = new_backbone(config, config.student, data, "student")
+    seen = data if has_head else replace(data, source=replace(source, classes=()))
+    student = new_backbone(config, config.student, seen, "student")
     if teacher_facts is not None and (config.student.pretrained or config.student.checkpoint is not None):
         place(student, runtime.device, config.trainer.channels_last)
         warnings += start_warnings(evaluate(student, data.evaluation, runtime), teacher_facts, source.evaluated_on)
@@ -161,14 +168,15 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         for n, peer in enumerate(config.peers, 1)
     ]
     recipe = recipe_fingerprint(
-        config, data, student, runtime, taught_by.backbone if taught_by else None, rounding, peers
+        config, seen, student, runtime, taught_by.backbone if taught_by else None, rounding, peers
     )
-    fitted = fit(config, data, student, objective, targets, folder, recipe, "student", session, peers)
+    fitted = fit(config, seen, student, objective, targets, folder, recipe, "student", session, peers)
     timings["student"] = time.monotonic() - begun
-    facts = run_facts(config, data, fitted, folder, recipe, objective, runtime, frozen)
+    facts = run_facts(config, seen, fitted, folder, recipe, objective, runtime, frozen)
+    facts["dataset"]["classes"] = classes
     peer_facts = [measure(peer, data, runtime) for peer in peers]
     if runtime.is_main:
-        export_student(fitted.backbone, folder / "student", config, data)
+        export_student(fitted.backbone, folder / "student", config, seen)
         for number, peer in enumerate(peers, 1):
             export_student(peer, folder / "peers" / str(number), config, data)
 
@@ -182,6 +190,14 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         result = read_result(control)
         assert result is not None
         baseline = result["student"] | {"run": str(control), "best": result["best"]}
+
+    if with_probe and runtime.is_main:
+        facts["student"] |= probe(fitted.backbone, data)
+        if teacher_facts is not None and frozen is not None and isinstance(frozen.backbone, Backbone):
+            teacher_facts |= probe(frozen.backbone, data)
+        if baseline is not None:
+            channels_last = config.trainer.channels_last
+            baseline |= probe(reopen_model(baseline["run"], source, size, channels_last, runtime), data)
 
     late = comparison_warnings(facts["student"], teacher_facts)
     for warning in late:
@@ -197,6 +213,15 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         write_report(folder)
         closing_table(result, folder)
     return result
+
+
+def wants_probe(config: TrainConfig, source: Source) -> bool:
+    """Whether embeddings are measured. Raises UserError where it is asked for and there are no labels to read."""
+    possible = bool(source.train.labelled and source.evaluation.labelled)
+    if config.probe and not possible:
+        part = source.evaluated_on if source.train.labelled else "train"
+        raise UserError(f"probe=true: it reads labels from embeddings and the {part} part has none; use probe=null")
+    return possible and not learns_labels(config.distill) if config.probe is None else config.probe
 
 
 def introduce(

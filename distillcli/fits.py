@@ -24,7 +24,7 @@ from distillcli.config.schema import CacheConfig, ModelConfig, StudentConfig, Tr
 from distillcli.data.loader import Data
 from distillcli.engine import Fitted, Session, fit
 from distillcli.ensemble import Classifier
-from distillcli.evaluation import evaluate, latency
+from distillcli.evaluation import evaluate, evaluate_by_class, latency
 from distillcli.freezing import freeze
 from distillcli.models import Backbone, build
 from distillcli.objective import Objective, labels_only, needs_teacher
@@ -293,6 +293,9 @@ def measure(
     """The numbers of one model as ``result.json`` holds them; those that cannot be known are None."""
     spec = backbone.spec
     numbers: dict[str, Any] = {"model": spec.name, "params": spec.params, "macs": spec.macs}
-    numbers |= dict.fromkeys(("top1", "top5", "nll", "ece", "agreement", "kl_to_teacher"))
-    numbers |= evaluate(backbone, data.evaluation, runtime, precision, teacher)
+    numbers |= dict.fromkeys(("top1", "top5", "balanced_accuracy", "nll", "ece", "agreement", "kl_to_teacher"))
+    measured, by_class = evaluate_by_class(backbone, data.evaluation, runtime, precision, teacher)
+    names = data.source.classes
+    numbers |= measured
+    numbers["per_class"] = {names[k]: {"top1": top1, "count": count} for k, (top1, count) in by_class.items()} or None
     return numbers | {"latency_ms": latency(backbone, runtime.device)}

@@ -132,20 +132,24 @@ class Objective(nn.Module):
 
 def needs_teacher(config: DistillConfig) -> bool:
     """Whether a term that compares with the teacher has any weight."""
-    return any(
-        TERMS[name].compares == "teacher"
-        and parse_options(name, options).weight * _share(TERMS[name], config.alpha) > 0
-        for name, options in config.terms.items()
-    )
+    return any(TERMS[name].compares == "teacher" for name in _weighty(config))
+
+
+def learns_labels(config: DistillConfig) -> bool:
+    """Whether a term that compares with labels has any weight."""
+    return any(TERMS[name].compares == "labels" for name in _weighty(config))
+
+
+def trains_head(config: DistillConfig) -> bool:
+    """Whether a term of weight looks at the student's logits. Without one its classifier would stay as it was drawn."""
+    return learns_labels(config) or any(TERMS[name].compares_logits for name in _weighty(config))
 
 
 def check_labels(config: DistillConfig, split: Split) -> None:
     """Raise UserError when a term of weight needs labels that the images of ``split``, the training part, lack."""
     missing = len(split.labels) - split.labelled
-    for name, options in config.terms.items():
+    for name in _weighty(config) if missing else []:
         term = TERMS[name]
-        if not missing or parse_options(name, options).weight * _share(term, config.alpha) == 0:
-            continue
         if term.needs_labels:
             raise UserError(
                 f"distill.terms.{name}: it needs the class of every image and {missing:,} training images have no "
@@ -221,6 +225,15 @@ def _share(term: type[Term], alpha: float | None) -> float:
     if alpha is None:
         return 1.0
     return alpha if term.compares == "teacher" else 1 - alpha
+
+
+def _weighty(config: DistillConfig) -> list[str]:
+    """The terms whose total factor is above 0."""
+    return [
+        name
+        for name, options in config.terms.items()
+        if parse_options(name, options).weight * _share(TERMS[name], config.alpha) > 0
+    ]
 
 
 def _join(taps: list[Taps]) -> Taps:

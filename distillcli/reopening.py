@@ -24,7 +24,7 @@ def reopen_model(what: str, source: Source, image_size: int, channels_last: bool
     classes = source.classes
     if Path(what).exists() or what.startswith(HUB_PREFIX):
         weights = read_weights(what)
-        classes = classes or weights.classes or ()
+        classes = () if weights.classes == () else classes or weights.classes or ()
         backbone = build(weights.model, len(classes), image_size, "eval")
         if not knows_classes(weights, backbone, classes):
             count = "" if weights.classes is None else f"{len(weights.classes)} "

@@ -32,7 +32,10 @@ LOCAL_PREFIX = "local-dir:"
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A state dict with what its file says about it; foreign files say little, hence the Nones."""
+    """A state dict with what its file says about it; foreign files say little, hence the Nones.
+
+    ``classes``: () for a model without a head.
+    """
 
     state: dict[str, Tensor]
     origin: str
@@ -115,7 +118,7 @@ def _from_exported(folder: Path) -> Weights:
         args={
             key: value for key, value in card.get("model_args", {}).items() if key not in ("img_size", "num_classes")
         },
-        classes=tuple(names) if names else None,
+        classes=tuple(names) if names else () if card.get("num_classes") == 0 else None,
         image_size=image_size,
     )
 

@@ -27,7 +27,7 @@ LAYERS = (
     ("data.epochs", "data.colours", "data.policies", "data.views", "data.mix", "data.loader"),
     ("pointwise", "models", "ensemble", "inference", "layout"),
     ("weights", "freezing", "terms.base", "terms.*", "terms"),
-    ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation"),
+    ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation", "probe"),
     ("engine",),
     ("fits", "preflight"),
     ("chain",),

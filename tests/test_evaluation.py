@@ -47,7 +47,9 @@ def measured(
         for start in range(0, len(labels), size)
     ]
     frozen = None if teacher is None else FrozenTeacher(Echo(classes, classes), "fp32", LOGITS_ONLY)  # type: ignore[arg-type]
-    loader: Any = SimpleNamespace(plain=lambda: iter(batches), has_labels=bool((labels >= 0).any()))
+    loader: Any = SimpleNamespace(
+        plain=lambda: iter(batches), labels=torch.from_numpy(labels), has_labels=bool((labels >= 0).any())
+    )
     return evaluate(Echo(classes), loader, Runtime(CPU), teacher=frozen)  # type: ignore[arg-type]
 
 
@@ -86,8 +88,11 @@ def test_numbers_of_a_model_are_their_formulas(classes: int, count: int) -> None
     labels = labels_for(student)
     numbers = measured(student, labels)
     ranks = (student > student[np.arange(count), labels][:, None]).sum(axis=1)  # how many classes come before the label
-    assert numbers.keys() == {"top1", "top5", "nll", "ece"}
+    assert numbers.keys() == {"top1", "top5", "balanced_accuracy", "nll", "ece"}
     assert numbers["top1"] == pytest.approx(100 * (ranks < 1).mean(), rel=1e-6)
+    right = student.argmax(axis=1) == labels
+    of_class = [right[labels == label].mean() for label in np.unique(labels)]
+    assert numbers["balanced_accuracy"] == pytest.approx(100 * np.mean(of_class), rel=1e-5)
     assert numbers["top5"] == pytest.approx(100 * (ranks < 5).mean(), rel=1e-6)
     assert numbers["nll"] == pytest.approx(-log_softmax(student)[np.arange(count), labels].mean(), rel=1e-5, abs=1e-7)
     assert numbers["ece"] == pytest.approx(calibration_error(student, labels), abs=1e-6)
@@ -141,14 +146,16 @@ def test_numbers_do_not_depend_on_the_batches() -> None:
 def test_a_confident_model_is_right_or_wrong_without_limit() -> None:
     student = np.array([[100.0, 0.0], [100.0, 0.0]], np.float32)
     numbers = measured(student, np.array([0, 1]))
-    assert numbers == {"top1": 50, "top5": 100, "nll": 50, "ece": 0.5}
+    assert numbers == {"top1": 50, "top5": 100, "balanced_accuracy": 50, "nll": 50, "ece": 0.5}
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_evaluated_in_eval_mode_and_returns_to_its_own(training: bool) -> None:
     model, images = Echo(3).train(training), torch.from_numpy(logits(4, 3))[:, None, None]
     loader: Any = SimpleNamespace(
-        plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))]), has_labels=True
+        plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))]),
+        labels=torch.zeros(4, dtype=torch.long),
+        has_labels=True,
     )
     evaluate(model, loader, Runtime(CPU))  # type: ignore[arg-type]
     assert model.modes == [False]
@@ -161,7 +168,9 @@ def test_evaluation_makes_no_graph() -> None:
     seen: list[bool] = []
     model.register_forward_hook(lambda *call: seen.append(call[2].logits.requires_grad))
     loader: Any = SimpleNamespace(
-        plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))]), has_labels=True
+        plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))]),
+        labels=torch.zeros(4, dtype=torch.long),
+        has_labels=True,
     )
     evaluate(model, loader, Runtime(CPU))  # type: ignore[arg-type]
     assert seen == [False]

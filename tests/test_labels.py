@@ -23,7 +23,7 @@ from distillcli.engine import fit, merit
 from distillcli.errors import UserError
 from distillcli.fits import fit_once, new_backbone, teacher_recipe
 from distillcli.models import build, describe
-from distillcli.objective import Objective, check_labels
+from distillcli.objective import Objective, check_labels, trains_head
 from distillcli.reopening import reopen_model
 from distillcli.run_folder import read_metrics
 from distillcli.runtime import seed_everything
@@ -269,6 +269,7 @@ def test_classes_come_from_the_teacher_where_nothing_names_them(fitted: Path) ->
 
 # --- a teacher without a head --------------------------------------------------------------------------------------
 
+PROBES = ("knn_top1", "probe_top1")
 HEADLESS = ("teacher.head=false", "distill=embedding")
 
 
@@ -326,8 +327,11 @@ def test_a_teacher_without_head_is_never_fitted(overrides: tuple[str, ...], said
 
 def test_an_embedding_is_learned_from_a_teacher_without_head(fitted: Path, tmp_path: Path) -> None:
     source = open_source(tiny().dataset)
-    result, watch = distilled(tmp_path / "run", source, *HEADLESS, f"teacher.checkpoint={fitted}")
+    result, watch = distilled(tmp_path / "run", source, *HEADLESS, "probe=true", f"teacher.checkpoint={fitted}")
     assert watch.labels == ["student", "control"]
+    assert all(0 <= result[who][name] <= 100 for who in ("student", "teacher", "baseline") for name in PROBES)
+    report = (tmp_path / "run" / "report.md").read_text("utf-8")
+    assert f"{result['student']['knn_top1']:.1f} | {result['student']['probe_top1']:.1f} |" in report
     assert [result["teacher"][name] for name in ("top1", "nll", "agreement", "kl_to_teacher")] == [None] * 4
     assert result["student"]["top1"] is not None
     assert [result["student"][name] for name in ("agreement", "kl_to_teacher")] == [None] * 2
@@ -340,7 +344,55 @@ def test_without_head_and_labels_the_student_is_a_feature_extractor(fitted: Path
     )
     assert result["best"]["epoch"] == 2  # the last: nothing tells which is better
     assert result["dataset"]["classes"] == 0
+    assert not set(PROBES) & set(result["student"])
     exported = read_weights(str(tmp_path / "run"))
+    assert exported.classes == ()
     assert not any(name.startswith("classifier") for name in exported.state)
     again = reopen_model(str(tmp_path / "run"), source, 32, True, CPU)
     assert again(torch.rand(2, 3, 32, 32)).logits.shape == (2, 0)
+
+
+def test_a_head_that_nothing_trains_is_left_out(fitted: Path, tmp_path: Path) -> None:
+    """With labels to measure by, and none in the objective: the embedding is measured, and the control has a head."""
+    source = open_source(tiny().dataset)
+    config = ("distill=embedding", "distill.terms.ce.weight=0", f"teacher.checkpoint={fitted}")
+    result, _ = distilled(tmp_path / "run", source, *config)
+    assert (result["student"]["top1"], result["best"]["epoch"], result["gap_closed"]) == (None, 2, None)
+    assert result["teacher"]["top1"] is not None
+    assert result["baseline"]["top1"] is not None
+    assert result["dataset"]["classes"] == 4
+    assert all(result[who][name] is not None for who in ("student", "teacher", "baseline") for name in PROBES)
+    assert "see what a k-NN and a linear probe read" in (tmp_path / "run" / "report.md").read_text("utf-8")
+    assert reopen_model(str(tmp_path / "run"), source, 32, True, CPU).spec.classes == 0
+    off, _ = distilled(tmp_path / "off", source, *config, "probe=false", "baseline=false")
+    assert not set(PROBES) & set(off["student"])
+    # It can be given a head later.
+    tuned, _ = distilled(tmp_path / "tuned", source, "distill=none", f"student.checkpoint={tmp_path / 'run'}")
+    assert tuned["student"]["top1"] is not None
+
+
+@pytest.mark.parametrize(
+    ("terms", "head"),
+    [({"embedding": {}}, False), ({"embedding": {}, "ce": {}}, True), ({"kl": {}, "ce": {"weight": 0.0}}, True)],
+)
+def test_what_trains_a_head(terms: dict[str, Any], head: bool) -> None:
+    assert trains_head(DistillConfig(name="x", alpha=None, terms=terms)) == head
+    assert trains_head(DistillConfig(name="x", alpha=1.0, terms=terms | {"ce": {}})) == ("kl" in terms)
+
+
+def test_a_probe_needs_labels(fitted: Path, tmp_path: Path) -> None:
+    source = without_labels(open_source(tiny().dataset), "test")
+    with pytest.raises(UserError, match=r"probe=true: it reads labels from embeddings and the test part has none"):
+        distilled(tmp_path / "run", source, "probe=true", f"teacher.checkpoint={fitted}")
+
+
+def test_each_class_is_counted_for_itself(fitted: Path, tmp_path: Path) -> None:
+    source = open_source(tiny().dataset)
+    result, _ = distilled(tmp_path / "run", source, f"teacher.checkpoint={fitted}", "baseline=false")
+    for model in (result["student"], result["teacher"]):
+        of_class = model["per_class"]
+        assert list(of_class) == list(source.classes)
+        assert [of_class[name]["count"] for name in of_class] == np.bincount(source.evaluation.labels).tolist()
+        weighted = sum(entry["top1"] * entry["count"] for entry in of_class.values()) / 16
+        assert weighted == pytest.approx(model["top1"])
+        assert model["balanced_accuracy"] == pytest.approx(np.mean([entry["top1"] for entry in of_class.values()]))

@@ -27,6 +27,7 @@ from distillcli.report.format import (
     count,
     gap_sentence,
     load_line,
+    lost_classes_grid,
     number,
     seconds,
     size_words,
@@ -453,3 +454,15 @@ def test_null_everywhere_breaks_nothing(tmp_path: Path) -> None:
         folder = write_run(tmp_path / key, holed)
         draw_curves(folder) if key in {"student", "teacher", "baseline", "best", "name"} else None
         write_report(folder)
+
+
+def test_the_classes_the_student_loses_most_in() -> None:
+    result = make_result()
+    top1 = {"student": [50.0, 90.0, 99.0, 0.0], "teacher": [60.0, 90.0, 90.0, 80.0]}
+    for name, values in top1.items():
+        result[name]["per_class"] = {f"*{k}*": {"top1": value, "count": 10 + k} for k, value in enumerate(values)}
+    assert lost_classes_grid(result)[1:] == [
+        ["*3*", "13", "80.0", "0.0", "-80.0"],
+        ["*0*", "10", "60.0", "50.0", "-10.0"],
+    ]
+    assert len(lost_classes_grid(make_result())) == 1

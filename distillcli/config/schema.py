@@ -196,6 +196,7 @@ class TrainConfig:
     baseline: bool = True  # train the control: same student, same budget, no teacher
     generations: int = 1  # born-again: so many students in a row, each the teacher of the next
     peers: list[ModelConfig] = field(default_factory=list)  # mutual learning: they teach the student, and it them
+    probe: Optional[bool] = None  # measure embeddings by k-NN and a linear probe; null: where no term compares labels
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

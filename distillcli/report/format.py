@@ -17,6 +17,8 @@ from typing import Any
 
 DASH = "–"  # a typographic dash, so that a missing number is not taken for a minus sign
 
+LOST_CLASSES = 10
+
 Grid = list[list[str]]  # the first row is the header, the first column names the row
 
 MODELS = {"teacher": "teacher", "student": "student distilled", "baseline": "student without teacher"}
@@ -166,19 +168,37 @@ def models(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def closing_grid(result: Mapping[str, Any]) -> Grid:
     """Header and one row per model. A header's line break separates the name from its unit."""
-    grid = [["", "top-1\n%", "top-5\n%", "agreement\n%", "params", "MACs", "latency\nms"]]
+    probes = {"knn_top1": "k-NN\n%", "probe_top1": "linear\nprobe %"}
+    probes = {key: name for key, name in probes.items() if number(result, "student", key) is not None}
+    grid = [["", "top-1\n%", "top-5\n%", "agreement\n%", *probes.values(), "params", "MACs", "latency\nms"]]
     for label, model in models(result):
         shares = [fixed(number(model, key)) for key in ("top1", "top5", "agreement")]
         if label == MODELS["teacher"]:
             shares[2] = DASH  # its agreement with itself says nothing
         sizes = [count(number(model, key)) for key in ("params", "macs")]
-        grid.append([label, *shares, *sizes, fixed(number(model, "latency_ms"))])
+        read = [fixed(number(model, key)) for key in probes]
+        grid.append([label, *shares, *read, *sizes, fixed(number(model, "latency_ms"))])
+    return grid
+
+
+def lost_classes_grid(result: Mapping[str, Any]) -> Grid:
+    """The classes, at most ten, in which the student falls behind its teacher, the farthest first; a header alone
+    when there are none."""
+    student, teacher = (part(part(result, name), "per_class") for name in ("student", "teacher"))
+    lost = []
+    for name in student:
+        given, wanted = (number(side, name, "top1") for side in (student, teacher))
+        if given is not None and wanted is not None and given < wanted:
+            lost.append((given - wanted, clean(name), number(student, name, "count"), wanted, given))
+    grid = [["class", "images", "teacher %", "student %", "difference"]]
+    for difference, name, images, wanted, given in sorted(lost, key=lambda row: row[:2])[:LOST_CLASSES]:
+        grid.append([name, fixed(images, 0), fixed(wanted), fixed(given), fixed(difference)])
     return grid
 
 
 def evaluation_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
     """Header and one row per evaluated model, with every metric ``distill eval`` measures."""
-    shares = {"top1": "top-1\n%", "top5": "top-5\n%"}
+    shares = {"top1": "top-1\n%", "top5": "top-5\n%", "balanced_accuracy": "balanced\n%"}
     plain = {"nll": "NLL", "ece": "ECE"}
     grid = [["", *shares.values(), *plain.values(), "agreement\n%", "KL to\nteacher", "params", "MACs", "latency\nms"]]
     for row in rows:
@@ -207,7 +227,9 @@ def gap_sentence(result: Mapping[str, Any]) -> str:
     student, teacher, control = (number(result, name, "top1") for name in ("student", "teacher", "baseline"))
     if student is None:
         agreement, split = number(result, "student", "agreement"), text(result, "evaluated_on")
-        if agreement is None:
+        if number(result, "student", "knn_top1") is not None:
+            return "The student has no classifier: see what a k-NN and a linear probe read from its embeddings."
+        if agreement is None or teacher is not None:
             return "The student's accuracy was not measured, so nothing can be said about the gap."
         return f"Nothing on {split} is labelled: student and teacher agree on {percent(agreement)} of the images."
     if control is None:
@@ -252,7 +274,7 @@ def best_sentence(result: Mapping[str, Any]) -> str:
     """The best epoch, and on which data it was chosen; empty when there is none."""
     epoch, top1, on_val = (number(result, "best", key) for key in ("epoch", "top1", "val_top1"))
     divergence = number(result, "best", "val_kl_to_teacher")
-    if epoch is None:
+    if epoch is None or (top1, on_val, divergence) == (None, None, None):
         return ""
     epochs = number(result, "epochs")
     where = f"epoch {epoch:.0f}" if epochs is None else f"epoch {epoch:.0f} of {epochs:.0f}"

@@ -18,8 +18,11 @@ from distillcli.report.format import (
     gap_sentence,
     heading,
     load_line,
+    lost_classes_grid,
+    models,
     number,
     part,
+    percent,
     seconds,
     significant,
     status_sentence,
@@ -117,6 +120,13 @@ def write_report(folder: Path) -> Path:
             blocks.append(f"**{escaped(gap_sentence(result))}**")
         if best_sentence(result):
             blocks.append(escaped(best_sentence(result)))
+    lost = lost_classes_grid(result)
+    if len(lost) > 1:
+        balanced = ", ".join(
+            f"{label} {percent(number(model, 'balanced_accuracy'))}" for label, model in models(result)
+        )
+        blocks += ["## Where the student falls behind its teacher", markdown_table(lost)]
+        blocks.append(escaped(f"Balanced accuracy, the mean over all classes: {balanced}."))
     if (folder / "curves.png").is_file():
         blocks.append("![Accuracy on val and training loss per epoch](curves.png)")
     warnings = texts(result, "warnings")

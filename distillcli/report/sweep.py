@@ -292,7 +292,10 @@ def _csv(jobs: Sequence[Job], keys: Sequence[str]) -> str:
     return handle.getvalue()
 
 
-_METRICS = ("top1", "top5", "nll", "ece", "agreement", "kl_to_teacher", "params", "macs", "latency_ms")
+_METRICS = (
+    *("top1", "top5", "balanced_accuracy", "nll", "ece", "agreement", "kl_to_teacher", "knn_top1", "probe_top1"),
+    *("params", "macs", "latency_ms"),
+)
 
 
 def _as_json(value: Any) -> Any:
