@@ -8,7 +8,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from distillcli.engine import Distillation
 from distillcli.models import build, describe, place
 from distillcli.objective import Objective, needs_teacher
 from distillcli.optim import build_optimizer
+from distillcli.report.step import Profile
 from distillcli.runtime import PRECISIONS, Runtime, autocast, resolve_precision, seed_everything
 from distillcli.teachers import FrozenTeacher, describe_teacher, freeze, members_of
 from distillcli.terms.base import Setting
@@ -26,38 +26,6 @@ from distillcli.types import Batch, Taps
 
 PARTS = ("data", "teacher", "forward", "backward", "optimizer")
 WARM_UP, STEPS, SECONDS = 3, 30, 15.0
-
-
-@dataclass(frozen=True)
-class Profile:
-    """``milliseconds``: median of each part of a step. ``peak_flops``: a second, measured, by precision.
-
-    ``teacher_share`` and ``student_share``: arithmetic of the model divided by its time and by that peak; the student's
-    backward pass counts as two forward passes. ``memory_bytes``: the most that the process (CPU) or its tensors (GPU)
-    held at once.
-    """
-
-    batch_size: int
-    precision: str
-    teacher_precision: str | None
-    milliseconds: dict[str, float]
-    peak_flops: dict[str, float]
-    student_share: float
-    teacher_share: float | None
-    memory_bytes: int
-
-    @property
-    def step_milliseconds(self) -> float:
-        return sum(self.milliseconds.values())
-
-    @property
-    def images_per_second(self) -> float:
-        return 1000 * self.batch_size / self.step_milliseconds
-
-    @property
-    def images_per_second_cached(self) -> float:
-        """What is left when the teacher's answers come from the cache."""
-        return 1000 * self.batch_size / (self.step_milliseconds - self.milliseconds["teacher"])
 
 
 def profile(config: TrainConfig, data: Data, runtime: Runtime) -> Profile:

@@ -11,9 +11,9 @@ from tiny import CPU, open_tiny, tiny
 
 from distillcli.cli import run
 from distillcli.commands import bench
-from distillcli.commands.bench import grid, suggestion, summary
 from distillcli.commands.completion import candidates
-from distillcli.profiling import PARTS, Profile, peak_flops, profile
+from distillcli.profiling import PARTS, peak_flops, profile
+from distillcli.report.step import Profile, grid, suggestion, summary
 
 EVEN = Profile(
     batch_size=64,

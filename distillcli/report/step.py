@@ -1,0 +1,102 @@
+"""The parts of a training step: what they took, against what the device can do, and what that means."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from distillcli.report.format import Grid, count, percent
+
+WORDS = {
+    "data": "wait for data",
+    "teacher": "teacher",
+    "forward": "student forward",
+    "backward": "student backward",
+    "optimizer": "optimizer",
+}
+# Below these shares of a step a part is not worth a word.
+DATA_SHARE, TEACHER_SHARE, OPTIMIZER_SHARE, ARITHMETIC_SHARE = 0.2, 0.25, 0.15, 0.25
+
+
+@dataclass(frozen=True)
+class Profile:
+    """``milliseconds``: median of each part of a step. ``peak_flops``: a second, measured, by precision.
+
+    ``teacher_share`` and ``student_share``: arithmetic of the model divided by its time and by that peak; the student's
+    backward pass counts as two forward passes. ``memory_bytes``: the most that the process (CPU) or its tensors (GPU)
+    held at once.
+    """
+
+    batch_size: int
+    precision: str
+    teacher_precision: str | None
+    milliseconds: dict[str, float]
+    peak_flops: dict[str, float]
+    student_share: float
+    teacher_share: float | None
+    memory_bytes: int
+
+    @property
+    def step_milliseconds(self) -> float:
+        return sum(self.milliseconds.values())
+
+    @property
+    def images_per_second(self) -> float:
+        return 1000 * self.batch_size / self.step_milliseconds
+
+    @property
+    def images_per_second_cached(self) -> float:
+        """What is left when the teacher's answers come from the cache."""
+        return 1000 * self.batch_size / (self.step_milliseconds - self.milliseconds["teacher"])
+
+
+def as_json(found: Profile) -> dict[str, object]:
+    rates = {"images_per_second": found.images_per_second, "images_per_second_cached": found.images_per_second_cached}
+    return dataclasses.asdict(found) | rates | {"suggestion": suggestion(found)}
+
+
+def grid(found: Profile) -> Grid:
+    """A line for each part of the step, with its share of the time and of the device's measured peak."""
+    peaks = {"teacher": found.teacher_share, "backward": found.student_share}
+    rows = [["part", "ms", "of the step", "of the peak"]]
+    for part, spent in found.milliseconds.items():
+        peak = peaks.get(part)
+        share = 100 * spent / found.step_milliseconds
+        rows.append([WORDS[part], f"{spent:.1f}", percent(share), "" if peak is None else percent(100 * peak)])
+    return [*rows, ["step", f"{found.step_milliseconds:.1f}", percent(100.0), ""]]
+
+
+def summary(found: Profile) -> list[str]:
+    peaks = ", ".join(f"{count(flops)}FLOP/s in {name}" for name, flops in found.peak_flops.items())
+    rates = f"{found.images_per_second:.0f} images/s"
+    if found.teacher_precision is not None:
+        rates += f", {found.images_per_second_cached:.0f} once the teacher's answers are cached"
+    return [
+        f"{rates}.",
+        f"Peak memory {count(found.memory_bytes)}B; peak of a matrix product {peaks}; the student's share of it counts "
+        "forward and backward.",
+        suggestion(found),
+    ]
+
+
+def suggestion(found: Profile) -> str:
+    """What holds this step back most, and the key that changes it."""
+    step, spent = found.step_milliseconds, found.milliseconds
+    if spent["data"] > DATA_SHARE * step:
+        return (
+            "The data is what holds the step back: raise dataset.memory_gb so that images stay decoded in memory, or "
+            "trainer.workers if they do not fit."
+        )
+    if spent["teacher"] > TEACHER_SHARE * step:
+        return (
+            "The teacher is what holds the step back: with teacher.cache.views=K only the first K epochs ask it, and "
+            "later runs on the same views do not ask it at all."
+        )
+    if spent["optimizer"] > OPTIMIZER_SHARE * step:
+        return "The optimizer is what holds the step back: larger batches (trainer.batch_size) need fewer of its steps."
+    if found.student_share < ARITHMETIC_SHARE:
+        return (
+            "The student is what holds the step back, by memory traffic and overhead more than by arithmetic: larger "
+            "batches (trainer.batch_size) use the device better."
+        )
+    return "The student's own arithmetic is what holds the step back: a smaller student or smaller images."
