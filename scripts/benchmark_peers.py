@@ -38,6 +38,7 @@ from distillcli.objective import Objective, labels_only
 from distillcli.optim import build_optimizer
 from distillcli.runtime import Runtime, start
 from distillcli.teachers import Teacher, freeze
+from distillcli.terms.base import Setting
 from distillcli.types import Batch
 
 TEMPERATURE, ALPHA, LR, SHIFT = 4.0, 0.9, 0.05, 0.1
@@ -159,7 +160,8 @@ def distill_loop(
     layout, batch_size = config.trainer.channels_last, config.trainer.batch_size
     terms = config.distill if precision else labels_only(config.distill)
     specs = [describe(model, classes, size, "model") for model in (config.student, config.teacher)]
-    objective = Objective(terms, specs[0], specs[1] if precision else None)
+    labels = data.source.train.labels
+    objective = Objective(terms, Setting(specs[0], specs[1] if precision else None, labels, config.trainer.epochs))
     model = Distillation(
         place(build(config.student, classes, size, "student"), runtime.device, layout), objective
     ).train()
