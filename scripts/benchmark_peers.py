@@ -165,7 +165,7 @@ def distill_loop(
     model = Distillation(
         place(build(config.student, classes, size, "student"), runtime.device, layout), objective
     ).train()
-    optimizer = build_optimizer(config.optimizer, model)
+    optimizer = build_optimizer(config.optimizer, [model.student.net], model.objective)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=False)
     teacher: Teacher | None = None
     if precision:
