@@ -67,16 +67,6 @@ def test_defaults() -> None:
     assert (config.dataset.name, config.distill.name) == ("digits", "kd")
 
 
-def shipped(group: str) -> list[str]:
-    return sorted(search.groups().get(group, {}))
-
-
-@pytest.mark.parametrize("choice", [f"{group}={name}" for group in search.groups() for name in shipped(group)])
-def test_every_shipped_config_composes(choice: str, tmp_path: Path) -> None:
-    (tmp_path / "images" / "a").mkdir(parents=True)
-    train(choice, *([f"dataset.root={tmp_path / 'images'}"] if choice == "dataset=folder" else []))
-
-
 def test_eval_takes_a_model_name_and_a_folder(tmp_path: Path) -> None:
     (tmp_path / "images" / "a").mkdir(parents=True)
     config = compose("eval", ["checkpoint=resnet18.a1_in1k", "dataset=folder", "dataset.root=images"])

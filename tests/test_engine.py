@@ -130,7 +130,7 @@ def test_evaluating_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     once = trained(tmp_path / "a", dropout)
     calls = []
 
-    def skipped(*_: object) -> dict[str, float]:
+    def skipped(*_: object, **__: object) -> dict[str, float]:
         calls.append(1)
         torch.rand(5)
         return {"top1": 0.0, "top5": 0.0, "nll": 0.0, "ece": 0.0}
