@@ -145,10 +145,11 @@ def test_labelled_images_come_as_often_as_it_takes() -> None:
     assert all((batch.targets >= 0).all() for batch in batches)
     labelled = set(some.shown.tolist())
     assert len(labelled) == data.source.train.labelled == 24
-    views = [batch.view for batch in batches]
+    views = [int(batch.view[0]) for batch in batches]
+    assert all((batch.view == view).all() for batch, view in zip(batches, views, strict=True))
     assert views == [1 + step // 3 for step in range(24)]  # passes go on across the ends of epochs
     for view in range(1, 9):
-        seen = [int(position) for batch in batches if batch.view == view for position in batch.index]
+        seen = [int(position) for batch in batches if batch.view[0] == view for position in batch.index]
         assert sorted(seen) == sorted(labelled)
     again = [parts[0] for parts in some.epoch(config.augment, 0, 2, 8, first_step=5)]
     assert all(torch.equal(one.images, two.images) for one, two in zip(again, epochs[1][5:], strict=True))
@@ -280,7 +281,7 @@ def test_a_teacher_without_head_says_what_the_classifier_says_before_its_head(na
     size = config.dataset.image_size
     seed_everything(0)
     whole = build(ModelConfig(name), 4, size, "teacher").eval()
-    export(whole, tmp_path / "m", classes, size, 1.0)
+    export(whole, tmp_path / "m", classes, 1.0)
     headless = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, head=False))
     taps = Taps((-1,), embedding=True)
     teacher = open_teacher(headless, [str(tmp_path / "m")], classes, taps, CPU)
