@@ -355,6 +355,7 @@ def test_evaluation_of_one_model_has_two_columns_and_all_metrics(
     assert [line.split()[-1] for line in lines[2:]] == [
         "93.5",
         "99.7",
+        "–",  # a run from before the balanced accuracy was measured
         "0.210",
         "0.030",
         "94.0",

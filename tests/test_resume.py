@@ -80,7 +80,7 @@ def test_a_digest_notices_one_changed_value(whole: Path) -> None:
 def test_unkeyed_randomness_would_be_noticed(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the keys of the steps gone, a resumed run does differ."""
     stopped(tmp_path, 6)
-    monkeypatch.setattr(engine, "seed_everything", lambda *_: None)
+    monkeypatch.setattr(engine, "seed_everything", lambda *_, **__: None)
     train(tiny(*RECIPE), tmp_path)
     assert everything(tmp_path) != everything(whole)
 
@@ -149,7 +149,8 @@ def test_a_kill_goes_back_to_the_last_checkpoint(whole: Path, tmp_path: Path, mo
 def test_the_best_epoch_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch after the resume that is worse does not take the place of the best one."""
     scores = iter([70.0, 90.0, 80.0, 85.0])
-    monkeypatch.setattr(engine, "evaluate", lambda *_: {"top1": next(scores), "top5": 100.0, "nll": 1.0, "ece": 0.0})
+    numbers = {"top5": 100.0, "nll": 1.0, "ece": 0.0}
+    monkeypatch.setattr(engine, "evaluate", lambda *_, **__: {"top1": next(scores), **numbers})
     four = ("trainer.epochs=4",)
     watch = Watch(stop_after=2 * STEPS + 1)
     with pytest.raises(Interrupted):
