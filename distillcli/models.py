@@ -160,9 +160,10 @@ def place(backbone: Backbone, device: torch.device, channels_last: bool | None) 
     """
     backbone.to(device)
     channels_last = channels_last is not False
+    backbone.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     if channels_last and device.type == "cpu":
         use_linear(backbone)
-    return backbone.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return backbone
 
 
 def describe(config: ModelConfig, classes: int, image_size: int, role: str) -> Spec:

@@ -21,11 +21,16 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 def use_linear(model: nn.Module) -> None:
-    """Let every plain 1 x 1 convolution of ``model`` compute with ``linear``; the weights stay where they are."""
+    """Let every plain 1 x 1 convolution of ``model`` compute with ``linear``; the weights keep their numbers.
+
+    Their strides become those of a matrix, as their gradients have them: DistributedDataParallel warns of any other.
+    """
     for module in model.modules():
         if (
-            type(module) is nn.Conv2d  # a subclass may compute its weight or pad its input
+            isinstance(module, nn.Conv2d)
+            and type(module) in (nn.Conv2d, PointwiseConv2d)  # a subclass may compute its weight or pad its input
             and (module.kernel_size, module.stride, module.padding) == ((1, 1), (1, 1), (0, 0))
             and module.groups == 1
         ):
             module.__class__ = PointwiseConv2d
+            module.weight.data = module.weight.data.flatten(1)[:, :, None, None]
