@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from distillcli.config.schema import AssistantConfig, StudentConfig, TrainConfig
+from distillcli.config.schema import AssistantConfig, TrainConfig
 from distillcli.data.loader import Data
 from distillcli.engine import Session
-from distillcli.fits import fit_once
+from distillcli.fits import as_student, fit_once
 from distillcli.models import describe
 from distillcli.teachers import FrozenTeacher, open_single
 from distillcli.types import LOGITS_ONLY, Spec
@@ -43,9 +43,7 @@ def assistant_recipes(config: TrainConfig) -> list[TrainConfig]:
             config,
             name=f"assistant {model.name}",
             seed=config.seed if model.seed is None else model.seed,
-            student=StudentConfig(
-                model.name, model.pretrained, model.checkpoint, model.args, model.image_size, model.freeze
-            ),
+            student=as_student(model),
             teacher=dataclasses.replace(config.teacher, assistants=models[:position]),
             baseline=False,
             generations=1,

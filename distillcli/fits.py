@@ -54,9 +54,7 @@ def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:
         config,
         name=f"teacher {teacher.name}",
         baseline=False,
-        student=StudentConfig(
-            teacher.name, teacher.pretrained, teacher.checkpoint, teacher.args, teacher.image_size, teacher.freeze
-        ),
+        student=as_student(teacher),
         distill=labels_only(config.distill),
         teacher=dataclasses.replace(teacher, cache=CacheConfig()),
         optimizer=dataclasses.replace(
@@ -71,6 +69,11 @@ def teacher_recipe(config: TrainConfig, runtime: Runtime) -> TrainConfig:
             precision=resolve_precision(teacher.precision, runtime.device, teacher=True),
         ),
     )
+
+
+def as_student(model: ModelConfig) -> StudentConfig:
+    """A teacher or an assistant in the place of the student, where it is fitted."""
+    return StudentConfig(model.name, model.pretrained, model.checkpoint, model.args, model.image_size, model.freeze)
 
 
 def control_recipe(config: TrainConfig) -> TrainConfig:

@@ -23,11 +23,13 @@ def check_sizes(config: TrainConfig) -> None:
     """Raise UserError if views are to grow and a model was made for one size."""
     if config.trainer.progressive is None:
         return
-    teachers = [member.teacher.name for member in members_of(config)] if needs_teacher(config.distill) else []
-    for name in [config.student.name, *teachers]:
-        known = timm.get_pretrained_cfg(name)
+    models: list[ModelConfig] = [config.student]
+    if needs_teacher(config.distill):
+        models += config.peers or [*(member.teacher for member in members_of(config)), *config.teacher.assistants]
+    for model in models:
+        known = timm.get_pretrained_cfg(model.name)
         if known is not None and known.fixed_input_size:
-            raise UserError(f"trainer.progressive: {name} takes images of one size; use trainer.progressive=null")
+            raise UserError(f"trainer.progressive: {model.name} takes images of one size; use trainer.progressive=null")
 
 
 def student_warnings(config: TrainConfig) -> list[str]:
