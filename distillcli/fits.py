@@ -7,41 +7,34 @@ temperatures fits each of them once, and parallel jobs wait for the one that got
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from distillcli.cached_teacher import with_cache
-from distillcli.checkpoint import read_checkpoint
 from distillcli.config.schema import CacheConfig, ModelConfig, StudentConfig, TrainConfig
 from distillcli.data.loader import Data
-from distillcli.engine import Fitted, Session, fit
+from distillcli.engine import Session, fit
 from distillcli.ensemble import Classifier
-from distillcli.evaluation import evaluate, evaluate_by_class, latency
+from distillcli.errors import UserError
+from distillcli.facts import describe_folder, export_student, run_facts
 from distillcli.freezing import freeze
 from distillcli.models import Backbone, build
-from distillcli.objective import Objective, labels_only, needs_teacher
+from distillcli.objective import Objective, labels_only, needs_teacher, reused_head
+from distillcli.reused_head import join, start_from
 from distillcli.run_folder import (
-    environment,
     fingerprint,
     locked,
     read_result,
-    versions,
-    write_json,
     write_result,
-    write_text,
 )
 from distillcli.runtime import Runtime, any_rank, barrier, resolve_precision, seed_everything
-from distillcli.teachers import FrozenTeacher, Teacher, answer_settings
+from distillcli.teachers import FrozenTeacher, Teacher, answer_settings, describe_teacher
 from distillcli.terms.base import Setting
-from distillcli.weights import export, knows_classes, load_into, read_weights, weights_fingerprint
+from distillcli.weights import knows_classes, load_into, read_weights, weights_fingerprint
 
 # Raise this number when a change of the code changes what the same recipe trains.
 RECIPE_VERSION = 2
@@ -143,6 +136,33 @@ def new_backbone(config: TrainConfig, model: ModelConfig, data: Data, role: str)
     return backbone
 
 
+def student_model(config: TrainConfig, classes: int) -> StudentConfig:
+    """What is trained: the student of ``config``, joined to the teacher's head where the objective reuses that.
+
+    Raises UserError when the teacher's head does not pool a feature map.
+    """
+    options = reused_head(config.distill)
+    if options is None:
+        return config.student
+    teacher = describe_teacher(config, classes)
+    if teacher.feature_shape is None:
+        raise UserError(
+            f"distill.terms.simkd: the head of {teacher.name} takes no feature map, B x C x H x W; choose a "
+            "convolutional teacher, e.g. a ResNet, or another objective"
+        )
+    return as_student(join(config.student, config.teacher, options.reduction, options.relu))
+
+
+def with_teachers_head(config: TrainConfig, student: Backbone, teacher: FrozenTeacher | None) -> Backbone:
+    """The model of ``config``, which joins both, with their weights; what lies between them is drawn."""
+    assert teacher is not None
+    assert isinstance(teacher.backbone, Backbone)  # the checks of the config refuse an ensemble
+    seed_everything(config.seed, "init", "projector")
+    joined = build(config.student, teacher.backbone.spec.classes, config.dataset.image_size, "student")
+    start_from(joined.net, student.net, teacher.backbone.net)
+    return joined
+
+
 def fit_once(
     config: TrainConfig, role: str, data: Data, session: Session, teacher: FrozenTeacher | None = None
 ) -> Path:
@@ -215,90 +235,3 @@ def open_cache_or_warn(
         return teacher, "off"
     session.say(why)
     return targets, rounding
-
-
-# --- what every run folder holds ---------------------------------------------------------------------------------
-
-
-def describe_folder(folder: Path, config: TrainConfig, command: str, overrides: list[str], data: Data) -> None:
-    """Write the files that say what the run is, before it starts."""
-    write_text(folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
-    write_text(folder / "command.txt", command + "\n")
-    write_json(folder / "environment.json", environment(command, overrides))
-    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in data.source.classes))
-
-
-def export_student(backbone: Backbone, folder: Path, config: TrainConfig, data: Data) -> None:
-    """Write a trained model into ``folder`` in timm's format."""
-    export(backbone, folder, data.source.classes, config.dataset.crop_fraction)
-
-
-def run_facts(
-    config: TrainConfig,
-    data: Data,
-    fitted: Fitted,
-    folder: Path,
-    recipe: str,
-    objective: Objective,
-    runtime: Runtime,
-    teacher: FrozenTeacher | None = None,
-) -> dict[str, Any]:
-    """The part of ``result.json`` that student, teacher and control have in common."""
-    source = data.source
-    student = measure(fitted.backbone, data, runtime, teacher=teacher)
-    best_numbers = student
-    if fitted.best["epoch"] != fitted.last["epoch"]:
-        best = copy.deepcopy(fitted.backbone)
-        content = read_checkpoint(folder / "checkpoints" / "best.pt")
-        best.net.load_state_dict(content["ema"] or content["student"])
-        best_numbers = evaluate(best, data.evaluation, runtime, teacher=teacher)
-    return {
-        "name": config.name,
-        "evaluated_on": source.evaluated_on,
-        "student": student,
-        "best": _epoch_facts(fitted.best, best_numbers),
-        "last": _epoch_facts(fitted.last, student),
-        "epochs": config.trainer.epochs,
-        "images_per_second": fitted.images_per_second,
-        "temperature": config.distill.temperature,
-        "alpha": config.distill.alpha,
-        "seed": config.seed,
-        "channels_last": config.trainer.channels_last,
-        "objective": objective.words(),
-        "dataset": {
-            "name": source.name,
-            "classes": len(source.classes),
-            "train": len(source.train.labels),
-            "labelled": source.train.labelled,
-            "val": len(source.val.labels),
-            "test": len(source.test.labels) if source.test else 0,
-            "skipped": len(source.skipped),
-        },
-        "versions": versions(),
-        "fingerprints": {"data": source.fingerprint, "recipe": recipe},
-    }
-
-
-def _epoch_facts(on_val: dict[str, float], numbers: dict[str, Any]) -> dict[str, Any]:
-    facts: dict[str, Any] = {"epoch": on_val["epoch"]}
-    for name in ("top1", "kl_to_teacher"):
-        facts |= {f"val_{name}": on_val.get(name), name: numbers.get(name)}
-    return facts
-
-
-def measure(
-    backbone: Classifier,
-    data: Data,
-    runtime: Runtime,
-    precision: str = "fp32",
-    teacher: FrozenTeacher | None = None,
-) -> dict[str, Any]:
-    """The numbers of one model as ``result.json`` holds them; those that cannot be known are None."""
-    spec = backbone.spec
-    numbers: dict[str, Any] = {"model": spec.name, "params": spec.params, "macs": spec.macs}
-    numbers |= dict.fromkeys(("top1", "top5", "balanced_accuracy", "nll", "ece", "agreement", "kl_to_teacher"))
-    measured, by_class = evaluate_by_class(backbone, data.evaluation, runtime, precision, teacher)
-    names = data.source.classes
-    numbers |= measured
-    numbers["per_class"] = {names[k]: {"top1": top1, "count": count} for k, (top1, count) in by_class.items()} or None
-    return numbers | {"latency_ms": latency(backbone, runtime.device)}

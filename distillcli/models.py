@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
 from distillcli.pointwise import use_linear
+from distillcli.reused_head import title
 from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
 
 
@@ -73,7 +74,7 @@ class Backbone(nn.Module):
         if self.resizes and images.shape[2:] != size:
             images = functional.interpolate(images, size, mode="bilinear", antialias=True)
         normalised = (images - self.mean) / self.std
-        if not taps.stages and not taps.embedding and not taps.class_maps:
+        if not (taps.stages or taps.embedding or taps.class_maps or taps.features):
             logits, token = _both_heads(self.net(normalised), taps)
             return Output(self._logits(logits), None, {}, token)
         count = len(self.spec.stage_shapes)
@@ -90,6 +91,7 @@ class Backbone(nn.Module):
             stages={stage: by_number[stage % count] for stage in taps.stages},
             token_logits=token,
             class_maps=self._class_maps(features) if taps.class_maps else None,
+            features=features if taps.features else None,
         )
 
     @torch.no_grad()
@@ -101,7 +103,7 @@ class Backbone(nn.Module):
         normalised = (images - self.mean) / self.std
         features = self.eval().net.forward_features(normalised)
         logits = self.net.forward_head(features)
-        if features.ndim == 4 and features.shape[1] == self.net.num_features:
+        if self.spec.feature_shape is not None:
             error = (self._class_maps(features).mean(dim=(2, 3)) - logits).abs().max()
             if error <= 1e-4 * logits.abs().max():
                 return
@@ -180,18 +182,21 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str) -> S
                 net(images)
             features, maps = net.forward_intermediates(images)
             embedding = net.forward_head(features, pre_logits=True)
+            shape = features.shape
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(
             f"{role}.name={config.name}: cannot be built for {classes} classes and images of {image_size} pixels "
             f"({_first_line(error)}); check dataset.image_size or {role}.image_size, and {role}.args"
         ) from error
     return Spec(
-        name=config.name,
+        name=title(config),
         classes=classes,
         embedding_width=embedding.shape[1],
         stage_shapes=tuple((stage.shape[1], stage.shape[2], stage.shape[3]) for stage in maps),
         params=sum(parameter.numel() for parameter in net.parameters()),
         macs=counter.get_total_flops() // 2,
+        # Transformers have tokens, or maps with the channels last, before their heads.
+        feature_shape=(shape[1], shape[2], shape[3]) if len(shape) == 4 and shape[1] == net.num_features else None,
     )
 
 

@@ -16,6 +16,7 @@ from distillcli.data.source import Split
 from distillcli.errors import UserError, did_you_mean
 from distillcli.terms import TERMS
 from distillcli.terms.base import PreparedTerm, Setting, SoftOptions, Term, TermOptions
+from distillcli.terms.reused_head import ReusedHeadFeatures
 from distillcli.types import LOGITS_ONLY, Batch, Output, Taps
 
 
@@ -141,8 +142,19 @@ def learns_labels(config: DistillConfig) -> bool:
 
 
 def trains_head(config: DistillConfig) -> bool:
-    """Whether a term of weight looks at the student's logits. Without one its classifier would stay as it was drawn."""
-    return learns_labels(config) or any(TERMS[name].compares_logits for name in _weighty(config))
+    """Whether a term of weight looks at the student's logits, or gives it a trained head.
+
+    Without one its classifier would stay as it was drawn.
+    """
+    terms = [TERMS[name] for name in _weighty(config)]
+    return learns_labels(config) or any(term.compares_logits or term.reuses_head for term in terms)
+
+
+def reused_head(config: DistillConfig) -> ReusedHeadFeatures.Options | None:
+    """How the student is joined to its teacher's head; None if it has one of its own."""
+    given = [parse_options(name, config.terms[name]) for name in _weighty(config) if TERMS[name].reuses_head]
+    options = [option for option in given if isinstance(option, ReusedHeadFeatures.Options)]
+    return options[0] if options else None
 
 
 def check_labels(config: DistillConfig, split: Split) -> None:
@@ -243,6 +255,7 @@ def _join(taps: list[Taps]) -> Taps:
         embedding=any(tap.embedding for tap in taps),
         token=any(tap.token for tap in taps),
         class_maps=any(tap.class_maps for tap in taps),
+        features=any(tap.features for tap in taps),
     )
 
 
@@ -254,4 +267,5 @@ def _float(output: Output) -> Output:
         {stage: maps.float() for stage, maps in output.stages.items()},
         None if output.token_logits is None else output.token_logits.float(),
         None if output.class_maps is None else output.class_maps.float(),
+        None if output.features is None else output.features.float(),
     )

@@ -14,7 +14,8 @@ from torch import nn
 
 from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.data.loader import Data
-from distillcli.engine import Distillation
+from distillcli.fits import student_model
+from distillcli.learners import Distillation
 from distillcli.models import build, describe, place
 from distillcli.objective import Objective, needs_teacher
 from distillcli.optim import build_optimizer
@@ -32,12 +33,13 @@ def profile(config: TrainConfig, data: Data, runtime: Runtime) -> Profile:
     """Take some tens of steps of ``config`` apart. Teacher and student have fresh weights: they cost what any do."""
     trainer, device, size, classes = config.trainer, runtime.device, config.dataset.image_size, len(data.source.classes)
     with_teacher = needs_teacher(config.distill)
-    student_spec = describe(config.student, classes, size, "student")
+    student_config = student_model(config, classes)
+    student_spec = describe(student_config, classes, size, "student")
     teacher_spec = describe_teacher(config, classes) if with_teacher else None
     seed_everything(config.seed, "profile")
     setting = Setting(student_spec, teacher_spec, data.source.train.labels, trainer.epochs)
     objective = Objective(config.distill, setting)
-    student = build(ModelConfig(config.student.name, args=config.student.args), classes, size, "student")
+    student = build(ModelConfig(student_config.name, args=student_config.args), classes, size, "student")
     model = Distillation(place(student, device, trainer.channels_last), objective.to(device))
     teacher = _fresh_teacher(config, objective.teacher_taps, classes, runtime) if with_teacher else None
     precision = resolve_precision(trainer.precision, device)

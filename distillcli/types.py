@@ -28,7 +28,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Taps:
-    """What is wanted of a model beside its logits: which stages, and whether the embedding and the class maps.
+    """What is wanted of a model beside its logits: which stages, and whether embedding, class maps and features.
 
     ``token``: whether the logits of a distillation token are wanted apart, of a model that has one and is trained.
     """
@@ -37,6 +37,7 @@ class Taps:
     embedding: bool = False
     token: bool = False
     class_maps: bool = False
+    features: bool = False
 
 
 LOGITS_ONLY = Taps()
@@ -49,7 +50,8 @@ class Output:
     ``logits``: B x K. ``embedding``: B x D, the pooled features before the classifier, or None if it was not tapped.
     ``stages``: stage number, as it was tapped -> B x C x H x W feature map. ``token_logits``: B x K, of the
     distillation token, where they were tapped and ``logits`` are the class token's alone. ``class_maps``: B x K x H x
-    W, the classifier applied to every position by itself.
+    W, the classifier applied to every position by itself. ``features``: what the head is given, B x C x H x W in
+    models whose head pools a map.
     """
 
     logits: Tensor
@@ -57,6 +59,7 @@ class Output:
     stages: dict[int, Tensor]
     token_logits: Tensor | None = None
     class_maps: Tensor | None = None
+    features: Tensor | None = None
 
     @property
     def taught_logits(self) -> Tensor:
@@ -70,6 +73,7 @@ class Spec:
 
     ``stage_shapes``: channels, height and width of the feature map of every stage, counted from the input; negative
     stage numbers count from the end as in a Python list. ``macs``: multiply-accumulates of one forward pass per image.
+    ``feature_shape``: of the map that the head pools, or None where the head is given something else.
     """
 
     name: str
@@ -78,3 +82,4 @@ class Spec:
     stage_shapes: tuple[tuple[int, int, int], ...]
     params: int
     macs: int
+    feature_shape: tuple[int, int, int] | None = None

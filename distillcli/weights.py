@@ -28,6 +28,8 @@ from distillcli.models import Backbone
 
 HUB_PREFIX = "hf-hub:"
 LOCAL_PREFIX = "local-dir:"
+# Settings of an exported model that may not be those its architecture has by default.
+_KEPT = ("mean", "std", "classifier")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,8 @@ def _from_folder(folder: Path) -> Weights:
 def _from_exported(folder: Path) -> Weights:
     try:
         card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architecture, image_size = card["architecture"], card["pretrained_cfg"]["input_size"][1]
+        architecture, settings = card["architecture"], card["pretrained_cfg"]
+        image_size = settings["input_size"][1]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'}: not the config of a timm model; export the model again") from error
     path = folder / "model.safetensors"
@@ -110,14 +113,13 @@ def _from_exported(folder: Path) -> Weights:
         raise UserError(f"checkpoint={folder}: model.safetensors is missing beside config.json")
     check_file(path)
     names = card.get("label_names")
+    # Size and classes belong to the data the model is built for, not to the weights.
+    args = {key: value for key, value in card.get("model_args", {}).items() if key not in ("img_size", "num_classes")}
     return Weights(
         state=load_file(path),
         origin=str(folder),
         architecture=architecture,
-        # Size and classes belong to the data the model is built for, not to the weights.
-        args={
-            key: value for key, value in card.get("model_args", {}).items() if key not in ("img_size", "num_classes")
-        },
+        args={**args, "pretrained_cfg_overlay": {key: settings[key] for key in _KEPT if key in settings}},
         classes=tuple(names) if names else () if card.get("num_classes") == 0 else None,
         image_size=image_size,
     )

@@ -1,5 +1,11 @@
 """What a step costs in other loops, side by side: python scripts/benchmark_peers.py [--px 32] [--teacher resnet50]
 
+The peers want an environment of their own:
+
+    python3 -m venv .venv-peers && .venv-peers/bin/python -m pip install uv
+    .venv-peers/bin/uv pip install --python .venv-peers/bin/python -e '.[peers]'
+    .venv-peers/bin/python scripts/benchmark_peers.py
+
 Every contender distils the same teacher into the same student from the same images of digits, with the same batch,
 optimizer, objective and random shift. They take turns in one process, step by step, so that a busy neighbour slows all
 of them down; what counts are the ratios. Prints a Markdown table.
@@ -21,9 +27,10 @@ import torch
 from timm.data import create_loader
 from timm.optim import create_optimizer_v2
 from timm.task import LogitDistillationTask
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torchdistill.core.distillation import get_distillation_box
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
@@ -32,7 +39,8 @@ from distillcli.config.compose import compose
 from distillcli.config.schema import TrainConfig
 from distillcli.data.loader import Data, open_data
 from distillcli.data.open import open_source
-from distillcli.engine import Distillation, train_step
+from distillcli.engine import train_step
+from distillcli.learners import Distillation
 from distillcli.models import build, describe, place
 from distillcli.objective import Objective, labels_only
 from distillcli.optim import build_optimizer
@@ -62,7 +70,7 @@ class Pictures(Dataset[tuple[object, int]]):
         return (picture if self.transform is None else self.transform(picture)), self.labels[index]
 
 
-def forever(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+def forever(loader: Iterable[Any]) -> Iterator[Any]:
     while True:
         yield from loader
 
@@ -105,6 +113,57 @@ def plain_loop(config: TrainConfig, data: Data) -> Step:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+    return step
+
+
+def torchdistill_box(config: TrainConfig, data: Data) -> Step:
+    """torchdistill's own box: its loader, loss and optimizer step, called as in its image classification example."""
+    student, teacher = models(config, len(data.source.classes))
+    settings = student.pretrained_cfg
+    transform = pil_transform(config.dataset.image_size, settings["mean"], settings["std"])
+    logits = {"student_module_path": ".", "student_module_io": "output"}
+    logits |= {"teacher_module_path": ".", "teacher_module_io": "output"}
+    box = get_distillation_box(
+        teacher,
+        student,
+        {"train": Pictures(data, transform)},
+        {
+            "num_epochs": 1,
+            "train_data_loader": {
+                "dataset_id": "train",
+                "sampler": {"class_or_func": RandomSampler},
+                "kwargs": {"batch_size": config.trainer.batch_size, "drop_last": True},
+            },
+            "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
+            "student": {"forward_proc": "forward_batch_only"},
+            "optimizer": {"key": "SGD", "kwargs": {"lr": LR, "momentum": 0.9, "weight_decay": 5e-4}},
+            "criterion": {
+                "key": "WeightedSumLoss",
+                "kwargs": {
+                    "sub_terms": {
+                        "kd": {
+                            "criterion": {
+                                "key": "KDLoss",
+                                "kwargs": {**logits, "temperature": TEMPERATURE, "alpha": 1 - ALPHA, "beta": ALPHA},
+                            },
+                            "weight": 1.0,
+                        }
+                    }
+                },
+            },
+        },
+        torch.device("cpu"),
+        device_ids=[],
+        distributed=False,
+        lr_factor=1,
+    )
+    box.pre_epoch_process(epoch=0)
+    batches = forever(box.train_data_loader)
+
+    def step() -> None:
+        images, labels, extra = next(batches)
+        box.post_forward_process(box.forward_process(images, labels, extra))
 
     return step
 
@@ -211,6 +270,7 @@ def main() -> None:
             data = open_data(open_source(config.dataset), config.dataset, 0, runtime)
             contenders: dict[str, Step] = {
                 "plain PyTorch loop, PIL transforms": plain_loop(config, data),
+                "torchdistill's box": torchdistill_box(config, data),
                 "timm LogitDistillationTask": timm_task(config, data, channels_last=False),
                 "timm LogitDistillationTask, channels_last": timm_task(config, data, channels_last=True),
                 "distillcli, live fp32 teacher": distill_loop(config, data, runtime, "fp32"),

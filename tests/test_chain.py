@@ -14,8 +14,8 @@ from distillcli.config.job import Job
 from distillcli.config.schema import ModelConfig
 from distillcli.data.open import open_source
 from distillcli.distillation import distill
-from distillcli.engine import MutualLearning
 from distillcli.errors import Interrupted, UserError
+from distillcli.learners import MutualLearning
 from distillcli.models import Backbone, build
 from distillcli.objective import Objective
 from distillcli.reopening import reopen_model, reopen_teacher
@@ -72,6 +72,12 @@ def test_the_teacher_of_the_run_stays_the_measure(tmp_path: Path) -> None:
     teacher = reopen_teacher(tmp_path / "run", config, open_source(config.dataset), CPU)
     assert teacher is not None
     assert teacher.backbone.spec.name == config.teacher.name == result["teacher"]["model"]
+
+
+@pytest.mark.parametrize("chain", ["generations=2", CHAIN[0]])
+def test_assistants_that_nothing_would_give_a_head_are_refused(tmp_path: Path, chain: str) -> None:
+    with pytest.raises(UserError, match=rf"^{chain.split('=[')[0]}: no term of distill=embedding trains a head"):
+        run(tmp_path / "run", "distill=embedding", "distill.terms.ce.weight=0", chain)
 
 
 def test_generations_are_the_student_again_each_with_its_seed() -> None:

@@ -12,13 +12,13 @@ import torch
 from distillcli import teachers
 from distillcli.class_names import columns, teacher_classes
 from distillcli.config.schema import ModelConfig
-from distillcli.distillation import find_teacher
 from distillcli.ensemble import Ensemble
 from distillcli.errors import UserError
 from distillcli.models import Backbone, build
 from distillcli.run_folder import write_text
 from distillcli.runtime import seed_everything
 from distillcli.teachers import open_pretrained, open_teacher, pretrained_classes
+from distillcli.teaching import find_teacher
 from distillcli.types import LOGITS_ONLY, Taps
 from distillcli.weights import Weights, load_into, select_classes
 from tests.tiny import CPU, Watch, last, open_tiny, tiny, train

@@ -13,10 +13,11 @@ from distillcli.config.compose import compose
 from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.config.search import builtin_folder
 from distillcli.data.open import DATASETS
-from distillcli.distillation import learns_with_student, teaching_specs
+from distillcli.fits import student_model
 from distillcli.models import describe
 from distillcli.objective import Objective, check_terms, labels_only, needs_teacher
 from distillcli.optim import build_optimizer, build_schedule
+from distillcli.teaching import learns_with_student, teaching_specs
 from distillcli.types import Spec
 from tests.tiny import setting
 
@@ -57,7 +58,8 @@ def can_be_built(config: TrainConfig) -> None:
     """Models, objective, optimizer and schedule, and the control's objective as well."""
     classes = config.dataset.classes if config.dataset.name == "fake" else CLASSES.get(config.dataset.name, 7)
     size = config.dataset.image_size
-    student = described(repr(config.student), classes, size, lambda: describe(config.student, classes, size, "student"))
+    model = student_model(config, classes)
+    student = described(repr(model), classes, size, lambda: describe(model, classes, size, "student"))
     who = repr((config.teacher, config.peers, config.student if learns_with_student(config) else config.generations))
     teacher = described(who, classes, size, lambda: (teaching_specs(config, student, classes) or [student])[-1])
     assert student.classes == classes

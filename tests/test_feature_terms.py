@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig, ModelConfig
-from distillcli.engine import Distillation
 from distillcli.errors import UserError
+from distillcli.learners import Distillation
 from distillcli.models import build
 from distillcli.objective import Objective, parse_options
 from distillcli.runtime import seed_everything

@@ -12,10 +12,10 @@ from conftest import ROOT
 from tiny import CPU, STEPS, Watch, digest, files, last, open_tiny, tiny
 
 from distillcli.config.schema import TrainConfig
-from distillcli.distillation import find_teacher
 from distillcli.errors import Interrupted, UserError
 from distillcli.fits import control_recipe, fit_once, teacher_recipe
 from distillcli.run_folder import locked, read_result
+from distillcli.teaching import find_teacher
 from distillcli.types import LOGITS_ONLY
 
 

@@ -18,8 +18,8 @@ from distillcli.config.schema import DatasetConfig, DistillConfig, ModelConfig
 from distillcli.data.labels import keep_labels
 from distillcli.data.open import open_source
 from distillcli.data.source import Source
-from distillcli.distillation import distill, find_teacher
-from distillcli.engine import fit, merit
+from distillcli.distillation import distill
+from distillcli.engine import fit
 from distillcli.errors import UserError
 from distillcli.fits import fit_once, new_backbone, teacher_recipe
 from distillcli.models import build, describe
@@ -27,7 +27,9 @@ from distillcli.objective import Objective, check_labels, trains_head
 from distillcli.reopening import reopen_model
 from distillcli.run_folder import read_metrics
 from distillcli.runtime import seed_everything
+from distillcli.state import merit
 from distillcli.teachers import describe_teacher, open_teacher, with_classes
+from distillcli.teaching import find_teacher
 from distillcli.terms import TERMS
 from distillcli.terms.logit import cross_entropy
 from distillcli.types import LOGITS_ONLY, Taps
@@ -307,7 +309,8 @@ def test_terms_of_logits_are_refused_without_a_head() -> None:
             said = rf"distill\.terms\.{name}: it compares logits and the teacher has no head; .* teacher\.head=true"
             with pytest.raises(UserError, match=said):
                 Objective(distill_config, setting(student, teacher))
-        elif name not in ("hint", "fsp"):  # which ask for stages that these models do not have
+        # hint and fsp ask for stages that these models do not have, simkd for a head to take over.
+        elif name not in ("hint", "fsp", "simkd"):
             Objective(distill_config, setting(student, teacher))
     assert {"kl", "hard", "dist", "dkd"} <= {name for name, term in TERMS.items() if term.compares_logits}
     assert not {"ce", "embedding", "sp", "pkt", "cc", "rkd", "at"} & {n for n, t in TERMS.items() if t.compares_logits}

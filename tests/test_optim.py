@@ -12,8 +12,8 @@ from torch import nn
 
 from distillcli.config.model_names import SCHEDULES
 from distillcli.config.schema import DistillConfig, ModelConfig, OptimizerConfig, ScheduleConfig
-from distillcli.engine import Distillation
 from distillcli.errors import UserError
+from distillcli.learners import Distillation
 from distillcli.models import build
 from distillcli.objective import Objective
 from distillcli.optim import build_optimizer, build_schedule

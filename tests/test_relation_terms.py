@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillcli.config.schema import DistillConfig, ModelConfig
-from distillcli.engine import Distillation
 from distillcli.errors import UserError
+from distillcli.learners import Distillation
 from distillcli.models import build
 from distillcli.objective import Objective, parse_options
 from distillcli.runtime import seed_everything

@@ -12,6 +12,7 @@ from distillcli.commands import completion, configs, show
 from distillcli.commands.completion import candidates
 from distillcli.commands.show_views import label_words
 from distillcli.errors import UserError
+from distillcli.terms import TERMS
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,31 @@ def test_experiments_show_their_leading_comment(
 def test_groups_are_listed(topic: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     show.run([topic])
     assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("term", "needs"),
+    [
+        ("kl", "logits of both models"),
+        ("ce", "logits of the student, labels"),
+        ("dkd", "logits of both models, labels"),
+        ("hint", "maps of stages of both models"),
+        ("reviewkd", "embeddings and maps of stages of both models"),
+        ("simkd", "the features before the head of both models"),
+        ("rkd", "embeddings of both models, whole batches"),
+        ("queue_kl", "embeddings of both models, whole batches, one process"),
+    ],
+)
+def test_terms_say_what_they_need(term: str, needs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    show.run(["terms", f"[{term[0]}]{term[1:]}"])
+    out = capsys.readouterr().out
+    assert f"needs {needs}\n" in out
+    assert "  weight=1" in out
+
+
+def test_every_term_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    show.run(["terms"])
+    assert capsys.readouterr().out.count("  needs ") == len(TERMS)
 
 
 def test_models_take_a_pattern(capsys: pytest.CaptureFixture[str]) -> None:

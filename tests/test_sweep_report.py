@@ -15,7 +15,9 @@ import pytest
 from test_report import EVIL, make_result, picture
 
 from distillcli.report import console
-from distillcli.report.sweep import close_sweep, csv_cell, parse_overrides, read_jobs, seed_summary, varying_keys
+from distillcli.report.jobs import parse_overrides, read_jobs, seed_summary, varying_keys
+from distillcli.report.sweep import close_sweep
+from distillcli.report.sweep_csv import csv_cell
 
 
 def write_sweep(folder: Path, jobs: Sequence[tuple[list[str], dict[str, Any]]]) -> Path:

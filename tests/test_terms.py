@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
-from distillcli.engine import Distillation, Session, fit, train_step
+from distillcli.engine import Session, fit, train_step
 from distillcli.errors import UserError
+from distillcli.learners import Distillation
 from distillcli.models import build
 from distillcli.objective import Objective, labels_only, needs_teacher, parse_options
 from distillcli.optim import build_optimizer
@@ -28,8 +29,8 @@ from distillcli.types import Batch, Output, Spec
 from tests.tiny import setting
 
 CPU = torch.device("cpu")
-SPEC = Spec("student", 5, 8, ((4, 8, 6), (6, 4, 3)), 0, 0)
-WIDE = Spec("teacher", 5, 11, ((4, 8, 6), (7, 6, 5)), 0, 0)
+SPEC = Spec("student", 5, 8, ((4, 8, 6), (6, 4, 3)), 0, 0, (7, 4, 3))
+WIDE = Spec("teacher", 5, 11, ((4, 8, 6), (7, 6, 5)), 0, 0, (7, 6, 5))
 ALL_TERMS = {"ce": {}, "kl": {}, "hard": {}, "hint": {"stage": -1}, "rkd": {}}
 
 
@@ -42,7 +43,9 @@ def output(spec: Spec, count: int = 6, seed: int = 0, grad: bool = False) -> Out
     tensors += [seeded(count, *shape, seed=seed + 200 + row) for row, shape in enumerate(spec.stage_shapes)]
     logits, embedding, *stages = (tensor.float().requires_grad_(grad) for tensor in tensors)
     numbers = {row - len(stages): maps for row, maps in enumerate(stages)}
-    return Output(logits, embedding, numbers, class_maps=_class_maps(logits, seed))
+    assert spec.feature_shape is not None
+    features = seeded(count, *spec.feature_shape, seed=seed + 400).float().requires_grad_(grad)
+    return Output(logits, embedding, numbers, class_maps=_class_maps(logits, seed), features=features)
 
 
 def _class_maps(logits: Tensor, seed: int) -> Tensor:
@@ -408,8 +411,10 @@ def test_no_term_depends_on_the_order_of_the_samples(name: str) -> None:
 def _take(whole: Output, rows: list[int]) -> Output:
     assert whole.embedding is not None
     assert whole.class_maps is not None
+    assert whole.features is not None
     stages = {stage: maps[rows] for stage, maps in whole.stages.items()}
-    return Output(whole.logits[rows], whole.embedding[rows], stages, class_maps=whole.class_maps[rows])
+    maps, features = whole.class_maps[rows], whole.features[rows]
+    return Output(whole.logits[rows], whole.embedding[rows], stages, class_maps=maps, features=features)
 
 
 def _take_batch(batch: Batch, rows: list[int]) -> Batch:

@@ -64,6 +64,7 @@ def _verify(run_folder: Path) -> None:
 
     from distillcli.cached_teacher import CachedTeacher, compare_with_live, with_cache
     from distillcli.data.loader import open_data
+    from distillcli.fits import student_model
     from distillcli.models import describe
     from distillcli.objective import Objective
     from distillcli.reopening import reopen_teacher
@@ -74,7 +75,7 @@ def _verify(run_folder: Path) -> None:
     with start(config.trainer) as runtime:
         source = with_classes(source, config)
         size, classes = config.dataset.image_size, len(source.classes)
-        specs = (describe(config.student, classes, size, "student"), describe_teacher(config, classes))
+        specs = (describe(student_model(config, classes), classes, size, "student"), describe_teacher(config, classes))
         setting = Setting(*specs, source.train.labels, config.trainer.epochs)
         taps = Objective(config.distill, setting).teacher_taps
         live = reopen_teacher(run_folder, config, source, runtime, taps)

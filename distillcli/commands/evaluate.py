@@ -26,7 +26,7 @@ def run(config: EvalConfig, job: Job) -> None:
     source = open_source(dataset)
 
     from distillcli.data.loader import open_data
-    from distillcli.fits import measure
+    from distillcli.facts import measure
     from distillcli.reopening import reopen_model, reopen_teacher
     from distillcli.runtime import start
     from distillcli.teachers import with_classes

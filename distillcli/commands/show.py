@@ -132,8 +132,35 @@ def _terms() -> tuple[tuple[str, ...], Rows]:
     rows: Rows = []
     for name, term in sorted(TERMS.items()):
         summary = (term.__doc__ or "").strip().split("\n")[0]
-        rows.append((name, "\n".join([summary, *_term_options(term)])))
-    return ("term", "what it is, and its options with their defaults"), rows
+        rows.append((name, "\n".join([summary, f"  needs {_term_inputs(term)}", *_term_options(term)])))
+    return ("term", "what it is, what it needs, and its options with their defaults"), rows
+
+
+def _term_inputs(term: Any) -> str:
+    """What a term, with its defaults, asks of models, labels and batches; it is built for two models of one kind."""
+    import numpy as np
+
+    from distillcli.terms.base import Setting
+    from distillcli.types import Spec
+
+    spec = Spec("model", 10, 64, ((16, 8, 8),) * 5, 0, 0, (16, 8, 8))
+    taps = term(term.Options(), Setting(spec, spec, np.arange(20) % 10, 10)).student_taps
+    kinds = {
+        "logits": term.compares == "labels" or term.compares_logits,
+        "embeddings": taps.embedding,
+        "maps of stages": bool(taps.stages),
+        "class maps": taps.class_maps,
+        "the features before the head": taps.features,
+    }
+    whose = "of the student" if term.compares == "labels" else "of both models"
+    inputs = [f"{' and '.join(kind for kind, wanted in kinds.items() if wanted)} {whose}"]
+    if term.compares == "labels" or term.needs_labels:
+        inputs.append("labels")
+    if term.whole_batch:
+        inputs.append("whole batches")
+    if term.remembers:
+        inputs.append("one process")
+    return ", ".join(inputs)
 
 
 def _term_options(term: Any) -> Iterator[str]:

@@ -70,6 +70,7 @@ def _check_train(config: TrainConfig) -> None:
         _check_model("teacher", config.teacher)
     _check_teacher(config.teacher)
     _check_kinds_of_teachers(config)
+    _check_reused_head(config)
     _check_dataset(config.dataset)
     _check_batches(config)
     _check_folders(config)
@@ -276,6 +277,27 @@ def _check_kinds_of_teachers(config: TrainConfig) -> None:
         raise UserError(f"{learning} and {handed_down[0]}: a teacher that learns with the student is the only one")
     if config.teacher.mean and config.trainer.ema is None:
         raise UserError("teacher.mean=true: the teacher is the moving average of the student; set trainer.ema=0.99")
+
+
+def _check_reused_head(config: TrainConfig) -> None:
+    """SimKD's student ends in the classifier of one teacher that stays as it is."""
+    if "simkd" not in config.distill.terms:
+        return
+    others = {
+        "peers": bool(config.peers),
+        "teacher.mean=true": config.teacher.mean,
+        "teacher.members": bool(config.teacher.members),
+        "teacher.assistants": bool(config.teacher.assistants),
+        f"generations={config.generations}": config.generations > 1,
+        "teacher.head=false": not config.teacher.head,
+        f"student.freeze={config.student.freeze}": config.student.freeze != "none",
+    }
+    for setting, given in others.items():
+        if given:
+            raise UserError(
+                f"distill.terms.simkd and {setting}: the student takes over the head of one teacher, and all else of it"
+                " is trained; leave one of them out"
+            )
 
 
 def _check_headless(config: TeacherConfig) -> None:

@@ -64,7 +64,7 @@ def normalise(primary: str, overrides: list[str], multirun: bool = False) -> lis
             continue
         if key == "experiment" and primary == "train":
             prefix = "+"
-        elif is_open(key, known):
+        elif is_open(key, known) or known.get(key) == "mapping":
             prefix = "++"
         elif key in known:
             prefix = ""

@@ -9,6 +9,7 @@ from distillcli.terms.labelled import LABELLED_TERMS
 from distillcli.terms.logit import LOGIT_TERMS
 from distillcli.terms.memory import MEMORY_TERMS
 from distillcli.terms.relation import RELATION_TERMS
+from distillcli.terms.reused_head import ReusedHeadFeatures
 
 TERMS: dict[str, type[Term]] = {
     **LOGIT_TERMS,
@@ -17,6 +18,7 @@ TERMS: dict[str, type[Term]] = {
     "ab": ActivationBoundaries,
     "ft": FactorTransfer,
     "cat_kd": ClassActivation,
+    "simkd": ReusedHeadFeatures,
     **RELATION_TERMS,
     **MEMORY_TERMS,
 }

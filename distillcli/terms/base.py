@@ -78,8 +78,8 @@ class Term(nn.Module, ABC):
     by alpha. ``whole_batch``: its value depends on which samples share a batch, so micro-batches would change it.
     ``remembers``: it keeps what it saw in buffers, of which every process would have its own. ``compares_logits``:
     with those of the teacher, which must have a head then. ``needs_labels``: it asks for the class of every sample, so
-    it has no use for images without a label. Parameters it registers are trained with the student and left behind at
-    export.
+    it has no use for images without a label. ``reuses_head``: the student it trains ends in the teacher's head.
+    Parameters it registers are trained with the student and left behind at export.
     """
 
     Options: ClassVar[type[TermOptions]]
@@ -88,6 +88,7 @@ class Term(nn.Module, ABC):
     remembers: ClassVar[bool] = False
     compares_logits: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    reuses_head: ClassVar[bool] = False
 
     student_taps: Taps = LOGITS_ONLY
     teacher_taps: Taps = LOGITS_ONLY
