@@ -69,11 +69,11 @@ class ReusedHead(nn.Module):
         return self
 
     def no_weight_decay(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if name.removeprefix("body.") in self._body_exceptions()}
-
-    def _body_exceptions(self) -> Collection[str]:
-        exceptions: Collection[str] = self.body.no_weight_decay()
-        return exceptions
+        try:
+            exceptions: Collection[str] = self.body.no_weight_decay()
+        except AttributeError:  # most convolutional networks except nothing
+            return set()
+        return {f"body.{name}" for name in exceptions}
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))

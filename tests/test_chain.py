@@ -181,6 +181,14 @@ def test_peers_are_measured_kept_and_resumed_bit_for_bit(tmp_path: Path) -> None
     assert digest(peer.net.state_dict()) == digest(last(tmp_path / "whole")["peers"][0])
 
 
+def test_a_student_with_its_teachers_head_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    run(tmp_path / "whole", "distill=simkd")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "stopped", "distill=simkd", watch=Watch(stop_after=3))
+    run(tmp_path / "stopped", "distill=simkd")
+    assert digest(last(tmp_path / "whole")["student"]) == digest(last(tmp_path / "stopped")["student"])
+
+
 def test_features_of_peers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="logits only"):
         run(tmp_path / "run", PEERS[0], "distill=rkd")

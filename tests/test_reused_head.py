@@ -143,9 +143,13 @@ def test_a_larger_reduction_is_a_smaller_model() -> None:
 def test_weights_that_the_body_excepts_from_decay_are_excepted() -> None:
     _, _, whole = joined("test_vit", "test_resnet")
     assert isinstance(whole.net, ReusedHead)
-    assert whole.net.no_weight_decay() == {"body.pos_embed", "body.cls_token"} & {
-        name for name, _ in whole.net.named_parameters()
-    }
+    names = {name for name, _ in whole.net.named_parameters()}
+    assert (
+        whole.net.no_weight_decay() & names == {"body.pos_embed", "body.reg_token", "body.cls_token"} & names != set()
+    )
+    _, _, whole = joined("test_efficientnet", "test_resnet")
+    assert isinstance(whole.net, ReusedHead)
+    assert whole.net.no_weight_decay() == set()
 
 
 @pytest.mark.parametrize("teacher", ["test_vit", "swin_tiny_patch4_window7_224"])
@@ -185,14 +189,17 @@ def test_what_it_does_not_go_with_is_one_line(distill: Distill, override: str, w
     assert "Traceback" not in answer.stderr
 
 
-def test_a_run_ends_with_one_model_that_needs_no_teacher(distill: Distill, tmp_path: Path) -> None:
-    """Trained, exported, evaluated from its folder, continued, and loaded by timm alone: the same answers each time."""
+@pytest.mark.parametrize("student", ["test_vit", "test_efficientnet"])
+def test_a_run_ends_with_one_model_that_needs_no_teacher(distill: Distill, tmp_path: Path, student: str) -> None:
+    """Trained, exported, evaluated from its folder and its checkpoint, loaded by timm: the same answers each time."""
     common = ("+experiment=smoke", "distill=simkd", "trainer.threads=1", "out=run", "trainer.epochs=2")
-    answer = distill("train", *common, "student.name=test_vit", "student.args={dynamic_img_size: false}")
+    answer = distill("train", *common, f"student.name={student}")
     assert answer.code == 0, answer.stderr
+    assert "import distillcli.reused_head  #" in answer.stdout
+    assert "import timm\nimport distillcli.reused_head  #" in (tmp_path / "run" / "report.md").read_text("utf-8")
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
-    assert result["student"]["model"] == "test_vit with the head of test_resnet"
-    assert result["baseline"]["model"] == "test_vit"
+    assert result["student"]["model"] == f"{student} with the head of test_resnet"
+    assert result["baseline"]["model"] == student
     teacher = load_file(Path(tmp_path, result["teacher"]["run"]) / "student" / "model.safetensors")
     exported = load_file(tmp_path / "run" / "student" / "model.safetensors")
     heads = {name for name in exported if name.startswith("teacher_head.")}

@@ -36,6 +36,7 @@ from distillcli.report.format import (
     fixed,
     gap_sentence,
     heading,
+    imports_for_timm,
     load_line,
     number,
     significant,
@@ -330,7 +331,8 @@ def closing_table(result: Mapping[str, Any], folder: Path) -> None:
     if (folder / "student").is_dir():
         CONSOLE.print()
         sentence("Load the student:")
-        say(f"  {load_line(folder)}")
+        for line in [*imports_for_timm(folder), load_line(folder)]:
+            say(f"  {line}")
 
 
 def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distillcli.run_folder import read_json
+
 # The multiplication sign and the dash are meant.
 # ruff: noqa: RUF001, RUF002
 
@@ -310,6 +312,13 @@ def timing_words(result: Mapping[str, Any]) -> str:
 def load_line(folder: Path) -> str:
     """The Python expression that loads the student of a run folder; a valid literal for any path."""
     return f"timm.create_model({'local-dir:' + (folder / 'student').as_posix()!r}, pretrained=True)"
+
+
+def imports_for_timm(folder: Path) -> list[str]:
+    """What has to be imported beside timm before it knows the exported student of a run folder."""
+    exported = read_json(folder / "student" / "config.json")
+    own = exported is not None and exported["architecture"] == "reused_head"
+    return ["import distillcli.reused_head  # timm does not know this model without it"] if own else []
 
 
 def transposed(grid: Grid) -> Grid:

@@ -17,6 +17,7 @@ from distillcli.report.format import (
     fixed,
     gap_sentence,
     heading,
+    imports_for_timm,
     load_line,
     lost_classes_grid,
     models,
@@ -134,7 +135,7 @@ def write_report(folder: Path) -> Path:
         blocks += ["## Warnings", "\n".join(f"- {escaped(warning)}" for warning in warnings)]
     if (folder / "student").is_dir():
         evaluate = f"distill eval checkpoint={shlex.quote(clean(folder))}"
-        python = f"import timm\n\nstudent = {load_line(folder)}"
+        python = "\n".join(["import timm", *imports_for_timm(folder), "", f"student = {load_line(folder)}"])
         blocks += ["## Use the student", fenced(python, "python"), "Measure it again:", fenced(evaluate, "sh")]
     settings = _settings(result)
     if len(settings) > 1:
