@@ -77,7 +77,8 @@ def with_cache(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime:
     cache, images = config.teacher.cache, len(data.train)
     if cache.mode == "off":
         return teacher, "off", "teacher cache: off, as asked"
-    if teacher.taps.stages or teacher.taps.class_maps or teacher.taps.features:
+    taps = teacher.taps
+    if taps.stages or taps.class_maps or taps.features or taps.preactivations:
         return teacher, "off", "teacher cache: off, the objective compares feature maps"
     spec, embedding = teacher.backbone.spec, teacher.taps.embedding
     width = spec.classes + (spec.embedding_width if embedding else 0)

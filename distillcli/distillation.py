@@ -20,7 +20,6 @@ from distillcli.errors import UserError
 from distillcli.evaluation import evaluate
 from distillcli.facts import describe_folder, export_student, measure, run_facts
 from distillcli.fits import (
-    check_class_maps,
     control_recipe,
     fit_once,
     new_backbone,
@@ -31,7 +30,14 @@ from distillcli.fits import (
 from distillcli.layout import settle_layout
 from distillcli.models import Backbone, describe, place
 from distillcli.objective import Objective, check_labels, check_terms, learns_labels, trains_head
-from distillcli.preflight import check_sizes, family_warnings, start_warnings, student_warnings, teacher_warnings
+from distillcli.preflight import (
+    check_class_maps,
+    check_sizes,
+    family_warnings,
+    start_warnings,
+    student_warnings,
+    teacher_warnings,
+)
 from distillcli.probe import probe
 from distillcli.reopening import reopen_model
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
@@ -41,7 +47,7 @@ from distillcli.run_folder import read_result, write_result
 from distillcli.runtime import Runtime, resolve_precision, seed_everything, start
 from distillcli.signals import listening
 from distillcli.teachers import with_classes
-from distillcli.teaching import Teaching, check_chain, prepare_teaching, teaching_specs
+from distillcli.teaching import Teaching, check_chain, prepare_teaching, teaching_models, teaching_specs
 from distillcli.terms.base import Setting
 from distillcli.types import Spec
 
@@ -100,6 +106,8 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     student_spec = describe(learner.student, len(seen.source.classes), config.dataset.image_size, "student")
     teachers = teaching_specs(config, student_spec, classes)
     objective = build_objective(config, source, [*teachers, student_spec])
+    if objective.teacher_taps.class_maps:
+        check_class_maps([*teaching_models(config), learner.student], classes, config.dataset.image_size)
     overrides = list(job.overrides)
     settled = settle_layout(config, classes, runtime)
     if settled is not config:
@@ -123,7 +131,6 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         student = with_teachers_head(learner, student, teaching.nearest)
     for warning in warnings:
         session.warn(warning)
-    check_class_maps(objective, student, teaching.nearest)
     peers = [
         new_backbone(replace(config, seed=config.seed + n), peer, data, "peers")
         for n, peer in enumerate(config.peers, 1)

@@ -167,7 +167,7 @@ def fit(
     keeper.resume(session.warn)
     if state.step == 0 and teacher is not None:
         for name, term in objective.prepared_terms.items():
-            session.say(f"{name}: learns from the teacher for {term.prepare_epochs} epochs before the student does")
+            session.say(f"{name}: learns from the teacher before the student does, epochs: {term.prepare_epochs}")
             seed_everything(config.seed, "prepare", name)
             term.prepare(_answers(config, data, teacher, term.prepare_epochs, session))
     if trainer.compile:

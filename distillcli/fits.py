@@ -179,7 +179,6 @@ def fit_once(
     rounding = "off"
     if teacher is not None:
         teacher = dataclasses.replace(teacher, taps=objective.teacher_taps)
-        check_class_maps(objective, student, teacher)
         targets, rounding = open_cache_or_warn(config, data, teacher, session)
     recipe = recipe_fingerprint(config, data, student, runtime, None if teacher is None else teacher.backbone, rounding)
     safe_name = re.sub(r"[^A-Za-z0-9_.-]+", "_", config.student.name)
@@ -214,14 +213,6 @@ def fit_once(
                 write_result(folder, outcome)
     barrier(runtime)
     return folder
-
-
-def check_class_maps(objective: Objective, student: Backbone, teacher: FrozenTeacher | None) -> None:
-    """Raise UserError if the objective compares class maps and one of the models has none."""
-    if teacher is not None and objective.teacher_taps.class_maps:
-        for model in (student, teacher.backbone):
-            assert isinstance(model, Backbone)  # an ensemble was refused by the objective
-            model.check_class_maps()
 
 
 def open_cache_or_warn(

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
 from distillcli.pointwise import use_linear
+from distillcli.preactivation import ending, kept_inputs, watched_activations
 from distillcli.reused_head import title
 from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
 
@@ -50,6 +51,8 @@ class Backbone(nn.Module):
         self.image_size = image_size
         self.resizes = resizes
         self.frozen: list[nn.Module] = []  # what freezing.freeze took out of the training
+        # Modules, not paths: folding norms away moves some of them.
+        self.endings = {stage: net.get_submodule(path) for stage, path in enumerate(spec.endings) if path}
         settings = net.pretrained_cfg
         for name in ("mean", "std"):  # not saved: the exported config carries them
             self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
@@ -74,16 +77,19 @@ class Backbone(nn.Module):
         if self.resizes and images.shape[2:] != size:
             images = functional.interpolate(images, size, mode="bilinear", antialias=True)
         normalised = (images - self.mean) / self.std
-        if not (taps.stages or taps.embedding or taps.class_maps or taps.features):
+        if taps in (LOGITS_ONLY, Taps(token=True)):
             logits, token = _both_heads(self.net(normalised), taps)
             return Output(self._logits(logits), None, {}, token)
         count = len(self.spec.stage_shapes)
-        wanted = sorted({stage % count for stage in taps.stages})
-        if wanted:
-            features, maps = self.net.forward_intermediates(normalised, indices=wanted)
-        else:  # timm takes an empty list for a mistake
-            features, maps = self.net.forward_features(normalised), []
+        wanted = sorted({stage % count for stage in (*taps.stages, *taps.preactivations)})
+        ended = {stage % count for stage in taps.preactivations} & self.endings.keys()
+        with kept_inputs({stage: self.endings[stage] for stage in ended}) as given:
+            if wanted:
+                features, maps = self.net.forward_intermediates(normalised, indices=wanted)
+            else:  # timm takes an empty list for a mistake
+                features, maps = self.net.forward_features(normalised), []
         by_number = dict(zip(wanted, maps, strict=True))
+        before = {stage: given[stage] if stage in ended else by_number[stage] for stage in wanted}
         logits, token = _both_heads(self.net.forward_head(features), taps)
         return Output(
             logits=self._logits(logits),
@@ -92,6 +98,7 @@ class Backbone(nn.Module):
             token_logits=token,
             class_maps=self._class_maps(features) if taps.class_maps else None,
             features=features if taps.features else None,
+            preactivations={stage: before[stage % count] for stage in taps.preactivations},
         )
 
     @torch.no_grad()
@@ -180,7 +187,8 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str) -> S
             images = torch.zeros(1, net.pretrained_cfg["input_size"][0], image_size, image_size)
             with FlopCounterMode(display=False) as counter:
                 net(images)
-            features, maps = net.forward_intermediates(images)
+            with watched_activations(net) as makers, torch.enable_grad():
+                features, maps = net.forward_intermediates(images)
             embedding = net.forward_head(features, pre_logits=True)
             shape = features.shape
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -197,6 +205,7 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str) -> S
         macs=counter.get_total_flops() // 2,
         # Transformers have tokens, or maps with the channels last, before their heads.
         feature_shape=(shape[1], shape[2], shape[3]) if len(shape) == 4 and shape[1] == net.num_features else None,
+        endings=tuple(ending(stage, makers) for stage in maps),
     )
 
 

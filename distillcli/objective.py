@@ -249,13 +249,13 @@ def _weighty(config: DistillConfig) -> list[str]:
 
 
 def _join(taps: list[Taps]) -> Taps:
-    stages = sorted({stage for tap in taps for stage in tap.stages})
     return Taps(
-        tuple(stages),
+        tuple(sorted({stage for tap in taps for stage in tap.stages})),
         embedding=any(tap.embedding for tap in taps),
         token=any(tap.token for tap in taps),
         class_maps=any(tap.class_maps for tap in taps),
         features=any(tap.features for tap in taps),
+        preactivations=tuple(sorted({stage for tap in taps for stage in tap.preactivations})),
     )
 
 
@@ -268,4 +268,5 @@ def _float(output: Output) -> Output:
         None if output.token_logits is None else output.token_logits.float(),
         None if output.class_maps is None else output.class_maps.float(),
         None if output.features is None else output.features.float(),
+        {stage: maps.float() for stage, maps in output.preactivations.items()},
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import timm
 
 from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.errors import UserError
+from distillcli.models import build
 from distillcli.objective import needs_teacher
 from distillcli.teachers import members_of
 from distillcli.types import Spec
@@ -30,6 +32,13 @@ def check_sizes(config: TrainConfig) -> None:
         known = timm.get_pretrained_cfg(model.name)
         if known is not None and known.fixed_input_size:
             raise UserError(f"trainer.progressive: {model.name} takes images of one size; use trainer.progressive=null")
+
+
+def check_class_maps(models: Sequence[ModelConfig], classes: int, image_size: int) -> None:
+    """Raise UserError if one of ``models`` has no class maps. They are built for this, with fresh weights."""
+    for model in models:
+        fresh = dataclasses.replace(model, pretrained=False, checkpoint=None)
+        build(fresh, classes, image_size, "student").check_class_maps()
 
 
 def student_warnings(config: TrainConfig) -> list[str]:

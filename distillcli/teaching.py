@@ -9,7 +9,7 @@ from typing import Any
 
 from distillcli.chain import assistants_of, describe_assistants, hand_down
 from distillcli.class_names import teacher_classes
-from distillcli.config.schema import TrainConfig
+from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.data.loader import Data
 from distillcli.data.source import Source
 from distillcli.engine import Session
@@ -51,6 +51,11 @@ class Teaching:
 def learns_with_student(config: TrainConfig) -> bool:
     """Whether who teaches is itself in training: the peers, or the moving average of the student."""
     return bool(config.peers) or config.teacher.mean
+
+
+def teaching_models(config: TrainConfig) -> list[ModelConfig]:
+    """The teacher and its assistants, in order; empty where who teaches learns with the student."""
+    return [] if learns_with_student(config) else [config.teacher, *assistants_of(config)]
 
 
 def teaching_specs(config: TrainConfig, student: Spec, classes: int) -> list[Spec]:

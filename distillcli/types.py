@@ -6,7 +6,7 @@ H height, W width, N images in a split.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -31,6 +31,7 @@ class Taps:
     """What is wanted of a model beside its logits: which stages, and whether embedding, class maps and features.
 
     ``token``: whether the logits of a distillation token are wanted apart, of a model that has one and is trained.
+    ``preactivations``: the stages that are wanted as they were before the activation that ends them.
     """
 
     stages: tuple[int, ...] = ()
@@ -38,6 +39,7 @@ class Taps:
     token: bool = False
     class_maps: bool = False
     features: bool = False
+    preactivations: tuple[int, ...] = ()
 
 
 LOGITS_ONLY = Taps()
@@ -51,7 +53,7 @@ class Output:
     ``stages``: stage number, as it was tapped -> B x C x H x W feature map. ``token_logits``: B x K, of the
     distillation token, where they were tapped and ``logits`` are the class token's alone. ``class_maps``: B x K x H x
     W, the classifier applied to every position by itself. ``features``: what the head is given, B x C x H x W in
-    models whose head pools a map.
+    models whose head pools a map. ``preactivations``: like ``stages``, before the activation that ends the stage.
     """
 
     logits: Tensor
@@ -60,6 +62,7 @@ class Output:
     token_logits: Tensor | None = None
     class_maps: Tensor | None = None
     features: Tensor | None = None
+    preactivations: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def taught_logits(self) -> Tensor:
@@ -74,6 +77,7 @@ class Spec:
     ``stage_shapes``: channels, height and width of the feature map of every stage, counted from the input; negative
     stage numbers count from the end as in a Python list. ``macs``: multiply-accumulates of one forward pass per image.
     ``feature_shape``: of the map that the head pools, or None where the head is given something else.
+    ``endings``: for every stage the path of the activation that ends it, "" if none does, None if that cannot be told.
     """
 
     name: str
@@ -83,3 +87,4 @@ class Spec:
     params: int
     macs: int
     feature_shape: tuple[int, int, int] | None = None
+    endings: tuple[str | None, ...] = ()

@@ -25,7 +25,7 @@ LAYERS = (
     ("data.unlabeled", "data.verify", "data.torchvision_sets"),
     ("data.labels", "data.open"),
     ("data.epochs", "data.colours", "data.policies", "data.views", "data.mix", "data.loader"),
-    ("pointwise", "reused_head", "models", "ensemble", "inference", "layout"),
+    ("pointwise", "preactivation", "reused_head", "models", "ensemble", "inference", "layout"),
     ("weights", "freezing", "terms.base", "terms.*", "terms"),
     ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation", "probe"),
     ("learners", "state", "totals", "engine"),

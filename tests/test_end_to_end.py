@@ -304,6 +304,9 @@ def test_a_mistake_in_the_config(arguments: list[str], expected: list[str], tmp_
         (["distill.terms.kl.weight=heavy"], ["distill.terms.kl.weight=heavy", "float"]),
         (["distill.terms.hint.stage=9"], ["distill.terms.hint.stage=9", "stages 0 to"]),
         (["teacher.fit.mode=never"], ["teacher.fit.mode=never"]),
+        (["distill=cat_kd", "student.name=test_vit"], ["distill.terms.cat_kd: test_vit has no class maps"]),
+        (["distill=cat_kd", "teacher.assistants=[{name: test_vit}]"], ["cat_kd: test_vit has no class maps"]),
+        (["distill=ofd", "teacher.name=test_vit"], ["distill.terms.ofd", "test_vit is not known before"]),
     ],
 )
 def test_a_mistake_that_needs_the_models(arguments: list[str], expected: list[str], tmp_path: Path, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""ab, ft and cat_kd: values and gradients against float64 NumPy references, and what they ask of models and engine."""
+"""ab, ft, cat_kd, ofd: values and gradients against float64 NumPy references, what they ask of models and engine."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig, ModelConfig
 from distillcli.errors import Interrupted, UserError
-from distillcli.models import Backbone, build
+from distillcli.models import Backbone, build, describe
 from distillcli.objective import Objective, parse_options
 from distillcli.runtime import seed_everything
+from distillcli.teachers import FrozenTeacher
 from distillcli.terms import TERMS
 from distillcli.terms.boundary import boundary_loss
 from distillcli.terms.class_maps import class_map_distance
 from distillcli.terms.factor import factor_distance
+from distillcli.terms.overhaul import partial_distance
 from distillcli.types import Batch, Output, Spec, Taps
 from tests.tiny import STEPS, Watch, digest, last, setting, tiny, train
 
 Array = NDArray[np.float64]
 
 STUDENT = Spec("student", 5, 8, ((3, 8, 6), (4, 4, 3)), 0, 0)
-TEACHER = Spec("teacher", 5, 11, ((2, 8, 6), (6, 4, 3)), 0, 0)
-NAMES = ["ab", "ft", "cat_kd"]
+TEACHER = Spec("teacher", 5, 11, ((2, 8, 6), (6, 4, 3)), 0, 0, endings=("", "act"))
+NAMES = ["ab", "ft", "cat_kd", "ofd"]
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -37,7 +40,7 @@ def seeded(*shape: int, seed: int = 0) -> Tensor:
 def output(spec: Spec, count: int = 4, seed: int = 0, scale: float = 1.0, classes: int = 5) -> Output:
     stages = {row - 2: scale * seeded(count, *shape, seed=seed + row) for row, shape in enumerate(spec.stage_shapes)}
     maps = scale * seeded(count, classes, 4, 3, seed=seed + 9)
-    return Output(maps.mean(dim=(2, 3)), None, stages, class_maps=maps)
+    return Output(maps.mean(dim=(2, 3)), None, stages, class_maps=maps, preactivations=dict(stages))
 
 
 def batch_of(count: int = 4) -> Batch:
@@ -181,8 +184,13 @@ def test_preparing_teaches_the_paraphraser_alone_and_freezes_it() -> None:
     assert all(parameter.grad is not None for parameter in term.translator.parameters())
 
 
-def test_the_paraphraser_is_prepared_once_and_kept_over_an_interruption(tmp_path: Path) -> None:
-    config = tiny("distill=ft", "distill.terms.ft.prepare_epochs=2")
+@pytest.mark.parametrize(
+    ("overrides", "epochs"), [(["distill=ft", "distill.terms.ft.prepare_epochs=2"], 2), (["distill=ofd"], 1)]
+)
+def test_a_term_is_prepared_once_and_stays_so_over_an_interruption(
+    overrides: list[str], epochs: int, tmp_path: Path
+) -> None:
+    config = tiny(*overrides)
     asked: list[int] = []
 
     def counting(teacher: Any) -> Any:
@@ -194,7 +202,7 @@ def test_the_paraphraser_is_prepared_once_and_kept_over_an_interruption(tmp_path
         return answer
 
     train(config, tmp_path / "whole", swap=counting)
-    assert len(asked) == (2 + 2) * STEPS
+    assert len(asked) == (epochs + 2) * STEPS
     with pytest.raises(Interrupted):
         train(config, tmp_path / "broken", Watch(stop_after=3))
     asked.clear()
@@ -210,6 +218,112 @@ def test_a_stop_while_preparing_is_heard(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(tiny("distill=ft"), tmp_path / "run", watch)
     assert watch.steps == 0
+
+
+# --- ofd ----------------------------------------------------------------------------------------------------------
+
+
+def np_partial(s: Array, t: Array, margins: Array) -> tuple[float, Array]:
+    """The three cases of the paper, element by element: value, and gradient with respect to ``s``."""
+    total, slope = 0.0, np.zeros_like(s)
+    for place in np.ndindex(s.shape):
+        cut = max(t[place], margins[place[1]])
+        if t[place] > 0:
+            difference = s[place] - t[place]
+        elif s[place] > cut:
+            difference = s[place] - cut
+        else:
+            difference = 0.0
+        total += difference**2
+        slope[place] = 2 * difference
+    return total / len(s), slope / len(s)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_ofd_is_its_formula(count: int) -> None:
+    term, student, teacher = built("ofd"), output(STUDENT, count), output(TEACHER, count, 1)
+    term.margins.copy_(-seeded(2 + 6, seed=5).abs())
+    expected = 0.0
+    for layer, (stage, project) in enumerate(zip((-2, -1), term.projectors, strict=True)):
+        weight = project[0].weight.detach().numpy()[:, :, 0, 0]
+        guess = np_norm(np.einsum("oc,bchw->bohw", weight, student.stages[stage].numpy()))
+        margins = term.margins.numpy()[slice(0, 2) if layer == 0 else slice(2, 8)]
+        value = np_partial(guess, teacher.preactivations[stage].numpy(), margins)[0]
+        expected += 2.0 ** -(1 - layer) * value
+    assert value_of(term, student, teacher).item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 1e4])
+def test_ofd_has_the_three_cases_of_the_paper_and_their_gradients(scale: float) -> None:
+    student, teacher = (scale * seeded(3, 4, 4, 3, seed=seed) for seed in (0, 1))
+    margins = torch.tensor([-0.5, -2.0, -1e-3, 0.0]).double()
+    cut = torch.maximum(teacher, margins[:, None, None])
+    cases = [teacher > 0, (teacher <= 0) & (student > cut), (teacher <= 0) & (student <= cut)]
+    assert all(case.any() for case in cases)
+    student.requires_grad_()
+    partial_distance(student, teacher, margins).backward()
+    value, slope = np_partial(student.detach().numpy(), teacher.numpy(), margins.numpy())
+    assert partial_distance(student, teacher, margins).item() == pytest.approx(value, rel=1e-12)
+    assert student.grad is not None
+    np.testing.assert_allclose(student.grad.numpy(), slope, rtol=1e-12, atol=0)
+    assert not student.grad[cases[2]].any()
+    assert student.grad[~cases[2]].all()
+
+
+def test_ofd_is_zero_and_least_where_student_equals_teacher_and_where_both_are_cut_off() -> None:
+    teacher, margins = seeded(3, 4, 4, 3), torch.tensor([-0.5, -2.0, -1e-3, 0.0]).double()
+    assert partial_distance(teacher, teacher, margins).item() == 0
+    for seed in range(10):
+        assert partial_distance(teacher + 1e-3 * seeded(3, 4, 4, 3, seed=10 + seed), teacher, margins).item() > 0
+    lower = torch.where(teacher > 0, teacher, teacher.clamp(max=-2) - 5)
+    assert partial_distance(lower, teacher, margins).item() == 0
+
+
+def test_a_channel_that_was_never_negative_is_compared_after_its_activation() -> None:
+    student, teacher = seeded(3, 2, 4, 3), seeded(3, 2, 4, 3, seed=1)
+    value = partial_distance(student, teacher, torch.zeros(2).double())
+    torch.testing.assert_close(value, partial_distance(student, teacher.relu(), torch.zeros(2).double()))
+
+
+def test_measured_margins_are_the_expected_negative_responses() -> None:
+    """Of channels as a batch norm makes them, normal with mean beta and deviation |gamma|; the closed form of 5.7."""
+    beta = np.array([0.0, -0.5, 0.8, -2.0, 1.0, 0.0, 0.3, 2.0])
+    gamma = np.array([1.0, 2.0, 1.0, -0.5, 1.5, 3.0, -0.7, 1.0])
+    expected = beta - abs(gamma) * stats.norm.pdf(beta / abs(gamma)) / stats.norm.cdf(-beta / abs(gamma))
+    quantiles = stats.norm.ppf((np.arange(4800) + 0.5) / 4800)
+    responses = torch.tensor(beta[:, None] + gamma[:, None] * quantiles).float()
+    answers = []
+    for part in responses.split(480, dim=1):
+        maps = {-2: part[:2].reshape(2, -1, 8, 6).transpose(0, 1), -1: part[2:].reshape(6, -1, 4, 3).transpose(0, 1)}
+        answers.append(Output(torch.zeros(0, 5), None, {}, preactivations=maps))
+    term = built("ofd").float()
+    term.prepare(answers)
+    assert (term.margins < 0).all()
+    np.testing.assert_allclose(term.margins.numpy(), expected, rtol=0.002)
+    shifted = {-2: torch.full((2, 2, 8, 6), 3.0), -1: torch.full((2, 6, 4, 3), -3.0)}
+    term.prepare([Output(torch.zeros(2, 5), None, {}, preactivations=shifted)])
+    assert term.margins.tolist() == [0.0] * 2 + [-3.0] * 6
+
+
+@pytest.mark.parametrize(("student", "size"), [("test_efficientnet", 64), ("test_vit", 64), ("test_vit", 32)])
+def test_ofd_joins_a_convolutional_teacher_with_students_of_any_size(student: str, size: int) -> None:
+    learner, expert = model(student, size), model("resnet18", 64)
+    built = Objective(DistillConfig("test", alpha=None, terms={"ofd": {}}), setting(learner.spec, expert.spec))
+    teacher = FrozenTeacher(expert, "fp32", built.teacher_taps)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    batch = Batch(images, torch.arange(2), torch.arange(2))
+    built.prepared_terms["ofd"].prepare([teacher(batch)])
+    seen = learner(images[:, :, :size, :size], built.student_taps)
+    built(seen, teacher(batch), batch, 0.0)[0].backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in built.parameters())
+
+
+@pytest.mark.parametrize("name", ["test_vit", "convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_a_teacher_without_stages_before_an_activation_is_refused_in_one_line(name: str) -> None:
+    said = rf"^distill\.terms\.ofd: stage -\d of {name} is not known before its activation.*ResNet$"
+    teacher = describe(ModelConfig(name), 5, 224, "teacher")
+    with pytest.raises(UserError, match=said):
+        Objective(DistillConfig("test", alpha=None, terms={"ofd": {}}), setting(STUDENT, teacher))
 
 
 # --- cat_kd -------------------------------------------------------------------------------------------------------
@@ -300,7 +414,8 @@ def test_half_precision_under_autocast_is_the_value_in_float32(name: str, dtype:
 def _to(whole: Output, dtype: torch.dtype) -> Output:
     assert whole.class_maps is not None
     stages = {stage: maps.to(dtype) for stage, maps in whole.stages.items()}
-    return Output(whole.logits.to(dtype), None, stages, class_maps=whole.class_maps.to(dtype))
+    before = {stage: maps.to(dtype) for stage, maps in whole.preactivations.items()}
+    return Output(whole.logits.to(dtype), None, stages, class_maps=whole.class_maps.to(dtype), preactivations=before)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +427,8 @@ def _to(whole: Output, dtype: torch.dtype) -> Output:
         ("ft", {"prepare_epochs": 0}, "distill.terms.ft.prepare_epochs=0"),
         ("ft", {"stage": 7}, "distill.terms.ft.stage=7"),
         ("cat_kd", {"size": 0}, "distill.terms.cat_kd.size=0"),
+        ("ofd", {"stages": [5]}, "distill.terms.ofd.stages=5"),
+        ("ofd", {"stages": []}, "distill.terms.ofd.stages=[]"),
     ],
 )
 def test_a_wrong_option_is_one_line(name: str, options: dict[str, Any], words: str) -> None:

@@ -30,7 +30,7 @@ from tests.tiny import setting
 
 CPU = torch.device("cpu")
 SPEC = Spec("student", 5, 8, ((4, 8, 6), (6, 4, 3)), 0, 0, (7, 4, 3))
-WIDE = Spec("teacher", 5, 11, ((4, 8, 6), (7, 6, 5)), 0, 0, (7, 6, 5))
+WIDE = Spec("teacher", 5, 11, ((4, 8, 6), (7, 6, 5)), 0, 0, (7, 6, 5), ("", "act"))
 ALL_TERMS = {"ce": {}, "kl": {}, "hard": {}, "hint": {"stage": -1}, "rkd": {}}
 
 
@@ -45,7 +45,7 @@ def output(spec: Spec, count: int = 6, seed: int = 0, grad: bool = False) -> Out
     numbers = {row - len(stages): maps for row, maps in enumerate(stages)}
     assert spec.feature_shape is not None
     features = seeded(count, *spec.feature_shape, seed=seed + 400).float().requires_grad_(grad)
-    return Output(logits, embedding, numbers, class_maps=_class_maps(logits, seed), features=features)
+    return Output(logits, embedding, numbers, None, _class_maps(logits, seed), features, preactivations=numbers)
 
 
 def _class_maps(logits: Tensor, seed: int) -> Tensor:
@@ -413,8 +413,9 @@ def _take(whole: Output, rows: list[int]) -> Output:
     assert whole.class_maps is not None
     assert whole.features is not None
     stages = {stage: maps[rows] for stage, maps in whole.stages.items()}
+    before = {stage: maps[rows] for stage, maps in whole.preactivations.items()}
     maps, features = whole.class_maps[rows], whole.features[rows]
-    return Output(whole.logits[rows], whole.embedding[rows], stages, class_maps=maps, features=features)
+    return Output(whole.logits[rows], whole.embedding[rows], stages, None, maps, features, before)
 
 
 def _take_batch(batch: Batch, rows: list[int]) -> Batch:

@@ -143,8 +143,9 @@ def _term_inputs(term: Any) -> str:
     from distillcli.terms.base import Setting
     from distillcli.types import Spec
 
-    spec = Spec("model", 10, 64, ((16, 8, 8),) * 5, 0, 0, (16, 8, 8))
-    taps = term(term.Options(), Setting(spec, spec, np.arange(20) % 10, 10)).student_taps
+    spec = Spec("model", 10, 64, ((16, 8, 8),) * 5, 0, 0, (16, 8, 8), ("",) * 5)
+    built = term(term.Options(), Setting(spec, spec, np.arange(20) % 10, 10))
+    taps = built.student_taps
     kinds = {
         "logits": term.compares == "labels" or term.compares_logits,
         "embeddings": taps.embedding,
@@ -154,6 +155,8 @@ def _term_inputs(term: Any) -> str:
     }
     whose = "of the student" if term.compares == "labels" else "of both models"
     inputs = [f"{' and '.join(kind for kind, wanted in kinds.items() if wanted)} {whose}"]
+    if built.teacher_taps.preactivations:
+        inputs.append("the teacher's before their activation")
     if term.compares == "labels" or term.needs_labels:
         inputs.append("labels")
     if term.whole_batch:

@@ -8,6 +8,7 @@ from distillcli.terms.feature import FEATURE_TERMS
 from distillcli.terms.labelled import LABELLED_TERMS
 from distillcli.terms.logit import LOGIT_TERMS
 from distillcli.terms.memory import MEMORY_TERMS
+from distillcli.terms.overhaul import Overhaul
 from distillcli.terms.relation import RELATION_TERMS
 from distillcli.terms.reused_head import ReusedHeadFeatures
 
@@ -19,6 +20,7 @@ TERMS: dict[str, type[Term]] = {
     "ft": FactorTransfer,
     "cat_kd": ClassActivation,
     "simkd": ReusedHeadFeatures,
+    "ofd": Overhaul,
     **RELATION_TERMS,
     **MEMORY_TERMS,
 }

@@ -35,6 +35,7 @@ class ClassActivation(Term):
     """
 
     compares = "teacher"
+    compares_logits = True  # of every position
     student_taps = Taps(class_maps=True)
     teacher_taps = Taps(class_maps=True)
 

@@ -59,7 +59,8 @@ def jensen_shannon(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -
 def pearson(first: Tensor, second: Tensor, dim: int) -> Tensor:
     """Pearson correlation along ``dim``; 1e-8 is added to the product of the norms.
 
-    Clamping each norm instead would leave slices that are small, but alike, uncorrelated.
+    So do the authors: slices that are small on both sides, such as classes absent from a batch, count as uncorrelated.
+    Clamping each norm instead would correlate them.
     """
     first, second = (side - side.mean(dim=dim, keepdim=True) for side in (first, second))
     norms: Tensor = torch.linalg.vector_norm(first, dim=dim) * torch.linalg.vector_norm(second, dim=dim)
