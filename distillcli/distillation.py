@@ -106,6 +106,12 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     student_spec = describe(learner.student, len(seen.source.classes), config.dataset.image_size, "student")
     teachers = teaching_specs(config, student_spec, classes)
     objective = build_objective(config, source, [*teachers, student_spec])
+    if config.teacher.mean and objective.prepared_terms:
+        name = next(iter(objective.prepared_terms))
+        raise UserError(
+            f"distill.terms.{name}: it learns from the teacher before the first step, when the moving average of the "
+            "student knows nothing; use a teacher that is fitted"
+        )
     if objective.teacher_taps.class_maps:
         check_class_maps([*teaching_models(config), learner.student], classes, config.dataset.image_size)
     overrides = list(job.overrides)

@@ -46,10 +46,10 @@ class Objective(nn.Module):
                         f"distill.terms.{name}: it compares logits and the teacher has no head; use terms of "
                         "embeddings or feature maps, e.g. distill=embedding, or teacher.head=true"
                     )
-            term = TERMS[name](self.options[name], setting)
-            if setting.teacher and not setting.teacher.stage_shapes and term.teacher_taps != LOGITS_ONLY:
-                raise UserError(f"distill.terms.{name}: an ensemble answers with logits only; use a single teacher")
-            self.terms[name] = term
+                only_logits = TERMS[name].compares_logits and TERMS[name].teacher_taps == LOGITS_ONLY
+                if not setting.teacher.stage_shapes and not only_logits:
+                    raise UserError(f"distill.terms.{name}: an ensemble answers with logits only; use a single teacher")
+            self.terms[name] = TERMS[name](self.options[name], setting)
         self.temperatures = (config.temperature, config.temperature_end or config.temperature)
         self.epochs = setting.epochs
 
@@ -177,14 +177,24 @@ def check_labels(config: DistillConfig, split: Split) -> None:
 def labels_only(config: DistillConfig) -> DistillConfig:
     """The objective of the control: the label terms at full weight, no teacher.
 
-    An objective without label terms gets plain cross-entropy: the control learns from labels or from nothing.
+    The heaviest of them weighs 1: a small weight beside a teacher's says nothing about learning without one, and the
+    control of one objective is then that of another. An objective without label terms gets plain cross-entropy: the
+    control learns from labels or from nothing.
     """
-    terms = {
-        name: options
+    weights = {
+        name: parse_options(name, options).weight
         for name, options in config.terms.items()
-        if TERMS[name].compares == "labels" and parse_options(name, options).weight > 0
+        if TERMS[name].compares == "labels"
     }
+    heaviest = max(weights.values(), default=0.0)
+    terms = {name: _weighing(config.terms[name], weight / heaviest) for name, weight in weights.items() if weight > 0}
     return DistillConfig(name="none", temperature=1.0, alpha=None, terms=terms or {"ce": {}})
+
+
+def _weighing(options: dict[str, Any], weight: float) -> dict[str, Any]:
+    """``options`` with another weight, spelled in one way only: recipes are compared by what is written in them."""
+    others = {key: value for key, value in options.items() if key != "weight"}
+    return others if weight == 1 else others | {"weight": weight}
 
 
 def check_terms(config: DistillConfig) -> None:

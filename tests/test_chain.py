@@ -199,6 +199,13 @@ def test_features_of_peers_are_refused(tmp_path: Path) -> None:
 MEAN = ("teacher=mean", "trainer.ema=0.5", "distill=kd", "distill.alpha=0.5")
 
 
+@pytest.mark.parametrize("term", ["ft", "ofd"])
+def test_terms_that_learn_from_the_teacher_first_are_refused(tmp_path: Path, term: str) -> None:
+    options = ("student.name=test_resnet", f"distill={term}", *MEAN[:2])
+    with pytest.raises(UserError, match=rf"^distill\.terms\.{term}: it learns from the teacher before the first step"):
+        run(tmp_path / "run", *options)
+
+
 def test_the_average_teaches_and_the_control_has_none(tmp_path: Path) -> None:
     result, watch = run(tmp_path / "mean", *MEAN)
     assert watch.labels == ["student", "control"]

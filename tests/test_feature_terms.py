@@ -22,17 +22,15 @@ from distillcli.teachers import FrozenTeacher
 from distillcli.terms.base import Term
 from distillcli.terms.feature import (
     FEATURE_TERMS,
-    AdapterNorm,
     attention,
     attention_transfer,
     cosine_distance,
     flow,
     hierarchical_context,
     neuron_selectivity,
-    stage_pairs,
-    unit,
     variational_information,
 )
+from distillcli.terms.stages import AdapterNorm, stage_pairs, unit
 from distillcli.types import Batch, Output, Spec
 from tests.tiny import setting
 

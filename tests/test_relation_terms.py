@@ -20,7 +20,6 @@ from distillcli.models import build
 from distillcli.objective import Objective, parse_options
 from distillcli.runtime import seed_everything
 from distillcli.teachers import FrozenTeacher
-from distillcli.terms.feature import unit
 from distillcli.terms.relation import (
     RELATION_TERMS,
     angle_loss,
@@ -32,6 +31,7 @@ from distillcli.terms.relation import (
     probabilistic_transfer,
     similarities,
 )
+from distillcli.terms.stages import unit
 from distillcli.types import Batch, Output, Spec
 from tests.tiny import setting
 

@@ -608,7 +608,9 @@ def test_the_temperature_of_a_term_comes_before_the_common_one() -> None:
 
 def test_the_control_learns_from_the_label_terms_alone_at_full_weight() -> None:
     control = labels_only(config({"ce": {"smoothing": 0.1, "weight": 0.5}, "kl": {}}, alpha=0.9))
-    assert (control.alpha, control.terms) == (None, {"ce": {"smoothing": 0.1, "weight": 0.5}})
+    assert (control.alpha, control.terms) == (None, {"ce": {"smoothing": 0.1}})
+    two = labels_only(config({"ce": {"weight": 0.2}, "tfkd": {"weight": 0.1}, "kl": {}}))
+    assert two.terms == {"ce": {}, "tfkd": {"weight": 0.5}}
     assert labels_only(config({"kl": {}})).terms == {"ce": {}}
     assert labels_only(config({"ce": {"weight": 0.0}, "kl": {}})).terms == {"ce": {}}
 

@@ -17,10 +17,11 @@ from torch.nn import functional
 from distillcli.terms.base import standardized
 from distillcli.terms.boundary import boundary_loss
 from distillcli.terms.factor import factor_distance
-from distillcli.terms.feature import attention_transfer, flow, hierarchical_context, unit, variational_information
+from distillcli.terms.feature import attention_transfer, flow, hierarchical_context, variational_information
 from distillcli.terms.logit import cross_entropy, dist_parts, kl_divergence, pearson
 from distillcli.terms.memory import OtherClasses, contrast
 from distillcli.terms.relation import angle_loss, bilinear, distances, gaussian, probabilistic_transfer, similarities
+from distillcli.terms.stages import unit
 
 theirs = pytest.importorskip("torchdistill.losses.mid_level")
 

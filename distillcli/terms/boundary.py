@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from distillcli.errors import UserError
 from distillcli.terms.base import Setting, Term
-from distillcli.terms.feature import StageOptions, projector, same_size, stage_pairs, taps_of
+from distillcli.terms.stages import StageOptions, projector, same_size, stage_pairs, taps_of
 from distillcli.types import Batch, Output
 
 _PUBLISHED_SCALE = 3 / 1000

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from distillcli.errors import UserError
 from distillcli.terms.base import PreparedTerm, Setting, TermOptions
-from distillcli.terms.feature import AdapterNorm, same_size, stage_shape, unit
+from distillcli.terms.stages import AdapterNorm, same_size, stage_shape, unit
 from distillcli.types import Batch, Output, Taps
 
 _SLOPE = 0.1

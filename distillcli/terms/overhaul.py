@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distillcli.errors import UserError
 from distillcli.terms.base import PreparedTerm, Setting
-from distillcli.terms.feature import StageOptions, projector, same_size, stage_pairs
+from distillcli.terms.stages import StageOptions, projector, same_size, stage_pairs
 from distillcli.types import Batch, Output, Taps
 
 

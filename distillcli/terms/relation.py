@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from distillcli.errors import UserError
 from distillcli.terms.base import Setting, Term, TermOptions
-from distillcli.terms.feature import check_choice, stage_shape, unit
+from distillcli.terms.stages import check_choice, stage_shape, unit
 from distillcli.types import Batch, Output, Taps
 
 _SMALLEST_SQUARE = 1e-12  # below this a squared distance counts as this, so that its root has a gradient

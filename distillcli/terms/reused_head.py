@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from distillcli.errors import UserError
 from distillcli.terms.base import Setting, Term, TermOptions
-from distillcli.terms.feature import same_size
+from distillcli.terms.stages import same_size
 from distillcli.types import Batch, Output, Taps
 
 
