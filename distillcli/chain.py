@@ -31,8 +31,8 @@ def assistants_of(config: TrainConfig) -> list[AssistantConfig]:
 
 
 def describe_assistants(config: TrainConfig, classes: int) -> list[Spec]:
-    size = config.dataset.image_size
-    return [describe(model, classes, size, "teacher.assistants") for model in assistants_of(config)]
+    size, channels = config.dataset.image_size, config.dataset.channels
+    return [describe(model, classes, size, "teacher.assistants", channels) for model in assistants_of(config)]
 
 
 def assistant_recipes(config: TrainConfig) -> list[TrainConfig]:

@@ -103,7 +103,8 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     # A head that nothing trains would answer at random: without one the student is a feature extractor.
     seen = data if trains_head(config.distill) else replace(data, source=replace(source, classes=()))
     learner = replace(config, student=student_model(config, classes))
-    student_spec = describe(learner.student, len(seen.source.classes), config.dataset.image_size, "student")
+    size, channels = config.dataset.image_size, config.dataset.channels
+    student_spec = describe(learner.student, len(seen.source.classes), size, "student", channels)
     teachers = teaching_specs(config, student_spec, classes)
     objective = build_objective(config, source, [*teachers, student_spec])
     if config.teacher.mean and objective.prepared_terms:
@@ -217,8 +218,8 @@ def add_probes(
     if teaching.teacher is not None and teaching.facts is not None and isinstance(teaching.teacher.backbone, Backbone):
         teaching.facts.update(probe(teaching.teacher.backbone, data))
     if baseline is not None:
-        size, channels_last = config.dataset.image_size, config.trainer.channels_last
-        baseline |= probe(reopen_model(baseline["run"], data.source, size, channels_last, runtime), data)
+        channels_last = config.trainer.channels_last
+        baseline |= probe(reopen_model(baseline["run"], data.source, config.dataset, channels_last, runtime), data)
 
 
 def wants_probe(config: TrainConfig, source: Source) -> bool:

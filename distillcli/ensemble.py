@@ -50,4 +50,5 @@ def join_specs(specs: list[Spec]) -> Spec:
         stage_shapes=(),
         params=sum(spec.params for spec in specs),
         macs=sum(spec.macs for spec in specs),
+        channels=specs[0].channels,
     )

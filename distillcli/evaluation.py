@@ -99,7 +99,7 @@ def evaluate_by_class(
 def latency(backbone: Classifier, device: torch.device) -> float:
     """Milliseconds of one fp32 forward pass of one image of its own size: the median of 30 after 5 to warm up."""
     backbone.eval()
-    images = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=device)
+    images = torch.zeros(1, backbone.spec.channels, backbone.image_size, backbone.image_size, device=device)
     times = []
     for _ in range(LATENCY_RUNS + 5):
         started = time.perf_counter()

@@ -128,7 +128,7 @@ def new_backbone(config: TrainConfig, model: ModelConfig, data: Data, role: str)
     """
     seed_everything(config.seed, "init", model.name)
     classes = data.source.classes
-    backbone = build(model, len(classes), config.dataset.image_size, role)
+    backbone = build(model, len(classes), config.dataset.image_size, role, config.dataset.channels)
     if model.checkpoint is not None:
         weights = read_weights(model.checkpoint)
         load_into(backbone, weights, role, new_head=not knows_classes(weights, backbone, classes))
@@ -158,7 +158,8 @@ def with_teachers_head(config: TrainConfig, student: Backbone, teacher: FrozenTe
     assert teacher is not None
     assert isinstance(teacher.backbone, Backbone)  # the checks of the config refuse an ensemble
     seed_everything(config.seed, "init", "projector")
-    joined = build(config.student, teacher.backbone.spec.classes, config.dataset.image_size, "student")
+    dataset, classes = config.dataset, teacher.backbone.spec.classes
+    joined = build(config.student, classes, dataset.image_size, "student", dataset.channels)
     start_from(joined.net, student.net, teacher.backbone.net)
     return joined
 

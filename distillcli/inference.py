@@ -36,7 +36,7 @@ def fold_norms(backbone: Backbone) -> Backbone:
     to fold, the original is returned.
     """
     original = backbone.eval()
-    shape = (2, backbone.mean.shape[1], backbone.image_size, backbone.image_size)
+    shape = (2, backbone.spec.channels, backbone.image_size, backbone.image_size)
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     images = images.to(backbone.mean.device)
     folded = copy.deepcopy(original)

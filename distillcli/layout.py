@@ -49,9 +49,10 @@ def _remembered(config: TrainConfig, classes: int, runtime: Runtime) -> str:
 def _trial(config: TrainConfig, classes: int, runtime: Runtime) -> dict[str, Any]:
     """All that can change which layout is faster, in plain words."""
     on_gpu = runtime.device.type == "cuda"
+    images = [_micro_batch(config, runtime), config.dataset.image_size]
     return {
         "model": [config.student.name, config.student.args, classes],
-        "images": [_micro_batch(config, runtime), config.dataset.image_size],
+        "images": images if config.dataset.channels == 3 else [*images, config.dataset.channels],
         "precision": resolve_precision(config.trainer.precision, runtime.device),
         "device": torch.cuda.get_device_name() if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -64,10 +65,10 @@ def measure_layouts(config: TrainConfig, classes: int, runtime: Runtime) -> dict
 
     The first turn of each is for the libraries to choose their kernels.
     """
-    model, size = ModelConfig(config.student.name, args=config.student.args), config.dataset.image_size
+    model, dataset = ModelConfig(config.student.name, args=config.student.args), config.dataset
+    size, channels = dataset.image_size, dataset.channels
     precision, device = resolve_precision(config.trainer.precision, runtime.device), runtime.device
-    students = {layout: place(build(model, classes, size, "student"), device, layout) for layout in LAYOUTS}
-    channels = students[True].mean.shape[1]
+    students = {layout: place(build(model, classes, size, "student", channels), device, layout) for layout in LAYOUTS}
     images = torch.rand(_micro_batch(config, runtime), channels, size, size, device=device)
     turns: dict[bool, list[float]] = {layout: [] for layout in LAYOUTS}
     for _ in range(1 + TRIAL_STEPS):

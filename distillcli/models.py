@@ -11,7 +11,7 @@ import logging
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import huggingface_hub.constants
@@ -55,7 +55,8 @@ class Backbone(nn.Module):
         self.endings = {stage: net.get_submodule(path) for stage, path in enumerate(spec.endings) if path}
         settings = net.pretrained_cfg
         for name in ("mean", "std"):  # not saved: the exported config carries them
-            self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
+            values = _per_channel(settings[name], spec.channels)
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
         if isinstance(net, (VisionTransformerDistilled, LevitDistilled)):
             net.set_distilled_training(True)  # in training mode they then answer with both classifiers
 
@@ -105,7 +106,7 @@ class Backbone(nn.Module):
     def check_class_maps(self) -> None:
         """Raise UserError unless the mean of the class maps is the logits: averages, then one linear layer."""
         generator = torch.Generator().manual_seed(0)
-        shape = (2, self.mean.shape[1], self.image_size, self.image_size)
+        shape = (2, self.spec.channels, self.image_size, self.image_size)
         images = torch.rand(shape, generator=generator).to(self.mean.device)
         normalised = (images - self.mean) / self.std
         features = self.eval().net.forward_features(normalised)
@@ -140,18 +141,24 @@ def _both_heads(answer: Tensor | tuple[Tensor, Tensor], taps: Taps) -> tuple[Ten
     return answer if taps.token else ((answer[0] + answer[1]) / 2, None)
 
 
-def build(config: ModelConfig, classes: int, image_size: int, role: str) -> Backbone:
+def _per_channel(values: Sequence[float], channels: int) -> list[float]:
+    """The mean or deviation of each channel; for images with other channels their average, as timm takes it."""
+    return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
+
+
+def build(config: ModelConfig, classes: int, image_size: int, role: str, channels: int = 3) -> Backbone:
     """The model of a config, its weights fresh or, if ``pretrained``, timm's. With 0 ``classes`` it has no classifier.
 
-    ``image_size``: that of the views, where the config names none of its own.
+    ``image_size``: that of the views, where the config names none of its own. ``channels``: of the images; timm fits
+    the first layer of pretrained weights to other numbers than those they were trained with.
     Own weights (``config.checkpoint``) are loaded by :mod:`distillcli.weights`. ``role`` names the config group in
     messages. Raises UserError when timm cannot build the model so, or its weights cannot be fetched.
     """
-    spec = describe(config, classes, image_size, role)
+    spec = describe(config, classes, image_size, role, channels)
     size = config.image_size or image_size
     try:
         with _quick_without_network() if config.pretrained else contextlib.nullcontext():
-            net = timm.create_model(pretrained=config.pretrained, **_arguments(config, classes, size))
+            net = timm.create_model(pretrained=config.pretrained, **_arguments(config, classes, size, channels))
     except (OSError, RuntimeError) as error:
         if not config.pretrained:
             raise
@@ -175,7 +182,7 @@ def place(backbone: Backbone, device: torch.device, channels_last: bool | None) 
     return backbone
 
 
-def describe(config: ModelConfig, classes: int, image_size: int, role: str) -> Spec:
+def describe(config: ModelConfig, classes: int, image_size: int, role: str, channels: int = 3) -> Spec:
     """Shapes, parameters and MACs, from a forward pass of one image on the meta device: no memory, no arithmetic.
 
     Raises UserError if timm cannot build the model with these arguments, or it cannot take images of this size.
@@ -183,8 +190,8 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str) -> S
     image_size = config.image_size or image_size
     try:
         with torch.device("meta"), torch.no_grad():
-            net = timm.create_model(**_arguments(config, classes, image_size)).eval()
-            images = torch.zeros(1, net.pretrained_cfg["input_size"][0], image_size, image_size)
+            net = timm.create_model(**_arguments(config, classes, image_size, channels)).eval()
+            images = torch.zeros(1, channels, image_size, image_size)
             with FlopCounterMode(display=False) as counter:
                 net(images)
             with watched_activations(net) as makers, torch.enable_grad():
@@ -193,8 +200,8 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str) -> S
             shape = features.shape
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(
-            f"{role}.name={config.name}: cannot be built for {classes} classes and images of {image_size} pixels "
-            f"({_first_line(error)}); check dataset.image_size or {role}.image_size, and {role}.args"
+            f"{role}.name={config.name}: cannot be built for {classes} classes and images of {image_size} pixels with "
+            f"{channels} channels ({_first_line(error)}); check dataset.image_size, {role}.image_size and {role}.args"
         ) from error
     return Spec(
         name=title(config),
@@ -206,13 +213,14 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str) -> S
         # Transformers have tokens, or maps with the channels last, before their heads.
         feature_shape=(shape[1], shape[2], shape[3]) if len(shape) == 4 and shape[1] == net.num_features else None,
         endings=tuple(ending(stage, makers) for stage in maps),
+        channels=channels,
     )
 
 
-def _arguments(config: ModelConfig, classes: int, image_size: int) -> dict[str, Any]:
+def _arguments(config: ModelConfig, classes: int, image_size: int, channels: int) -> dict[str, Any]:
     """Arguments of timm.create_model; models of a fixed input size are built for ``image_size``."""
     arguments: dict[str, Any] = resolve_model_input_args(
-        config.name, {"img_size": image_size}, num_classes=classes, **config.args
+        config.name, {"img_size": image_size}, num_classes=classes, in_chans=channels, **config.args
     )
     return arguments
 

@@ -31,15 +31,16 @@ WARM_UP, STEPS, SECONDS = 3, 30, 15.0
 
 def profile(config: TrainConfig, data: Data, runtime: Runtime) -> Profile:
     """Take some tens of steps of ``config`` apart. Teacher and student have fresh weights: they cost what any do."""
-    trainer, device, size, classes = config.trainer, runtime.device, config.dataset.image_size, len(data.source.classes)
+    trainer, device, classes = config.trainer, runtime.device, len(data.source.classes)
+    size, channels = config.dataset.image_size, config.dataset.channels
     with_teacher = needs_teacher(config.distill)
     student_config = student_model(config, classes)
-    student_spec = describe(student_config, classes, size, "student")
+    student_spec = describe(student_config, classes, size, "student", channels)
     teacher_spec = describe_teacher(config, classes) if with_teacher else None
     seed_everything(config.seed, "profile")
     setting = Setting(student_spec, teacher_spec, data.source.train.labels, trainer.epochs)
     objective = Objective(config.distill, setting)
-    student = build(ModelConfig(student_config.name, args=student_config.args), classes, size, "student")
+    student = build(ModelConfig(student_config.name, args=student_config.args), classes, size, "student", channels)
     model = Distillation(place(student, device, trainer.channels_last), objective.to(device))
     teacher = _fresh_teacher(config, objective.teacher_taps, classes, runtime) if with_teacher else None
     precision = resolve_precision(trainer.precision, device)
@@ -155,9 +156,10 @@ def _batches(config: TrainConfig, data: Data) -> Iterator[list[Batch]]:
 
 
 def _fresh_teacher(config: TrainConfig, taps: Taps, classes: int, runtime: Runtime) -> FrozenTeacher:
-    size, trainer = config.dataset.image_size, config.trainer
+    dataset, layout = config.dataset, config.trainer.channels_last
     models = [ModelConfig(member.teacher.name, args=member.teacher.args) for member in members_of(config)]
     backbones = [
-        place(build(model, classes, size, "teacher"), runtime.device, trainer.channels_last) for model in models
+        place(build(model, classes, dataset.image_size, "teacher", dataset.channels), runtime.device, layout)
+        for model in models
     ]
     return freeze(config, backbones, taps, runtime)

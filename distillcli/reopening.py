@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distillcli.config.schema import ModelConfig, TrainConfig
+from distillcli.config.schema import DatasetConfig, ModelConfig, TrainConfig
 from distillcli.data.source import Source
 from distillcli.errors import UserError
 from distillcli.models import Backbone, build, place
@@ -15,17 +15,19 @@ from distillcli.types import LOGITS_ONLY, Taps
 from distillcli.weights import HUB_PREFIX, knows_classes, load_into, read_weights
 
 
-def reopen_model(what: str, source: Source, image_size: int, channels_last: bool | None, runtime: Runtime) -> Backbone:
-    """The model that ``what`` names, with its own weights and classifier.
+def reopen_model(
+    what: str, source: Source, dataset: DatasetConfig, channels_last: bool | None, runtime: Runtime
+) -> Backbone:
+    """The model that ``what`` names, with its own weights and classifier, for images as ``dataset`` has them.
 
     ``what``: run folder, checkpoint file, exported folder, ``hf-hub:`` name, or the name of a timm model. Raises
     UserError when the classifier is not one for the classes of ``source``; where nothing is labelled it may be any.
     """
-    classes = source.classes
+    classes, size, channels = source.classes, dataset.image_size, dataset.channels
     if Path(what).exists() or what.startswith(HUB_PREFIX):
         weights = read_weights(what)
         classes = () if weights.classes == () else classes or weights.classes or ()
-        backbone = build(weights.model, len(classes), image_size, "eval")
+        backbone = build(weights.model, len(classes), size, "eval", channels)
         if not knows_classes(weights, backbone, classes):
             count = "" if weights.classes is None else f"{len(weights.classes)} "
             raise UserError(
@@ -34,7 +36,7 @@ def reopen_model(what: str, source: Source, image_size: int, channels_last: bool
             )
         load_into(backbone, weights, "eval")
     elif pretrained_classes(what, classes) is not None:
-        backbone = open_pretrained(ModelConfig(name=what), classes, image_size, "eval")
+        backbone = open_pretrained(ModelConfig(name=what), classes, size, "eval", channels)
     else:
         raise UserError(
             f"checkpoint={what}: timm's weights answer with the classes of ImageNet, {source.name} has {len(classes)} "

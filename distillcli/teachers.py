@@ -67,10 +67,11 @@ class FrozenTeacher:
 
 def describe_teacher(config: TrainConfig, classes: int) -> Spec:
     """The spec of the teacher, or of all members of an ensemble together."""
-    size = config.dataset.image_size
+    size, channels = config.dataset.image_size, config.dataset.channels
     if config.teacher.members:
-        return join_specs([describe(member, classes, size, "teacher.members") for member in config.teacher.members])
-    return describe(config.teacher, classes if config.teacher.head else 0, size, "teacher")
+        members = config.teacher.members
+        return join_specs([describe(member, classes, size, "teacher.members", channels) for member in members])
+    return describe(config.teacher, classes if config.teacher.head else 0, size, "teacher", channels)
 
 
 def members_of(config: TrainConfig) -> list[TrainConfig]:
@@ -149,14 +150,14 @@ def open_single(
 
 
 def _open_one(config: TrainConfig, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
-    teacher, size = config.teacher, config.dataset.image_size
+    teacher, size, channels = config.teacher, config.dataset.image_size, config.dataset.channels
     wanted = teacher_classes(teacher.class_map, classes)
     model = ModelConfig(teacher.name, args=teacher.args, image_size=teacher.image_size)
     if weights_from is None and teacher.head:
-        backbone = open_pretrained(model, wanted, size, "teacher")
+        backbone = open_pretrained(model, wanted, size, "teacher", channels)
     else:
         model = dataclasses.replace(model, pretrained=weights_from is None)
-        backbone = build(model, len(wanted) if teacher.head else 0, size, "teacher")
+        backbone = build(model, len(wanted) if teacher.head else 0, size, "teacher", channels)
     if weights_from is not None:
         weights = read_weights(weights_from)
         if teacher.head:
@@ -187,14 +188,16 @@ def with_classes(source: Source, config: TrainConfig) -> Source:
     return dataclasses.replace(source, classes=classes)
 
 
-def open_pretrained(model: ModelConfig, wanted: tuple[str, ...], image_size: int, role: str) -> Backbone:
+def open_pretrained(
+    model: ModelConfig, wanted: tuple[str, ...], image_size: int, role: str, channels: int = 3
+) -> Backbone:
     """timm's weights for ``model``, answering with the ``wanted`` classes of ImageNet, which they must know."""
     names = pretrained_classes(model.name, wanted)
     assert names is not None, "callers look first"
-    whole = build(dataclasses.replace(model, pretrained=True), len(names), image_size, role)
+    whole = build(dataclasses.replace(model, pretrained=True), len(names), image_size, role, channels)
     if names == wanted:
         return whole
-    backbone = build(model, len(wanted), image_size, role)
+    backbone = build(model, len(wanted), image_size, role, channels)
     weights = Weights(whole.net.state_dict(), model.name, classes=names)
     load_into(backbone, select_classes(weights, backbone, wanted, f"{role}.name"), role)
     return backbone

@@ -63,7 +63,8 @@ def teaching_specs(config: TrainConfig, student: Spec, classes: int) -> list[Spe
     if not needs_teacher(config.distill):
         return []
     if config.peers:
-        peers = [describe(peer, classes, config.dataset.image_size, "peers") for peer in config.peers]
+        dataset = config.dataset
+        peers = [describe(peer, classes, dataset.image_size, "peers", dataset.channels) for peer in config.peers]
         return [replace(join_specs(peers), name="peers: " + ", ".join(peer.name for peer in peers))]
     if config.teacher.mean:
         return [replace(student, name="moving average of the student")]

@@ -78,6 +78,7 @@ class Spec:
     stage numbers count from the end as in a Python list. ``macs``: multiply-accumulates of one forward pass per image.
     ``feature_shape``: of the map that the head pools, or None where the head is given something else.
     ``endings``: for every stage the path of the activation that ends it, "" if none does, None if that cannot be told.
+    ``channels``: of the images it takes.
     """
 
     name: str
@@ -88,3 +89,4 @@ class Spec:
     macs: int
     feature_shape: tuple[int, int, int] | None = None
     endings: tuple[str | None, ...] = ()
+    channels: int = 3

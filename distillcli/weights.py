@@ -30,6 +30,8 @@ HUB_PREFIX = "hf-hub:"
 LOCAL_PREFIX = "local-dir:"
 # Settings of an exported model that may not be those its architecture has by default.
 _KEPT = ("mean", "std", "classifier")
+# Arguments of a model that belong to the data it is built for, not to the weights.
+_OF_THE_DATA = ("img_size", "num_classes", "in_chans")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +115,7 @@ def _from_exported(folder: Path) -> Weights:
         raise UserError(f"checkpoint={folder}: model.safetensors is missing beside config.json")
     check_file(path)
     names = card.get("label_names")
-    # Size and classes belong to the data the model is built for, not to the weights.
-    args = {key: value for key, value in card.get("model_args", {}).items() if key not in ("img_size", "num_classes")}
+    args = {key: value for key, value in card.get("model_args", {}).items() if key not in _OF_THE_DATA}
     return Weights(
         state=load_file(path),
         origin=str(folder),
@@ -206,7 +207,8 @@ def load_into(backbone: Backbone, weights: Weights, role: str, new_head: bool = 
         raise UserError(
             f"{role}.checkpoint={weights.origin}{named}: does not fit {role}.name={backbone.spec.name}: "
             f"{len(wrong)} of {len(own)} tensors differ, first {wrong[0]}; set {role}.name to the model of the "
-            f"checkpoint, and {role}.image_size to its size{f' of {weights.image_size}' if weights.image_size else ''}"
+            f"checkpoint, {role}.image_size to its size{f' of {weights.image_size}' if weights.image_size else ''}, "
+            "and dataset.channels to its channels"
         )
     backbone.net.load_state_dict(state)
 
@@ -278,7 +280,7 @@ def export(backbone: Backbone, folder: Path, classes: tuple[str, ...], crop_frac
     The config carries class names and preprocessing, so that the folder is all that a deployment needs.
     """
     net = copy.deepcopy(backbone.net).cpu().to(memory_format=torch.contiguous_format)
-    channels = backbone.mean.shape[1]
+    channels = backbone.spec.channels
     save_for_hf(
         net,
         folder,

@@ -23,7 +23,7 @@ LAYERS = (
     ("data", "data.source", "data.draws", "data.decode", "data.tree", "data.listing", "data.label_files"),
     ("data.layout", "data.folder", "data.archive", "data.webdataset", "data.builtin", "data.npz", "data.hf"),
     ("data.unlabeled", "data.verify", "data.torchvision_sets"),
-    ("data.labels", "data.open"),
+    ("data.channels", "data.labels", "data.open"),
     ("data.epochs", "data.colours", "data.policies", "data.views", "data.mix", "data.loader"),
     ("pointwise", "preactivation", "reused_head", "models", "ensemble", "inference", "layout"),
     ("weights", "freezing", "terms.base", "terms.*", "terms"),
@@ -46,7 +46,7 @@ LIGHT = (
     *("", "__main__", "cli", "errors", "config", "config.*", "run_folder", "report", "report.*", "commands"),
     *("commands.*", "data", "data.source", "data.draws", "data.decode", "data.tree", "data.listing"),
     *("data.label_files", "data.layout", "data.folder", "data.archive", "data.webdataset", "data.builtin", "data.npz"),
-    *("data.hf", "data.unlabeled", "data.verify", "data.labels", "data.open"),
+    *("data.hf", "data.unlabeled", "data.verify", "data.channels", "data.labels", "data.open"),
 )
 HEAVY = {"torch", "torchvision", "timm", "torchmetrics", "safetensors", "huggingface_hub", "datasets"}
 

@@ -177,7 +177,7 @@ def test_peers_are_measured_kept_and_resumed_bit_for_bit(tmp_path: Path) -> None
     assert digest(last(tmp_path / "whole")["student"]) == digest(last(tmp_path / "stopped")["student"])
 
     config = tiny(*SHORT)
-    peer = reopen_model(str(tmp_path / "whole" / "peers" / "1"), open_source(config.dataset), 32, True, CPU)
+    peer = reopen_model(str(tmp_path / "whole" / "peers" / "1"), open_source(config.dataset), config.dataset, True, CPU)
     assert digest(peer.net.state_dict()) == digest(last(tmp_path / "whole")["peers"][0])
 
 

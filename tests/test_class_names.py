@@ -165,7 +165,7 @@ def test_names_that_are_ambiguous_mixed_or_unknown_are_no_match(wanted: tuple[st
 def test_weights_for_imagenet_answer_for_some_of_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Backbone] = []
 
-    def without_network(model: ModelConfig, classes: int, image_size: int, role: str) -> Backbone:
+    def without_network(model: ModelConfig, classes: int, image_size: int, role: str, _channels: int) -> Backbone:
         made.append(build(ModelConfig(model.name), classes, image_size, role))
         return made[-1]
 

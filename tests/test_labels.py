@@ -352,7 +352,7 @@ def test_without_head_and_labels_the_student_is_a_feature_extractor(fitted: Path
     exported = read_weights(str(tmp_path / "run"))
     assert exported.classes == ()
     assert not any(name.startswith("classifier") for name in exported.state)
-    again = reopen_model(str(tmp_path / "run"), source, 32, True, CPU)
+    again = reopen_model(str(tmp_path / "run"), source, tiny().dataset, True, CPU)
     assert again(torch.rand(2, 3, 32, 32)).logits.shape == (2, 0)
 
 
@@ -367,7 +367,7 @@ def test_a_head_that_nothing_trains_is_left_out(fitted: Path, tmp_path: Path) ->
     assert result["dataset"]["classes"] == 4
     assert all(result[who][name] is not None for who in ("student", "teacher", "baseline") for name in PROBES)
     assert "see what a k-NN and a linear probe read" in (tmp_path / "run" / "report.md").read_text("utf-8")
-    assert reopen_model(str(tmp_path / "run"), source, 32, True, CPU).spec.classes == 0
+    assert reopen_model(str(tmp_path / "run"), source, tiny().dataset, True, CPU).spec.classes == 0
     off, _ = distilled(tmp_path / "off", source, *config, "probe=false", "baseline=false")
     assert not set(PROBES) & set(off["student"])
     # It can be given a head later.

@@ -138,7 +138,7 @@ def test_the_numbers_are_those_of_the_weights(ema: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     answers = on_two_ranks(work, tmp_path)
     data = open_tiny(config)
-    saved = reopen_model(str(tmp_path / "run" / "checkpoints" / "last.pt"), data.source, 32, True, CPU)
+    saved = reopen_model(str(tmp_path / "run" / "checkpoints" / "last.pt"), data.source, config.dataset, True, CPU)
     alone = evaluate(saved, data.val, CPU)
     for answer in answers:
         assert answer == pytest.approx({"epoch": 2, **alone}, rel=1e-5)
@@ -217,5 +217,5 @@ def test_torchrun_leaves_one_run(tmp_path: Path) -> None:
     assert result["status"] == "ok"
     config = tiny("dataset.samples=64")
     data = open_tiny(config)
-    alone = evaluate(reopen_model(str(run), data.source, 32, True, CPU), data.evaluation, CPU)
+    alone = evaluate(reopen_model(str(run), data.source, config.dataset, True, CPU), data.evaluation, CPU)
     assert {key: result["student"][key] for key in alone} == pytest.approx(alone, rel=1e-5)

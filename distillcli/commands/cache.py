@@ -74,8 +74,9 @@ def _verify(run_folder: Path) -> None:
 
     with start(config.trainer) as runtime:
         source = with_classes(source, config)
-        size, classes = config.dataset.image_size, len(source.classes)
-        specs = (describe(student_model(config, classes), classes, size, "student"), describe_teacher(config, classes))
+        size, channels, classes = config.dataset.image_size, config.dataset.channels, len(source.classes)
+        student = describe(student_model(config, classes), classes, size, "student", channels)
+        specs = (student, describe_teacher(config, classes))
         setting = Setting(*specs, source.train.labels, config.trainer.epochs)
         taps = Objective(config.distill, setting).teacher_taps
         live = reopen_teacher(run_folder, config, source, runtime, taps)

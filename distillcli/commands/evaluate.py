@@ -34,7 +34,7 @@ def run(config: EvalConfig, job: Job) -> None:
     with start(config.trainer) as runtime:
         data = open_data(source, dataset, config.trainer.workers, runtime)
         trainer = config.trainer if trained is None else trained.trainer
-        backbone = reopen_model(what, source, dataset.image_size, trainer.channels_last, runtime)
+        backbone = reopen_model(what, source, dataset, trainer.channels_last, runtime)
         teacher = None
         if trained is not None and run_folder is not None:
             teacher = reopen_teacher(run_folder, trained, with_classes(source, trained), runtime)

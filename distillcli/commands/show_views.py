@@ -14,7 +14,7 @@ from distillcli.data.epochs import side
 from distillcli.data.open import open_source
 from distillcli.report.console import say
 
-# Images H x W x 3 in [0, 1], each with the words above it.
+# Images H x W x C in [0, 1], each with the words above it.
 Column = list[tuple[NDArray[np.float32], str]]
 
 FILE = Path("views.png")
@@ -69,9 +69,14 @@ def draw_sheet(columns: dict[str, Column], path: Path) -> None:
         for row, (picture, words) in enumerate(column):
             axes = cells[row, number]
             axes.set_axis_off()
-            axes.imshow(picture, interpolation="nearest")
+            axes.imshow(visible(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_title(f"{name}\n{plot_text(words)}" if row == 0 else plot_text(words), fontsize=8)
     save(figure, path)
+
+
+def visible(picture: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The first three channels as RGB, or the first one alone where there are fewer than three."""
+    return picture[..., : 3 if picture.shape[2] >= 3 else 1]
 
 
 def label_words(target: int | list[float], classes: Sequence[str]) -> str:

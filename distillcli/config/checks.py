@@ -72,6 +72,7 @@ def _check_train(config: TrainConfig) -> None:
     _check_kinds_of_teachers(config)
     _check_reused_head(config)
     _check_dataset(config.dataset)
+    _check_colours(config.augment, config.dataset.channels)
     _check_batches(config)
     _check_folders(config)
 
@@ -176,6 +177,18 @@ def _check_augment(config: AugmentConfig) -> None:
     _at_least("augment.repeats", config.repeats, 1)
     if not 0 <= config.policy_magnitude <= 30:
         raise UserError(f"augment.policy_magnitude={config.policy_magnitude}: must be in [0, 30]; 9 is usual")
+
+
+def _check_colours(config: AugmentConfig, channels: int) -> None:
+    """Some changes of colour are defined for RGB, and for grayscale, which they leave alone."""
+    if channels in (1, 3):
+        return
+    for key, off in (("saturation", 0.0), ("hue", 0.0), ("policy", "none")):
+        if getattr(config, key) != off:
+            raise UserError(
+                f"augment.{key}={getattr(config, key)}: needs images of 1 or 3 channels, dataset.channels={channels}; "
+                f"use augment.{key}={off}"
+            )
 
 
 def _check_trainer(config: TrainerConfig) -> None:
@@ -312,6 +325,12 @@ def _check_headless(config: TeacherConfig) -> None:
 
 def _check_dataset(config: DatasetConfig) -> None:
     _at_least("dataset.image_size", config.image_size, 8)
+    _at_least("dataset.channels", config.channels, 1)
+    if config.channels not in (1, 3) and config.name != "npz":
+        raise UserError(
+            f"dataset.channels={config.channels}: dataset={config.name} has images of 1 or 3 channels; others are read "
+            "from dataset=npz"
+        )
     if not 0 < config.val_fraction < 1:
         raise UserError(f"dataset.val_fraction={config.val_fraction}: must be above 0 and below 1, e.g. 0.1")
     if not 0 < config.crop_fraction <= 1:

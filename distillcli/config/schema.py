@@ -97,6 +97,7 @@ class DatasetConfig:
     on_error: str = "raise"  # an image that cannot be decoded: raise | skip, which decodes all once to leave it out
     download: bool = False  # let torchvision fetch the set into root
     image_size: int = 224  # pixels, height and width of every view
+    channels: int = 3  # 1: every image as grayscale; other numbers: npz only, as they stand in its arrays
     crop_fraction: float = 1.0  # share of the shorter side kept by the centre crop of evaluation
     val_fraction: float = 0.1  # share of the training images held out when the set has no validation part
     labelled: float = 1.0  # share of the training images whose labels are kept, in each class; 0: none

@@ -1,6 +1,8 @@
-"""Changes of colour, B x 3 x H x W in [0, 1], with one strength per image.
+"""Changes of colour, B x C x H x W in [0, 1], with one strength per image.
 
 torchvision's functions take one strength for all images; where it is a factor, their extreme is blended with the image.
+As in torchvision, one channel has neither saturation nor hue. Of images with more channels than RGB only brightness and
+contrast can be changed, the contrast against the mean of all channels.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ def brightness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, factors: Tensor) -> Tensor:
-    grey: Tensor = image_ops.rgb_to_grayscale(images)
-    return grey.mean(dim=(2, 3), keepdim=True).lerp(images, factors).clamp(0, 1)
+    return _grey(images).mean(dim=(2, 3), keepdim=True).lerp(images, factors).clamp(0, 1)
 
 
 def saturation(images: Tensor, factors: Tensor) -> Tensor:
-    grey: Tensor = image_ops.rgb_to_grayscale(images)
-    return grey.lerp(images, factors).clamp(0, 1)
+    if images.shape[1] != 3:
+        return images
+    return _grey(images).lerp(images, factors).clamp(0, 1)
 
 
 def sharpness(images: Tensor, factors: Tensor) -> Tensor:
@@ -38,6 +40,8 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
 
 def hue(images: Tensor, turns: Tensor) -> Tensor:
     """``turns``: of the colour circle, in [-0.5, 0.5]; value and saturation stay (Smith, SIGGRAPH 1978)."""
+    if images.shape[1] != 3:
+        return images
     value, strongest = images.max(dim=1, keepdim=True)
     chroma = value - images.amin(dim=1, keepdim=True)
     following, last = (images.gather(1, (strongest + step) % 3) for step in (1, 2))
@@ -69,6 +73,11 @@ def equalize(images: Tensor, _strengths: Tensor) -> Tensor:
 
 def invert(images: Tensor, _strengths: Tensor) -> Tensor:
     return 1 - images
+
+
+def _grey(images: Tensor) -> Tensor:
+    grey: Tensor = image_ops.rgb_to_grayscale(images) if images.shape[1] == 3 else images.mean(dim=1, keepdim=True)
+    return grey
 
 
 PHOTOMETRIC: dict[str, Operation] = {

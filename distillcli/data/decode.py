@@ -5,6 +5,7 @@
 - Grayscale, 1-bit, palette and CMYK images become RGB; of an animation the first frame is taken.
 - 16-bit grayscale is scaled by the range of its type: 0..65535 becomes 0..255. Pillow's own conversion saturates it.
 - Float images and 32-bit integers have no agreed range: they are refused rather than turned white or black.
+- Where one channel is asked for (``dataset.channels=1``), it is the luma of the RGB above: gray images keep their values.
 """
 
 from __future__ import annotations
@@ -81,6 +82,12 @@ def to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return np.array(image.convert("RGB"))
+
+
+def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGB in one channel, ... x H x W x 3 to ... x H x W x 1, by the weights of ITU-R BT.601; gray stays what it is."""
+    rows = pixels.reshape(-1, *pixels.shape[-2:])
+    return np.array(Image.fromarray(rows).convert("L")).reshape(*pixels.shape[:-1], 1)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -82,7 +82,7 @@ class Store(Protocol):
         ...
 
     def fetch(self, cropping: Cropping, plan: Sequence[Rows]) -> Iterator[Tensor]:
-        """For each batch of the plan its pixels on the device: B x H x W x 3, uint8."""
+        """For each batch of the plan its pixels on the device: B x H x W x C, uint8."""
         ...
 
 
@@ -90,7 +90,7 @@ class Store(Protocol):
 class MemoryStore:
     """All images decoded, squeezed to one size: boxes are shares of the image, so nothing is lost but resolution."""
 
-    pixels: Tensor  # N x H x W x 3, uint8, on the device
+    pixels: Tensor  # N x H x W x C, uint8, on the device
     widths_by_heights: Floats  # N
     crops: bool = False
 
@@ -208,12 +208,13 @@ def open_store(images: Images, config: DatasetConfig, workers: int, runtime: Run
         if images.pixels.nbytes <= memory_bytes and max(height, width) <= stored:
             pixels = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(runtime.device)
             return MemoryStore(pixels, np.full(len(images), width / height))
-    if len(images) * stored**2 * 3 > memory_bytes:
+    if len(images) * stored**2 * config.channels > memory_bytes:
         return StreamStore(images, config.image_size, workers, runtime)
     plan = [list(range(start, min(start + 64, len(images)))) for start in range(0, len(images), 64)]
     rows = torch.cat([_unwrap(item) for item in _loader(_Squeezed(images, stored), plan, workers, runtime)])
     aspects = rows[:, -8:].contiguous().view(torch.float64)[:, 0].numpy()
-    return MemoryStore(rows[:, :-8].reshape(-1, stored, stored, 3).to(runtime.device), aspects)
+    pixels = rows[:, :-8].reshape(-1, stored, stored, config.channels)
+    return MemoryStore(pixels.to(runtime.device), aspects)
 
 
 # --- batches -------------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@
     classes                                                               optional: their names, by label
 
 Without val arrays, ``dataset.val_fraction`` of each class is held out. Images are N x H x W, or N x H x W x C with 1
-or 3 channels, uint8: floating point has no agreed range, so it is refused rather than guessed. Labels are N whole
-numbers or texts, from 0 on if ``classes`` names them. Arrays of Python objects are never unpickled.
+or 3 channels or as many as ``dataset.channels`` says, uint8: floating point has no agreed range, so it is refused
+rather than guessed. Labels are N whole numbers or texts, from 0 on if ``classes`` names them. Arrays of Python objects
+are never unpickled.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def open_npz(config: DatasetConfig) -> Source:
     if "train" not in parts:
         expected = "x_train and y_train, train_images and train_labels, or images and labels"
         raise UserError(f"{shown(file)}: holds {', '.join(sorted(arrays))}; expected {expected}")
-    pixels = {part: _pixels(file, images, arrays[images]) for part, (images, _) in parts.items()}
+    pixels = {part: _pixels(file, images, arrays[images], config.channels) for part, (images, _) in parts.items()}
     names = [str(name) for name in arrays["classes"].ravel()] if "classes" in arrays else None
     values = {part: _values(file, labels, arrays[labels]) for part, (_, labels) in parts.items()}
     for part, (images, labels) in parts.items():
@@ -87,15 +88,21 @@ def _find(file: Path, arrays: dict[str, NDArray[Any]], part: str) -> tuple[str, 
     return found[0] if found else None
 
 
-def _pixels(file: Path, name: str, array: NDArray[Any]) -> NDArray[np.uint8]:
-    """N x H x W x 3."""
+def _pixels(file: Path, name: str, array: NDArray[Any], channels: int) -> NDArray[np.uint8]:
+    """N x H x W x 3, also where one channel is asked for; N x H x W x ``channels`` where it is any other number."""
     where = f"{shown(file)}: {name} is {array.dtype}, {' x '.join(str(side) for side in array.shape)}"
     if array.dtype != np.uint8:
         raise UserError(f"{where}; images must be uint8, 0..255: scale them yourself, other types have no agreed range")
     if array.ndim == 3:
         array = array[..., None]
-    if array.ndim != 4 or array.shape[3] not in (1, 3):
-        raise UserError(f"{where}; expected N x H x W or N x H x W x C with 1 or 3 channels, in this order")
+    if channels not in (1, 3):
+        if array.ndim != 4 or array.shape[3] != channels:
+            raise UserError(f"{where}; expected N x H x W x C with dataset.channels={channels}, in this order")
+    elif array.ndim != 4 or array.shape[3] not in (1, 3):
+        raise UserError(
+            f"{where}; expected N x H x W or N x H x W x C with 1 or 3 channels, in this order; for more set "
+            "dataset.channels=C"
+        )
     if 0 in array.shape[1:]:
         raise UserError(f"{where}; the images have no pixels")
     pixels: NDArray[np.uint8] = array.astype(np.uint8, copy=False)

@@ -10,6 +10,7 @@ import numpy as np
 from distillcli.config.schema import DatasetConfig
 from distillcli.data.archive import open_archive
 from distillcli.data.builtin import open_digits, open_fake
+from distillcli.data.channels import with_channels
 from distillcli.data.folder import open_folder
 from distillcli.data.hf import open_hf
 from distillcli.data.labels import keep_labels
@@ -53,7 +54,7 @@ def open_source(config: DatasetConfig) -> Source:
             f"unknown data set {config.name!r}{did_you_mean(config.name, DATASETS)}"
             " (a folder of images is dataset=folder dataset.root=PATH; all sets: distill show datasets)"
         )
-    source = DATASETS[config.name].open(config)
+    source = with_channels(DATASETS[config.name].open(config), config.channels)
     if config.on_error == "skip":
         source = without_unreadable(source)
     check_source(source)

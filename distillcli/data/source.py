@@ -18,7 +18,10 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """The image as H x W x 3 RGB. Raises UserError naming the file if it cannot be decoded."""
+        """The image as H x W x C, RGB unless ``dataset.channels`` says otherwise.
+
+        Raises UserError naming the file if it cannot be decoded.
+        """
         ...
 
     def name(self, index: int) -> str:
@@ -42,7 +45,7 @@ class EncodedImages(Images, Protocol):
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images that are decoded already and share one size. ``pixels``: N x H x W x 3."""
+    """Images that are decoded already and share one size. ``pixels``: N x H x W x C."""
 
     pixels: NDArray[np.uint8]
     label: str

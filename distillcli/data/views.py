@@ -143,7 +143,7 @@ def _between(bounds: list[float], share: Floats) -> Floats:
 
 
 def cut(pixels_HWC: Tensor, box: Floats, size: int) -> Tensor:
-    """One decoded image, cropped to ``box`` and resized with antialiasing: size x size x 3, uint8."""
+    """One decoded image, cropped to ``box`` and resized with antialiasing: size x size x C, uint8."""
     height, width = pixels_HWC.shape[:2]
     left, top, right, bottom = (
         round(share * side)
@@ -156,7 +156,7 @@ def cut(pixels_HWC: Tensor, box: Floats, size: int) -> Tensor:
 
 
 def render(pixels_BHWC: Tensor, views: Views, size: int) -> Tensor:
-    """The views of uint8 images: B x 3 x size x size, float in [0, 1], outside of the image black."""
+    """The views of uint8 images: B x C x size x size, float in [0, 1], outside of the image black."""
     images = pixels_BHWC.permute(0, 3, 1, 2).float().div_(255)
     device = images.device
     left, top, width, height = (views.boxes[:, column] for column in range(4))
@@ -166,7 +166,7 @@ def render(pixels_BHWC: Tensor, views: Views, size: int) -> Tensor:
     maps[:, :, 2] += centre
     if images.shape[2:] != (size, size) or not np.array_equal(maps, np.broadcast_to(np.eye(2, 3), maps.shape)):
         grid = functional.affine_grid(
-            torch.from_numpy(maps.astype(np.float32)).to(device), [len(images), 3, size, size], align_corners=False
+            torch.from_numpy(maps.astype(np.float32)).to(device), [*images.shape[:2], size, size], align_corners=False
         )
         images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         # "border" keeps the rim of an enlarged image bright; what lies outside of the image is black all the same.
