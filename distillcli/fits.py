@@ -102,7 +102,7 @@ def recipe_fingerprint(
             **learning,
             "version": RECIPE_VERSION,
             "data": data.source.fingerprint,
-            "views": [config.dataset.image_size, config.dataset.crop_fraction, data.train.store.crops],
+            "views": data.train.rendering(),
             "sampling": [config.dataset.balanced, trainer.progressive],
             "model": [config.student.name, config.student.args, student.image_size, config.student.freeze],
             "start": weights_fingerprint(student.net.state_dict()),

@@ -224,3 +224,74 @@ def test_images_that_are_open_already() -> None:
     np.testing.assert_array_equal(to_rgb(Image.fromarray(RAMP), "set[3]"), gray(RAMP))
     with pytest.raises(UserError, match=r"^set\[3\]: float images"):
         to_rgb(Image.new("F", (2, 2)), "set[3]")
+
+
+# --- smaller than it is -------------------------------------------------------------------------------------------
+
+
+def smooth(width: int, height: int) -> np.ndarray:
+    """Red grows from left to right, green from top to bottom."""
+    y, x = np.mgrid[0 : 255 : height * 1j, 0 : 255 : width * 1j]
+    return np.stack([x, y, np.full_like(x, 128)], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("least", "expected"),
+    [
+        ((80, 60), (80, 60)),
+        ((81, 60), (160, 120)),
+        ((80, 61), (160, 120)),
+        ((160, 1), (160, 120)),
+        ((161, 120), (320, 240)),
+        ((321, 1), (640, 480)),
+        ((9999, 9999), (640, 480)),
+    ],
+)
+def test_a_jpeg_is_decoded_at_the_smallest_size_that_will_do(
+    tmp_path: Path, least: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    Image.fromarray(smooth(640, 480)).save(tmp_path / "a.jpg", quality=95)
+    read = decode(tmp_path / "a.jpg", lambda width, height: least)
+    assert read.shape == (*expected[::-1], 3)
+    np.testing.assert_allclose(read.astype(int), smooth(*expected).astype(int), atol=6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_least_is_that_of_the_upright_image(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(smooth(641, 481)).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    upright = (641, 481) if orientation < 5 else (481, 641)
+    asked = []
+
+    def least(width: int, height: int) -> tuple[int, int]:
+        asked.append((width, height))
+        return width // 4, height // 4
+
+    read = decode(tmp_path / "a.jpg", least)
+    assert asked == [upright]
+    assert read.shape[:2] == tuple(-(-side // 4) for side in reversed(upright))
+    whole = np.asarray(Image.fromarray(decode(tmp_path / "a.jpg")).resize(read.shape[1::-1], Image.Resampling.BOX))
+    np.testing.assert_allclose(read.astype(int), whole.astype(int), atol=6)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_jpegs_of_other_modes_are_reduced_as_well(tmp_path: Path, mode: str) -> None:
+    Image.fromarray(smooth(64, 48)).convert(mode).save(tmp_path / "a.jpg", quality=95)
+    read, whole = decode(tmp_path / "a.jpg", lambda width, height: (16, 12)), decode(tmp_path / "a.jpg")
+    assert read.shape == (12, 16, 3)
+    np.testing.assert_allclose(read.mean((0, 1)), whole.mean((0, 1)), atol=1)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif", "gif", "bmp"])
+def test_other_formats_keep_their_size(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(smooth(64, 48)).save(tmp_path / f"a.{suffix}")
+    whole = decode(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(decode(tmp_path / f"a.{suffix}", lambda width, height: (1, 1)), whole)
+
+
+def test_a_truncated_jpeg_is_refused_when_reduced_too(tmp_path: Path) -> None:
+    Image.fromarray(smooth(640, 480)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:3000])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        decode(tmp_path / "a.jpg", lambda width, height: (8, 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -17,8 +19,17 @@ from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.config.search import builtin_folder
 from distillcli.data.draws import permutation
 from distillcli.data.folder import FileImages
-from distillcli.data.loader import EVALUATION_BATCH, Loader, MemoryStore, StreamStore, open_data, open_store
-from distillcli.data.source import ArrayImages, Images, Source, Split
+from distillcli.data.loader import (
+    EVALUATION_BATCH,
+    Cropping,
+    Loader,
+    MemoryStore,
+    Rows,
+    StreamStore,
+    open_data,
+    open_store,
+)
+from distillcli.data.source import ArrayImages, Images, Least, Source, Split
 from distillcli.errors import UserError
 from distillcli.runtime import Runtime
 from distillcli.types import Batch
@@ -282,3 +293,78 @@ def test_a_set_beyond_the_memory_is_streamed_and_each_part_has_its_share() -> No
         assert all(isinstance(part.store, kind) for part in (data.train, data.val, data.evaluation))
     without_test = open_data(Source("test", ("a", "b"), source.train, source.val, None, ""), config, 0, Runtime(CPU))
     assert without_test.evaluation is without_test.val
+
+
+# --- photographs --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Watched:
+    """``images``, noting what they are decoded at; ``whole``: always at their full size."""
+
+    images: Images
+    whole: bool = False
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
+        pixels = self.images.read(index, None if self.whole else least)
+        self.sizes.append((pixels.shape[1], pixels.shape[0]))
+        return pixels
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+
+SIDES = [(1201, 903), (640, 480), (903, 1201), (300, 200), (120, 900), (64, 64)]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> FileImages:
+    folder = tmp_path_factory.mktemp("photographs")
+    for number, (width, height) in enumerate(SIDES):
+        coarse = np.random.RandomState(number).randint(0, 256, (6, 6, 3)).astype(np.uint8)
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg")
+    return FileImages(folder, tuple(f"{number}.jpg" for number in range(len(SIDES))))
+
+
+CROPS = AugmentConfig(name="test", crop_area=[0.08, 1.0])
+
+
+def test_a_crop_of_a_reduced_photograph_has_the_pixels_of_the_view(photographs: FileImages) -> None:
+    watched, reduced, views = Watched(photographs), 0, 40
+    source = loader(watched, STREAM, size=48)
+    for view in range(1, views + 1):
+        rows = Rows(np.full(len(SIDES), view), np.arange(len(SIDES)))
+        next(source.views(CROPS, 7, [rows]))
+        for row, ((width, height), whole) in enumerate(zip(watched.sizes[-len(SIDES) :], SIDES, strict=True)):
+            one = Rows(rows.view[row : row + 1], rows.index[row : row + 1])
+            shares = Cropping(CROPS, 7, 1.0).boxes(one, np.array([width / height]))[0, 2:]
+            full = Cropping(CROPS, 7, 1.0).boxes(one, np.array([whole[0] / whole[1]]))[0, 2:]
+            if (width, height) == whole:
+                assert (full * whole < 2 * 49 + 2).any(), "half of it would have been enough"
+            else:
+                assert (shares * (width, height) >= 49).all()
+                reduced += 1
+    assert reduced > views
+
+
+def test_reduced_photographs_show_what_whole_ones_show(photographs: FileImages) -> None:
+    rows = [Rows(np.full(len(SIDES), view), np.arange(len(SIDES))) for view in range(1, 6)]
+    shown = [
+        torch.stack([batch.images for batch in loader(images, STREAM, workers, size=48).views(CROPS, 7, rows)])
+        for images, workers in ((Watched(photographs, whole=True), 0), (photographs, 0), (photographs, 2))
+    ]
+    assert torch.equal(shown[1], shown[2])
+    assert (shown[0] - shown[1]).abs().max() < 0.1
+    assert (shown[0] - shown[1]).abs().mean() < 0.005
+    assert not torch.equal(shown[0][:, :3], shown[1][:, :3])
+    assert torch.equal(shown[0][:, 5], shown[1][:, 5]), "too small to be reduced"
+
+
+def test_reducing_is_part_of_what_a_view_is_where_it_can_happen(photographs: FileImages) -> None:
+    assert loader(photographs, MEMORY).rendering() == loader(array_images(4)).rendering() == [16, 1.0, False]
+    assert loader(array_images(4), STREAM).rendering() == [16, 1.0, True]
+    assert loader(photographs, STREAM).rendering() == [16, 1.0, True, "reduced"]

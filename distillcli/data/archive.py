@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from distillcli.config.schema import DatasetConfig
 from distillcli.data.decode import decode_bytes, shown
 from distillcli.data.layout import open_tree
-from distillcli.data.source import Source
+from distillcli.data.source import Least, Source
 from distillcli.data.tree import has_image_name, ignored, join
 from distillcli.errors import UserError
 
@@ -77,8 +77,8 @@ class MemberImages:
     def content(self, index: int) -> bytes:
         return self.members[index].content()
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        return decode_bytes(self.content(index), self.name(index))
+    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
+        return decode_bytes(self.content(index), self.name(index), least)
 
     def name(self, index: int) -> str:
         return str(self.members[index])

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillcli.data.decode import luma
-from distillcli.data.source import ArrayImages, Images, Source, Split
+from distillcli.data.source import ArrayImages, Images, Least, Source, Split
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class GrayImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        return luma(self.images.read(index))
+    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
+        return luma(self.images.read(index, least))
 
     def name(self, index: int) -> str:
         return self.images.name(index)

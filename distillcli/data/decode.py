@@ -5,7 +5,8 @@
 - Grayscale, 1-bit, palette and CMYK images become RGB; of an animation the first frame is taken.
 - 16-bit grayscale is scaled by the range of its type: 0..65535 becomes 0..255. Pillow's own conversion saturates it.
 - Float images and 32-bit integers have no agreed range: they are refused rather than turned white or black.
-- Where one channel is asked for (``dataset.channels=1``), it is the luma of the RGB above: gray images keep their values.
+- A JPEG of which fewer pixels will do (``Least``) is decoded at 1/2, 1/4 or 1/8 of its width and height.
+- Where one channel is asked for (``dataset.channels=1``), it is the luma of this RGB: gray images keep their values.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from distillcli.data.source import Least
 from distillcli.errors import UserError
 
 _UPRIGHT = {
@@ -36,9 +38,9 @@ def shown(path: Path | str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def decode(path: Path) -> NDArray[np.uint8]:
+def decode(path: Path, least: Least | None = None) -> NDArray[np.uint8]:
     """The image in ``path`` as H x W x 3 RGB. Raises UserError naming the file if it cannot be decoded."""
-    return decode_bytes(read_file(path), shown(path))
+    return decode_bytes(read_file(path), shown(path), least)
 
 
 def read_file(path: Path) -> bytes:
@@ -53,23 +55,25 @@ def read_file(path: Path) -> bytes:
         ) from error
 
 
-def decode_bytes(content: bytes, name: str) -> NDArray[np.uint8]:
+def decode_bytes(content: bytes, name: str, least: Least | None = None) -> NDArray[np.uint8]:
     """An encoded image as H x W x 3 RGB. Raises UserError with ``name`` in front if it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return to_rgb(image, name)
+            return to_rgb(image, name, least)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # for a damaged file Pillow's plugins raise almost anything, not only OSError
         raise UserError(f"{name}: {_reason(content, error)}") from error
 
 
-def to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image, name: str, least: Least | None = None) -> NDArray[np.uint8]:
     """An opened image as H x W x 3 RGB by the rules of this module.
 
     Raises UserError with ``name`` in front if its values have no agreed range; Pillow's errors for damaged data pass.
     """
     kind = image.format  # a transposed copy no longer knows its format
+    if least is not None and kind in ("JPEG", "MPO"):
+        _reduce(image, least)
     image.load()
     image = _upright(image)
     # Pillow reads 16-bit PNG and PGM as "I" in some versions, with values in 0..65535.
@@ -90,11 +94,24 @@ def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.array(Image.fromarray(rows).convert("L")).reshape(*pixels.shape[:-1], 1)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _reduce(image: Image.Image, least: Least) -> None:
+    """Let libjpeg decode every block of 8 x 8 into fewer pixels, as long as the whole image keeps ``least`` of them."""
+    sideways = _orientation(image) in (5, 6, 7, 8)
+    width, height = image.size[::-1] if sideways else image.size
+    wanted = least(width, height)
+    image.draft(None, wanted[::-1] if sideways else wanted)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a damaged EXIF block says nothing about rotation, and the pixels are fine
-        return image
+        return 1
+    return orientation
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = _orientation(image)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 

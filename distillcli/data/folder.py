@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from distillcli.config.schema import DatasetConfig
 from distillcli.data.decode import decode, read_file, shown
 from distillcli.data.layout import LAYOUT, open_tree
-from distillcli.data.source import Source
+from distillcli.data.source import Least, Source
 from distillcli.data.tree import has_image_name, ignored
 from distillcli.errors import UserError
 
@@ -33,8 +33,8 @@ class FileImages:
     def content(self, index: int) -> bytes:
         return read_file(self.root / self.names[index])
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        return decode(self.root / self.names[index])
+    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
+        return decode(self.root / self.names[index], least)
 
     def name(self, index: int) -> str:
         return str(self.root / self.names[index])

@@ -18,7 +18,7 @@ from distillcli.config.schema import DatasetConfig
 from distillcli.data.decode import decode_bytes, read_file, shown
 from distillcli.data.label_files import LABEL_COLUMNS
 from distillcli.data.listing import file_fingerprint, hold_out, index_labels
-from distillcli.data.source import Source, Split
+from distillcli.data.source import Least, Source, Split
 from distillcli.data.tree import PART_OF, PARTS, quoted
 from distillcli.errors import UserError
 
@@ -48,8 +48,8 @@ class TableImages:
             raise UserError(f"{self.name(index)}: has no image in column {self.column!r}; remove the row")
         return value
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        return decode_bytes(self.content(index), self.name(index))
+    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
+        return decode_bytes(self.content(index), self.name(index), least)
 
     def name(self, index: int) -> str:
         return f"{shown(self.path)}/{self.split}[{self.rows[index]}]"

@@ -11,13 +11,14 @@ import atexit
 import dataclasses
 import functools
 import itertools
+import math
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -77,6 +78,11 @@ class Store(Protocol):
         """Whether ``fetch`` returns the crops, or whole images that are still to be cropped."""
         ...
 
+    @property
+    def reduces(self) -> bool:
+        """Whether large JPEGs are decoded at less than their size, as far as their crops allow."""
+        ...
+
     def aspects(self, index: Positions) -> Floats:
         """Width / height of the images. Meaningful only where ``fetch`` does not crop."""
         ...
@@ -93,6 +99,7 @@ class MemoryStore:
     pixels: Tensor  # N x H x W x C, uint8, on the device
     widths_by_heights: Floats  # N
     crops: bool = False
+    reduces: bool = False
 
     def aspects(self, index: Positions) -> Floats:
         return self.widths_by_heights[index]
@@ -110,6 +117,7 @@ class StreamStore:
     def __init__(self, images: Images, size: int, workers: int, runtime: Runtime) -> None:
         self._plan: list[list[tuple[Cropping, int, int]]] = []
         self._runtime = runtime
+        self.reduces = not isinstance(images, ArrayImages)
         self._loader = _loader(_Crops(images, size), self._plan, workers, runtime)
 
     def aspects(self, index: Positions) -> Floats:
@@ -131,13 +139,22 @@ class _Crops(Dataset["Tensor | UserError"]):
 
     def __getitem__(self, request: tuple[Cropping, int, int]) -> Tensor | UserError:
         cropping, view, position = request
+        row = Rows(np.array([view]), np.array([position]))
+
+        def box(width: int, height: int) -> Floats:
+            return cropping.boxes(row, np.array([width / height]))[0]
+
+        def least(width: int, height: int) -> tuple[int, int]:
+            """A crop is never enlarged for having been decoded smaller; one pixel more, as its edges are rounded."""
+            _, _, wide, high = box(width, height)
+            return math.ceil((self.size + 1) / wide), math.ceil((self.size + 1) / high)
+
         try:
-            pixels = self.images.read(position)
+            pixels = self.images.read(position, least)
         except UserError as error:
             return error
-        aspects = np.array([pixels.shape[1] / pixels.shape[0]])
-        row = Rows(np.array([view]), np.array([position]))
-        return cut(torch.from_numpy(pixels), cropping.boxes(row, aspects)[0], self.size)
+        height, width = pixels.shape[:2]
+        return cut(torch.from_numpy(pixels), box(width, height), self.size)
 
 
 class _Squeezed(Dataset["Tensor | UserError"]):
@@ -294,6 +311,11 @@ class Loader:
     def views_per_pass(self, recipe: AugmentConfig) -> int:
         """How many views of one image a pass shows at most; so many numbers of views belong to it."""
         return most_shown(self._labels_shown(), self.config.balanced, recipe.repeats)
+
+    def rendering(self) -> list[Any]:
+        """What decides the pixels of a view beside its image, recipe and seed, for fingerprints."""
+        reduced = ["reduced"] if self.store.reduces else []
+        return [self.config.image_size, self.config.crop_fraction, self.store.crops, *reduced]
 
     def _labels_shown(self) -> Positions:
         labels: Positions = self.labels.cpu().numpy()[self.shown]

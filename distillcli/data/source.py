@@ -5,11 +5,15 @@ Nothing here imports torch, so that a missing folder or an empty class is report
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Width and height of a whole image -> the least width and height that will do for what is wanted of it.
+Least = Callable[[int, int], tuple[int, int]]
 
 
 class Images(Protocol):
@@ -17,8 +21,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """The image as H x W x C, RGB unless ``dataset.channels`` says otherwise.
+    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
+        """The image as H x W x C, RGB unless ``dataset.channels`` says otherwise; smaller, if ``least`` allows it.
 
         Raises UserError naming the file if it cannot be decoded.
         """
@@ -53,7 +57,7 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def read(self, index: int) -> NDArray[np.uint8]:
+    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
         image: NDArray[np.uint8] = self.pixels[index]
         return image
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distillcli.data.source import ArrayImages, Images, Source, Split
+from distillcli.data.source import ArrayImages, Images, Least, Source, Split
 from distillcli.data.tree import quoted
 from distillcli.errors import UserError
 
@@ -31,8 +31,8 @@ class PickedImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        return self.images.read(int(self.rows[index]))
+    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
+        return self.images.read(int(self.rows[index]), least)
 
     def name(self, index: int) -> str:
         return self.images.name(int(self.rows[index]))
