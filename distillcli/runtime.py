@@ -36,10 +36,6 @@ class Runtime:
         """Only this rank writes files and speaks."""
         return self.rank == 0
 
-    @property
-    def non_blocking(self) -> bool:
-        return self.device.type == "cuda"
-
 
 def key(*parts: str | int) -> int:
     """A 63-bit seed for what ``parts`` name. Python's own ``hash`` differs from process to process."""

@@ -30,6 +30,7 @@ from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.data.epochs import most_shown, occurrence, order
 from distillcli.data.mix import Mix, draw_mix, mix_images, mix_labels
 from distillcli.data.source import ArrayImages, Images, Source, Split
+from distillcli.data.upload import Upload
 from distillcli.data.views import Floats, Positions, Views, centre_boxes, crop_boxes, cut, draw, plain, render
 from distillcli.errors import UserError
 from distillcli.runtime import Runtime
@@ -116,8 +117,8 @@ class StreamStore:
 
     def __init__(self, images: Images, size: int, workers: int, runtime: Runtime) -> None:
         self._plan: list[list[tuple[Cropping, int, int]]] = []
-        self._runtime = runtime
         self.reduces = not isinstance(images, ArrayImages)
+        self._upload = Upload(runtime.device)
         self._loader = _loader(_Crops(images, size), self._plan, workers, runtime)
 
     def aspects(self, index: Positions) -> Floats:
@@ -129,7 +130,7 @@ class StreamStore:
             for rows in plan
         ]
         for item in self._loader:
-            yield _unwrap(item).to(self._runtime.device, non_blocking=self._runtime.non_blocking)
+            yield self._upload(_unwrap(item))
 
 
 class _Crops(Dataset["Tensor | UserError"]):
