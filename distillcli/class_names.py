@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from distillcli.data.label_files import read_class_map
 from distillcli.errors import UserError, did_you_mean
 
 
 def teacher_classes(class_map: str | None, classes: tuple[str, ...]) -> tuple[str, ...]:
     """What the teacher calls each of ``classes``: what the file ``class_map`` says, or the same where it says nothing.
 
-    The file: a JSON object, or lines of ``class of the data,class of the teacher``, tabs for commas if it has any.
     Raises UserError when it cannot be read so, or names a class that the data does not have.
     """
     if class_map is None:
         return classes
-    names = _read(class_map)
+    names = read_class_map("class_map", Path(class_map))
     for name in names:
         if name not in classes:
             raise UserError(f"class_map={class_map}: {name!r} is no class of the data{did_you_mean(name, classes)}")
@@ -47,24 +45,3 @@ def knows(wanted: Sequence[str], known: Sequence[str]) -> bool:
     except KeyError:
         return False
     return True
-
-
-def _read(path: str) -> dict[str, str]:
-    wrong = f"class_map={path}: not a JSON object of names, nor lines of 'class of the data,class of the teacher'"
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{wrong} in UTF-8") from error
-    if path.endswith(".json"):
-        try:
-            names = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{wrong} ({error})") from error
-        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-            raise UserError(wrong)
-        return names
-    rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if "\t" in text else ",") if row]
-    for row in rows:
-        if len(row) != 2:
-            raise UserError(f"{wrong}: {','.join(row)!r} has {len(row)} columns; quote names that hold commas")
-    return {ours.strip(): theirs.strip() for ours, theirs in rows}

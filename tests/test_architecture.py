@@ -17,7 +17,6 @@ PACKAGE = Path(__file__).resolve().parent.parent / "distillcli"
 # of one pattern may import each other as long as there is no circle.
 LAYERS = (
     ("", "errors"),
-    ("class_names",),
     ("run_folder", "config", "config.schema", "config.*", "types"),
     ("runtime", "signals", "cache"),
     ("data", "data.source", "data.draws", "data.decode", "data.tree", "data.listing", "data.label_files"),
@@ -26,7 +25,7 @@ LAYERS = (
     ("data.channels", "data.labels", "data.open"),
     ("data.epochs", "data.colours", "data.policies", "data.views", "data.mix", "data.upload"),
     ("data.loader",),
-    ("pointwise", "preactivation", "reused_head", "models", "ensemble", "inference", "layout"),
+    ("class_names", "pointwise", "preactivation", "reused_head", "models", "ensemble", "inference", "layout"),
     ("weights", "freezing", "terms.base", "terms.*", "terms"),
     ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation", "probe"),
     ("learners", "state", "totals", "engine"),

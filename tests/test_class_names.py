@@ -81,7 +81,8 @@ def test_a_missing_class_is_named(six: Path) -> None:
     ("file", "text"),
     [
         ("map.json", json.dumps({"stripes": "pattern 4", "dots": "pattern 2"})),
-        ("map.csv", 'stripes,pattern 4\n"dots",pattern 2\n'),
+        ("map.csv", 'folder,class\nstripes,pattern 4\n"dots",pattern 2\n'),
+        ("plain.csv", "stripes,pattern 4\ndots,pattern 2\n"),
         ("map.txt", "stripes\tpattern 4\n\ndots\tpattern 2\n"),
     ],
 )
@@ -97,7 +98,11 @@ def test_other_names_are_mapped_by_a_file(six: Path, tmp_path: Path, file: str, 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("stripe,pattern 4\n", "'stripe' is no class"), ("stripes\n", "1 columns"), ("stripes,a,b\n", "3 columns")],
+    [
+        ("stripe,pattern 4\n", "'stripe' is no class"),
+        ("stripes\n", "'stripes' is not a name and its class"),
+        ("stripes,a,b\n", "'stripes,a,b' is not"),
+    ],
 )
 def test_a_map_that_cannot_be_right_is_one_line(tmp_path: Path, text: str, said: str) -> None:
     write_text(tmp_path / "map.csv", text)

@@ -117,6 +117,7 @@ def test_files_that_are_no_tables(root: Path) -> None:
     [
         ("a.json", '{"n01": "pet", "n02": "wild cat", "n03": "pet", "n99": "rock"}'),
         ("a.csv", "folder,class\nn02,wild cat\nn01,pet\nn03,pet\n"),
+        ("a.tsv", "n02\twild cat\nn01\tpet\n\nn03\tpet\n"),
         ("a.txt", "n01 pet\n\nn02  wild cat\nn03\tpet\n"),
     ],
 )
@@ -133,7 +134,7 @@ def test_a_class_map_renames_and_merges(tmp_path: Path, name: str, text: str) ->
 def test_class_maps_that_do_not_fit(tmp_path: Path) -> None:
     root = put_classes(tmp_path / "images", 2, ("n01", "n02", "n03"))
     assert "has no class for 'n02', 'n03'" in refused(root, class_map=written(root, "a.txt", "n01 pet\n"))
-    assert "'n01' has no class name" in refused(root, class_map=written(root, "b.txt", "n01\n"))
+    assert "'n01' is not a name and its class" in refused(root, class_map=written(root, "b.txt", "n01\n"))
     assert "'n01' is both 'a' and 'b'" in refused(root, class_map=written(root, "c.txt", "n01 a\nn01 b\n"))
     assert "n01 is ['a']" in refused(root, class_map=written(root, "d.json", '{"n01": ["a"]}'))
 

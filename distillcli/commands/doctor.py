@@ -22,7 +22,6 @@ Row = tuple[str, str]
 _EXTRAS = {
     "joblib": "hydra_plugins.hydra_joblib_launcher",
     "submitit": "hydra_plugins.hydra_submitit_launcher",
-    "matlab": "scipy",
 }
 
 

@@ -6,11 +6,12 @@ Labels: CSV or TSV with a header, or JSONL, with the columns
     label (or class, target)             its class
     split                                optional: train, val (validation, valid) or test
 
-Class map: which class a folder, or a label, stands for. Folders with one class name become one class.
+Class map: which class a folder, or a label, stands for. Folders with one class name become one class. The files of
+``teacher.class_map`` are read by the same rules: what the teacher calls a class of the data.
 
     .json          {"n02123045": "cat", "n02123159": "cat", "n02084071": "dog"}
-    .csv, .tsv     with the columns folder and class
-    other text     a line per folder: its name, a space, the name of its class
+    .csv, .tsv     two columns, under the header folder,class or none
+    other text     a line per folder: its name, a tab or else a space, the name of its class
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def map_classes(file: Path, parts: dict[str, Listing]) -> dict[str, Listing]:
 
     Raises UserError if a folder has no class in ``file``. Folders in the file that the data lacks do not matter.
     """
-    names = _read_class_map(file)
+    names = read_class_map("dataset.class_map", file)
     folders = parts["train"].classes
     missing = [folder for folder in folders if folder not in names]
     if missing:
@@ -81,20 +82,39 @@ def map_classes(file: Path, parts: dict[str, Listing]) -> dict[str, Listing]:
     }
 
 
+def read_class_map(key: str, file: Path) -> dict[str, str]:
+    """Name -> class, from the file that ``key`` names. Raises UserError for other lines and for a second class."""
+    where, suffix, text = f"{key}={shown(file)}", file.suffix.lower(), _read_text(key, file)
+    if suffix == ".json":
+        content = _json(where, "".join(text))
+        pairs = [[name, _text(content, name, where)] for name in content]
+    elif suffix in (".csv", ".tsv"):
+        pairs = [cells for _, cells in _cells(file, text)]
+        pairs = pairs[1:] if pairs[:1] == [["folder", "class"]] else pairs
+    else:
+        pairs = [line.split("\t" if "\t" in line else None, 1) for line in text if line.strip()]
+    names: dict[str, str] = {}
+    for pair in pairs:
+        parts = [part.strip() for part in pair]
+        if len(parts) != 2 or not all(parts):
+            raise UserError(f"{where}: {','.join(parts)!r} is not a name and its class; quote names that hold commas")
+        folder, name = parts
+        if names.setdefault(folder, name) != name:
+            raise UserError(f"{where}: {folder!r} is both {names[folder]!r} and {name!r}; remove a line")
+    return names
+
+
 def _rows(key: str, file: Path) -> list[tuple[int, dict[str, Any]]]:
     """The rows of a table as column -> value, with the numbers of their lines."""
     text = _read_text(key, file)
     if file.suffix.lower() in (".jsonl", ".ndjson"):
         rows = [(number, _json(f"{shown(file)}, line {number}", line)) for number, line in enumerate(text, 1)]
     elif file.suffix.lower() in (".csv", ".tsv"):
-        reader = csv.DictReader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
-        try:
-            rows = [(reader.line_num, row) for row in reader]
-        except csv.Error as error:
-            raise UserError(f"{shown(file)}, line {reader.line_num}: {error}; correct it") from error
-        uneven = [number for number, row in rows if None in row or None in row.values()]
+        (_, header), *body = _cells(file, text) or [(1, [])]
+        uneven = [number for number, cells in body if len(cells) != len(header)]
         if uneven:
             raise UserError(f"{shown(file)}, line {uneven[0]}: has other columns than the header; correct it")
+        rows = [(number, dict(zip(header, cells, strict=True))) for number, cells in body]
     else:
         raise UserError(f"{key}={shown(file)}: must end in .csv, .tsv or .jsonl")
     if not rows:
@@ -102,34 +122,18 @@ def _rows(key: str, file: Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
-def _read_class_map(file: Path) -> dict[str, str]:
-    if file.suffix.lower() in (".csv", ".tsv"):
-        pairs = [
-            (
-                _text(row, "folder", f"{shown(file)}, line {number}"),
-                _text(row, "class", f"{shown(file)}, line {number}"),
-            )
-            for number, row in _rows("dataset.class_map", file)
-        ]
-    elif file.suffix.lower() == ".json":
-        content = _json(shown(file), "".join(_read_text("dataset.class_map", file)))
-        pairs = [(folder, _text(content, folder, shown(file))) for folder in content]
-    else:
-        lines = [line.split(maxsplit=1) for line in _read_text("dataset.class_map", file) if line.strip()]
-        short = [words for words in lines if len(words) == 1]
-        if short:
-            raise UserError(f"dataset.class_map={shown(file)}: {short[0][0]!r} has no class name behind it")
-        pairs = [(folder, name.strip()) for folder, name in lines]
-    names: dict[str, str] = {}
-    for folder, name in pairs:
-        if names.setdefault(folder, name) != name:
-            raise UserError(f"dataset.class_map={shown(file)}: {folder!r} is both {names[folder]!r} and {name!r}")
-    return names
+def _cells(file: Path, text: Sequence[str]) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV or TSV file that are not empty, with the numbers of their lines."""
+    reader = csv.reader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
+    try:
+        return [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise UserError(f"{shown(file)}, line {reader.line_num}: {error}; correct it") from error
 
 
 def _read_text(key: str, file: Path) -> list[str]:
     try:
-        return file.read_text("utf-8-sig").splitlines(keepends=True)
+        return file.expanduser().read_text("utf-8-sig").splitlines(keepends=True)
     except OSError as error:
         raise UserError(f"{key}={shown(file)}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

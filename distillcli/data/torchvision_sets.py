@@ -6,7 +6,6 @@ decode the files, so that the rules of :mod:`distillcli.data.decode` hold for th
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import warnings
 from collections import Counter
@@ -43,7 +42,6 @@ class TorchvisionSet:
     files: Read | None = None  # dataset -> N paths
     names: str | None = "classes"  # the attribute with the class names; None: they are numbered
     manual: str = ""  # where to get the files, if torchvision cannot download them
-    scipy: bool = False  # torchvision reads its MATLAB files with scipy
 
 
 def open_torchvision(config: DatasetConfig) -> Source:
@@ -78,8 +76,6 @@ def _check_available(config: DatasetConfig, record: TorchvisionSet) -> Path:
     if not config.root:
         raise UserError(f"dataset={config.name} needs dataset.root=PATH, the folder that holds its files")
     root = Path(config.root).expanduser()
-    if record.scipy and importlib.util.find_spec("scipy") is None:
-        raise UserError(f"dataset={config.name} is read with scipy: pip install 'distillcli[matlab]'")
     if root.exists() and not root.is_dir():
         raise UserError(f"dataset.root={shown(root)}: is a file, not a folder")
     if config.download and record.manual:
@@ -214,12 +210,12 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
     "qmnist": TorchvisionSet("MNIST with all 60,000 test digits", "QMNIST", _FLAG, 10, _qmnist_labels, pixels=_DATA),
     "usps": TorchvisionSet("handwritten digits, 16 x 16 gray", "USPS", _FLAG, 10, _TARGETS, pixels=_DATA, names=None),
     "svhn": TorchvisionSet(
-        "house numbers, 32 x 32", "SVHN", _TWO, 10, attrgetter("labels"), pixels=_channels_last, names=None, scipy=True
+        "house numbers, 32 x 32", "SVHN", _TWO, 10, attrgetter("labels"), pixels=_channels_last, names=None
     ),
     "stl10": TorchvisionSet(
         "photographs of objects, 96 x 96", "STL10", _TWO, 10, attrgetter("labels"), pixels=_channels_last
     ),
-    "flowers102": TorchvisionSet("flowers", "Flowers102", _THREE, 102, _LABELS, files=_IMAGE_FILES, scipy=True),
+    "flowers102": TorchvisionSet("flowers", "Flowers102", _THREE, 102, _LABELS, files=_IMAGE_FILES),
     "oxfordiiitpet": TorchvisionSet(
         "breeds of cats and dogs",
         "OxfordIIITPet",
@@ -239,7 +235,6 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
         _of_pairs("_samples", 1),
         files=_of_pairs("_samples", 0),
         manual=_CARS,
-        scipy=True,
     ),
     "gtsrb": TorchvisionSet(
         "German traffic signs", "GTSRB", _TWO, 43, _of_pairs("_samples", 1), files=_of_pairs("_samples", 0), names=None
@@ -274,6 +269,5 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
         _TARGETS,
         files=_of_pairs("samples", 0),
         manual=_IMAGENET,
-        scipy=True,
     ),
 }
