@@ -105,7 +105,7 @@ def answers_key(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime
         ],
         "embedding": teacher.taps.embedding,
         "data": data.source.fingerprint,
-        "views": [recipe, config.seed, *data.train.rendering()],
+        "views": [recipe, config.seed, *data.train.rendering(config.augment)],
         "progressive": config.trainer.progressive and [*config.trainer.progressive, config.trainer.epochs],
         "versions": {name: versions()[name] for name in ("torch", "torchvision", "timm")},
     }

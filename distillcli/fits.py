@@ -102,7 +102,7 @@ def recipe_fingerprint(
             **learning,
             "version": RECIPE_VERSION,
             "data": data.source.fingerprint,
-            "views": data.train.rendering(),
+            "views": data.train.rendering(config.augment),
             "sampling": [config.dataset.balanced, trainer.progressive],
             "model": [config.student.name, config.student.args, student.image_size, config.student.freeze],
             "start": weights_fingerprint(student.net.state_dict()),

@@ -365,6 +365,6 @@ def test_reduced_photographs_show_what_whole_ones_show(photographs: FileImages) 
 
 
 def test_reducing_is_part_of_what_a_view_is_where_it_can_happen(photographs: FileImages) -> None:
-    assert loader(photographs, MEMORY).rendering() == loader(array_images(4)).rendering() == [16, 1.0, False]
-    assert loader(array_images(4), STREAM).rendering() == [16, 1.0, True]
-    assert loader(photographs, STREAM).rendering() == [16, 1.0, True, "reduced"]
+    assert loader(photographs, MEMORY).rendering(CROPS) == loader(array_images(4)).rendering(CROPS) == [16, 1.0, False]
+    assert loader(array_images(4), STREAM).rendering(CROPS) == [16, 1.0, True]
+    assert loader(photographs, STREAM).rendering(CROPS) == [16, 1.0, True, "reduced"]

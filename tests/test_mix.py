@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from distillcli.config.schema import AugmentConfig
+from distillcli.config.schema import AugmentConfig, DatasetConfig
+from distillcli.data.epochs import partner_ends
 from distillcli.data.loader import Loader, Rows
 from distillcli.data.mix import Mix, draw_mix, mix_images, mix_labels
 from distillcli.types import Batch
-from tests.test_loader import MEMORY, STREAM, array_images, by_index, file_images, loader, same
+from tests.test_loader import CONFIG, MEMORY, STREAM, array_images, by_index, file_images, loader, same
 from tests.tiny import last, tiny, train
 
 MIXING = [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0, "mix_probability": 0.7}]
@@ -27,7 +29,12 @@ def recipe(**parts: Any) -> AugmentConfig:
 
 
 def mixes(count: int = 5_000, view: int = 1, split: int = 1_000, size: int = 32, **parts: Any) -> Mix:
-    return draw_mix(recipe(**parts), 0, np.full(count, view), np.arange(count), split, size)
+    return draw_mix(recipe(**parts), 0, np.full(count, view), np.arange(count), even(split), size)
+
+
+def even(split: int) -> NDArray[np.float64]:
+    """Any of the images is as likely to be a partner."""
+    return partner_ends(np.zeros(split, np.int64), balanced=False)
 
 
 def unmixed(source: Loader, index: Tensor, view: int) -> Tensor:
@@ -55,6 +62,29 @@ def test_partners_are_any_image_of_the_split() -> None:
     assert stats.chisquare(np.bincount(partners, minlength=50)).pvalue > 0.01
 
 
+def test_partners_are_of_every_class_alike_where_classes_are_balanced() -> None:
+    labels = np.random.RandomState(0).permutation(np.repeat([0, 1, 2], [70, 25, 5]))
+    ends = partner_ends(labels, balanced=True)
+    partners = draw_mix(recipe(mixup=1.0), 0, np.ones(30_000, np.int64), np.arange(30_000), ends, 32).partners
+    assert stats.chisquare(np.bincount(labels[partners])).pvalue > 0.01
+    for label in range(3):
+        of_class = np.flatnonzero(labels == label)
+        assert stats.chisquare(np.bincount(partners, minlength=100)[of_class]).pvalue > 0.01
+
+
+def test_the_images_that_are_mixed_in_follow_the_balance_of_the_data() -> None:
+    """Half of what the views show is of the rare class, which one image of nine has."""
+    config = DatasetConfig(name="test", image_size=16, balanced=True)
+    source = loader(array_images(27))
+    source = dataclasses.replace(source, config=config, classes=2, labels=(torch.arange(27) % 9 == 0).long())
+    parts = recipe(mixup=1.0)
+    batches = [batch for number in range(1, 41) for (batch,) in source.epoch(parts, 7, number, 12)]
+    assert torch.cat([batch.targets for batch in batches]).mean(dim=0)[1].item() == pytest.approx(0.5, abs=0.03)
+    plain = dataclasses.replace(source, config=CONFIG)
+    assert source.rendering(parts) == [*plain.rendering(parts), "balanced partners"]
+    assert source.rendering(recipe()) == plain.rendering(recipe())
+
+
 def test_mixes_come_with_their_probability_and_either_kind_half_of_the_time() -> None:
     mix = mixes(count=10_000, mixup=1.0, cutmix=1.0, mix_probability=0.3)
     assert stats.binomtest(int(mix.mixed.sum()), 10_000, 0.3).pvalue > 0.01
@@ -69,7 +99,7 @@ def test_mixes_come_with_their_probability_and_either_kind_half_of_the_time() ->
 def test_a_mix_depends_on_seed_view_and_index_alone() -> None:
     whole = mixes(mixup=1.0, cutmix=1.0)
     picked = np.array([400, 3, 3, 77])
-    one = draw_mix(recipe(mixup=1.0, cutmix=1.0), 0, np.ones(4, np.int64), picked, 1_000, 32)
+    one = draw_mix(recipe(mixup=1.0, cutmix=1.0), 0, np.ones(4, np.int64), picked, even(1_000), 32)
     for field in dataclasses.fields(Mix):
         assert np.array_equal(getattr(one, field.name), getattr(whole, field.name)[picked])
         assert not np.array_equal(getattr(mixes(view=2, mixup=1.0, cutmix=1.0), field.name), getattr(whole, field.name))
@@ -85,7 +115,7 @@ def test_a_mixed_view_is_made_of_two_unmixed_views_of_the_split(memory_bytes: fl
     whole, plain = (list(source.epoch(one, 7, 3, 12)) for one in (recipe(**parts), recipe()))
     for (batch,), (before,) in zip(whole, plain, strict=True):
         index = batch.index.numpy()
-        mix = draw_mix(recipe(**parts), 7, np.full(12, 3), index, 26, 16)
+        mix = draw_mix(recipe(**parts), 7, np.full(12, 3), index, even(26), 16)
         partners = unmixed(source, torch.from_numpy(mix.partners), 3)
         for row, (left, top, right, bottom) in enumerate(mix.boxes):
             weight = torch.zeros(16, 16)
@@ -104,7 +134,7 @@ def test_a_view_that_is_not_mixed_is_the_same_bit_for_bit() -> None:
         next(source.epoch(recipe(**parts), 7, 1, 24)) for parts in ({"mixup": 1.0, "mix_probability": 0.5}, {})
     )
     mixed = draw_mix(
-        recipe(mixup=1.0, mix_probability=0.5), 7, np.ones(24, np.int64), batch.index.numpy(), 26, 16
+        recipe(mixup=1.0, mix_probability=0.5), 7, np.ones(24, np.int64), batch.index.numpy(), even(26), 16
     ).mixed
     assert 4 < mixed.sum() < 20
     assert torch.equal(batch.images[~mixed], before.images[~mixed])

@@ -37,10 +37,21 @@ def balanced_order(seed: int, epoch: int, labels: Positions) -> Positions:
     # Class by class, else the number of images of a class would depend on where they happen to lie.
     laid_out = laid_out[np.argsort(labels[laid_out], kind="stable")]
     ends = np.cumsum(_weights(labels)[laid_out])
-    ticks = (np.arange(count) + draws[0, 0]) / count * ends[-1]
-    chosen = laid_out[np.searchsorted(ends, ticks, side="right").clip(max=count - 1)]
+    chosen = laid_out[under(ends, (np.arange(count) + draws[0, 0]) / count)]
     shuffled: Positions = chosen[np.argsort(draws[:, 1], kind="stable")]
     return shuffled
+
+
+def under(ends: NDArray[np.float64], shares: NDArray[np.float64]) -> Positions:
+    """Of things that lie side by side from 0 to their ``ends``, those that lie under these shares of the whole."""
+    found: Positions = np.searchsorted(ends, shares * ends[-1], side="right").clip(max=len(ends) - 1)
+    return found
+
+
+def partner_ends(labels: Positions, balanced: bool) -> NDArray[np.float64]:
+    """The images side by side, each as wide as it is likely to be mixed into another: where they end."""
+    ends: NDArray[np.float64] = np.cumsum(_weights(labels) if balanced else np.ones(len(labels)))
+    return ends
 
 
 def _weights(labels: Positions) -> NDArray[np.float64]:

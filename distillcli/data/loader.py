@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as image_ops
 
 from distillcli.config.schema import AugmentConfig, DatasetConfig
-from distillcli.data.epochs import most_shown, occurrence, order
+from distillcli.data.epochs import most_shown, occurrence, order, partner_ends
 from distillcli.data.mix import Mix, draw_mix, mix_images, mix_labels
 from distillcli.data.source import ArrayImages, Images, Source, Split
 from distillcli.data.upload import Upload
@@ -313,10 +313,11 @@ class Loader:
         """How many views of one image a pass shows at most; so many numbers of views belong to it."""
         return most_shown(self._labels_shown(), self.config.balanced, recipe.repeats)
 
-    def rendering(self) -> list[Any]:
+    def rendering(self, recipe: AugmentConfig) -> list[Any]:
         """What decides the pixels of a view beside its image, recipe and seed, for fingerprints."""
-        reduced = ["reduced"] if self.store.reduces else []
-        return [self.config.image_size, self.config.crop_fraction, self.store.crops, *reduced]
+        special = ["reduced"] if self.store.reduces else []
+        special += ["balanced partners"] if self.config.balanced and (recipe.mixup or recipe.cutmix) else []
+        return [self.config.image_size, self.config.crop_fraction, self.store.crops, *special]
 
     def _labels_shown(self) -> Positions:
         labels: Positions = self.labels.cpu().numpy()[self.shown]
@@ -325,9 +326,10 @@ class Loader:
     def views(self, recipe: AugmentConfig, seed: int, plan: Sequence[Rows], size: int | None = None) -> Iterator[Batch]:
         """A batch for each entry of ``plan``. Where images are mixed, targets are distributions over the classes."""
         size, fraction = size or self.config.image_size, self.config.crop_fraction
+        ends = partner_ends(self._labels_shown(), self.config.balanced)
 
         def mix_of(rows: Rows) -> Mix:
-            mix = draw_mix(recipe, seed, rows.view, rows.index, len(self.shown), size)
+            mix = draw_mix(recipe, seed, rows.view, rows.index, ends, size)
             return dataclasses.replace(mix, partners=self.shown[mix.partners])
 
         def with_partners(rows: Rows) -> Rows:

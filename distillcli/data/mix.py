@@ -1,8 +1,9 @@
 """Mixup and CutMix as part of the view: which other image a view is mixed with, and how, is a function of (seed, view,
 index) as well.
 
-The partner is any image of the split, in the same view and not mixed itself. It is not a neighbour in the batch: what a
-teacher said about a mixed view could not be found again once the batches are other ones.
+The partner is any image of the split, with ``dataset.balanced`` each class as often as any other, in the same view and
+not mixed itself. It is not a neighbour in the batch: what a teacher said about a mixed view could not be found again
+once the batches are other ones.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from distillcli.config.schema import AugmentConfig
 from distillcli.data.draws import uniform
+from distillcli.data.epochs import under
 
 Floats = NDArray[np.float64]
 
@@ -44,9 +46,11 @@ class Mix:
 
 
 def draw_mix(
-    recipe: AugmentConfig, seed: int, view: NDArray[np.int64], index: NDArray[np.int64], count: int, size: int
+    recipe: AugmentConfig, seed: int, view: NDArray[np.int64], index: NDArray[np.int64], ends: Floats, size: int
 ) -> Mix:
-    """The mixes of these views of a split of ``count`` images; ``size``: the side of a view in pixels.
+    """The mixes of these views; ``size``: the side of a view in pixels.
+
+    ``ends``: N, of the images that may be partners, side by side, each as wide as it is likely to be one.
 
     The partner's share is drawn from Beta(alpha, alpha). Mixup (Zhang et al., ICLR 2018) blends the images by it.
     CutMix (Yun et al., ICCV 2019) pastes a box of that share of the area, centred anywhere and cut off at the rim. With
@@ -61,7 +65,7 @@ def draw_mix(
     corner = np.floor(draws[:, [_CENTRE_X, _CENTRE_Y]] * size - side[:, None] / 2 + 0.5)
     boxes = np.concatenate([corner, corner + side[:, None]], axis=1).clip(0, size)
     return Mix(
-        partners=(draws[:, _PARTNER] * count).astype(np.int64),
+        partners=under(ends, draws[:, _PARTNER]),
         boxes=np.where(cut[:, None], boxes, [0, 0, size, size]).astype(np.int64),
         opacity=np.where(hit, np.where(cut, 1.0, blend_share), 0.0),
     )
