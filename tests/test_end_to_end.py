@@ -354,3 +354,35 @@ def test_damaged_weights(smoke: Path, tmp_path: Path, run: Run) -> None:
         if change is not None:
             broken.write_bytes(change)
         refused(run(tmp_path, "eval", f"checkpoint={broken}", *data), "weights.pt", words)
+
+
+# --- other data ----------------------------------------------------------------------------------------------------
+
+
+def test_images_without_labels_are_learned_from_the_student_of_another_run(
+    smoke: Path, tmp_path: Path, run: Run
+) -> None:
+    random = np.random.RandomState(0)
+    for number in range(24):
+        folder = tmp_path / "photos" / ("holiday" if number % 2 else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.randint(0, 256, (32, 40, 3)).astype(np.uint8)).save(folder / f"{number}.png")
+    arguments = ("train", "dataset=unlabeled", "dataset.root=photos", "dataset.image_size=32", *QUICK)
+    arguments += ("teacher.name=test_efficientnet", f"teacher.checkpoint={smoke}", "student.name=test_resnet")
+    arguments += ("trainer.batch_size=8",)
+    code, _, err = run(tmp_path, *arguments, "out=refused")
+    assert (code, err.strip().endswith("set distill.alpha=1, or distill.terms.ce.weight=0")) == (2, True), err
+    code, out, err = run(tmp_path, *arguments, "out=run", "distill.alpha=1")
+    assert code == 0, err
+    assert "control: none, as no training image has a label" in out
+    result = read_result(tmp_path / "run")
+    assert result is not None
+    assert (result["student"]["top1"], result["baseline"]) == (None, None)
+    assert result["student"]["agreement"] is not None
+    assert {"train": 22, "val": 2, "labelled": 0}.items() <= result["dataset"].items()
+    code, out, err = run(tmp_path, "eval", "checkpoint=run", "format=json", *QUICK[:2])
+    assert code == 0, err
+    for name in ("agreement", "kl_to_teacher"):
+        assert json.loads(out)[name] == result["student"][name]
+    exported = json.loads((tmp_path / "run" / "student" / "config.json").read_text())
+    assert exported["label_names"] == [f"pattern {number}" for number in range(4)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from pictures import png
+from PIL import Image
+from sklearn.datasets import load_digits
 
+from distillcli import cli
 from distillcli.config.schema import DatasetConfig
 from distillcli.data.open import open_source
 from distillcli.data.source import Source
 from distillcli.errors import UserError
+from distillcli.run_folder import read_result
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 datasets = pytest.importorskip("datasets")
@@ -129,3 +134,37 @@ def test_the_fingerprint_is_of_the_data_not_of_the_place(tmp_path: Path) -> None
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     assert refused("x/y") == "dataset=hf is read with the package datasets: pip install 'distillcli[hf]'"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_run_on_a_local_folder(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits = load_digits()
+    gray = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    for part, rows in (("train", range(200)), ("test", range(200, 280))):
+        found = datasets.Dataset.from_dict(
+            {"image": [Image.fromarray(gray[row]) for row in rows], "label": digits.target[rows].tolist()},
+            features=datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list("0123456789"))),
+        )
+        if kind == "parquet":
+            found.to_parquet(tmp_path / "digits" / f"{part}-00000-of-00001.parquet")
+        else:
+            found.save_to_disk(tmp_path / "saved" / part)
+    if kind == "arrow":
+        parts = {part: datasets.load_from_disk(tmp_path / "saved" / part) for part in ("train", "test")}
+        datasets.DatasetDict(parts).save_to_disk(tmp_path / "digits")
+    quick = ["trainer.threads=1", "trainer.device=cpu"]
+    arguments = ["dataset=hf", "dataset.path=digits", "dataset.image_size=32", "trainer.epochs=2", "out=run", *quick]
+    arguments += ["teacher.name=test_resnet", "teacher.fit.epochs=2", "student.name=test_efficientnet"]
+    assert cli.run(["train", *arguments]) == 0, capsys.readouterr().err
+    result = read_result(tmp_path / "run")
+    assert result is not None
+    assert (result["dataset"]["name"], result["evaluated_on"]) == ("digits", "test")
+    assert {"classes": 10, "train": 180, "val": 20, "test": 80}.items() <= result["dataset"].items()
+    capsys.readouterr()
+    assert cli.run(["eval", "checkpoint=run", "format=json", *quick]) == 0, capsys.readouterr().err
+    numbers = json.loads(capsys.readouterr().out)
+    for name in ("top1", "nll", "agreement"):
+        assert numbers[name] == result["student"][name]
