@@ -6,6 +6,7 @@ tables are in docs/performance.md.
 
 from __future__ import annotations
 
+import functools
 import io
 import statistics
 import sys
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from distillcli.config.schema import AugmentConfig, ModelConfig
 from distillcli.data.decode import decode_bytes
-from distillcli.data.loader import Cropping, Rows, StreamStore
 from distillcli.data.source import Least
+from distillcli.data.store import Cropping, Rows, StreamStore
 from distillcli.inference import for_inference
 from distillcli.models import Backbone, build
 from distillcli.pointwise import use_linear
@@ -31,7 +32,7 @@ from distillcli.runtime import Runtime, autocast
 CPU, SIZE, BATCH, TURNS = torch.device("cpu"), 32, 64, 7
 TEACHERS = ("resnet18", "resnet50", "efficientnet_b0")
 STUDENTS = ("mobilenetv3_small_100", "mobilenetv4_conv_small", "resnet18")
-CROPS = 16
+CROPS = 8
 
 
 def model(name: str, linear: bool) -> Backbone:
@@ -81,7 +82,7 @@ def models() -> None:
         print(f"student {name}: {plain_time / linear_time:.2f}")
 
 
-(frozen=True)
+@dataclass(frozen=True)
 class Photographs:
     """One photograph over and over. ``reduced``: it may be decoded smaller than it is."""
 
@@ -99,7 +100,7 @@ class Photographs:
 
 
 def photograph(width: int, height: int) -> bytes:
-    """Large shapes under fine grain, about two bits a pixel as cameras write them."""
+    """Large shapes under fine grain, about as many bits a pixel as cameras write."""
     random, file = np.random.RandomState(0), io.BytesIO()
     coarse = Image.fromarray(random.randint(0, 256, (12, 16, 3)).astype(np.uint8))
     shapes = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -108,14 +109,17 @@ def photograph(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
+def crop(store: StreamStore, cropping: Cropping) -> None:
+    next(store.fetch(cropping, [Rows(np.ones(CROPS, np.int64), np.arange(CROPS))]))
+
+
 def photographs() -> None:
-    rows = Rows(np.ones(CROPS, np.int64), np.arange(CROPS))
     for width, height in ((4032, 3024), (2048, 1536), (500, 375)):
         content = photograph(width, height)
         stores = [StreamStore(Photographs(content, reduced), 224, 0, Runtime(CPU)) for reduced in (False, True)]
         for name, recipe in (("random crops", AugmentConfig("imagenet", crop_area=[0.08, 1.0])), ("centre", None)):
             cropping = Cropping(recipe, 0, 0.875)
-            whole, reduced = medians([lambda store=store: next(store.fetch(cropping, [rows])) for store in stores])
+            whole, reduced = medians([functools.partial(crop, store, cropping) for store in stores])
             bits = 8 * len(content) / width / height
             print(
                 f"{width} x {height}, {bits:.1f} bits a pixel, {name}: {1000 * whole / CROPS:.1f} ms whole, "

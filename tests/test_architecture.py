@@ -24,7 +24,7 @@ LAYERS = (
     ("data.unlabeled", "data.verify", "data.torchvision_sets"),
     ("data.channels", "data.labels", "data.open"),
     ("data.epochs", "data.colours", "data.policies", "data.views", "data.mix", "data.upload"),
-    ("data.loader",),
+    ("data.store", "data.loader"),
     ("class_names", "pointwise", "preactivation", "reused_head", "models", "ensemble", "inference", "layout"),
     ("weights", "freezing", "terms.base", "terms.*", "terms"),
     ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation", "probe"),

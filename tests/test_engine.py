@@ -13,7 +13,8 @@ from torch import Tensor
 
 from distillcli import engine
 from distillcli.config.schema import TrainConfig
-from distillcli.data.loader import Data, MemoryStore, StreamStore
+from distillcli.data.loader import Data
+from distillcli.data.store import MemoryStore, StreamStore
 from distillcli.errors import NumericError, UserError
 from distillcli.fits import control_recipe, new_backbone
 from distillcli.objective import Objective

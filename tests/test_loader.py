@@ -19,17 +19,9 @@ from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.config.search import builtin_folder
 from distillcli.data.draws import permutation
 from distillcli.data.folder import FileImages
-from distillcli.data.loader import (
-    EVALUATION_BATCH,
-    Cropping,
-    Loader,
-    MemoryStore,
-    Rows,
-    StreamStore,
-    open_data,
-    open_store,
-)
+from distillcli.data.loader import EVALUATION_BATCH, Loader, open_data
 from distillcli.data.source import ArrayImages, Images, Least, Source, Split
+from distillcli.data.store import Cropping, MemoryStore, Rows, StreamStore, open_store
 from distillcli.errors import UserError
 from distillcli.runtime import Runtime
 from distillcli.types import Batch

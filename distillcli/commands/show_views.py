@@ -30,7 +30,8 @@ def run(overrides: list[str]) -> None:
     assert isinstance(config, TrainConfig)
     source = open_source(config.dataset)
 
-    from distillcli.data.loader import Rows, open_data
+    from distillcli.data.loader import open_data
+    from distillcli.data.store import Rows
     from distillcli.runtime import start
 
     with start(config.trainer) as runtime:
