@@ -21,7 +21,7 @@ from timm.models._hub import save_for_hf
 from torch import Tensor
 
 from distillcli.class_names import columns
-from distillcli.config.checks import nearest_path
+from distillcli.config.ranges import nearest_path
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
 from distillcli.models import Backbone

@@ -106,7 +106,7 @@ def _hydra(command: str, words: list[str], current: str) -> list[str]:
 
 
 def _values(key: str, groups: dict[str, dict[str, Path]], word: str, path: str | None) -> Iterable[str]:
-    from distillcli.config import checks, model_names
+    from distillcli.config import check_models, checks, model_names
 
     if path is not None:
         return _paths(path)
@@ -115,9 +115,9 @@ def _values(key: str, groups: dict[str, dict[str, Path]], word: str, path: str |
     if word.startswith("true or false"):
         return word.split(" or ")
     choices: dict[str, Iterable[str]] = {
-        "trainer.precision": checks.PRECISIONS,
-        "teacher.precision": checks.PRECISIONS,
-        "teacher.fit.mode": checks.FIT_MODES,
+        "trainer.precision": check_models.PRECISIONS,
+        "teacher.precision": check_models.PRECISIONS,
+        "teacher.fit.mode": check_models.FIT_MODES,
         "format": checks.FORMATS,
         "optimizer.name": model_names.optimizer_names(),
         "schedule.name": model_names.SCHEDULES,

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from distillcli.config.checks import nearest_path
 from distillcli.config.overrides import key_of
+from distillcli.config.ranges import nearest_path
 from distillcli.config.schema import TrainConfig
 from distillcli.errors import UserError
 

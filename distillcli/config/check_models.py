@@ -1,0 +1,152 @@
+"""Students and teachers that cannot work.
+
+Every refusal is a UserError of one line: key, value, fix.
+"""
+
+from __future__ import annotations
+
+import re
+
+from distillcli.config.model_names import HUB_PREFIXES, deprecated_names, model_names
+from distillcli.config.ranges import above_zero, at_least, check_existing, one_of
+from distillcli.config.schema import MemberConfig, ModelConfig, TeacherConfig, TrainConfig
+from distillcli.errors import UserError, did_you_mean
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+AVERAGES = ("probabilities", "logits")
+FIT_MODES = ("auto", "never", "always")
+CACHE_MODES = ("auto", "off", "float16", "float32", "int8", "topk")
+
+
+def check_model(key: str, config: ModelConfig) -> None:
+    if not config.name:
+        raise UserError(f"{key}.name is empty: give a timm model name (distill show models)")
+    if config.name.startswith("local-dir:"):
+        check_existing(f"{key}.name", config.name.removeprefix("local-dir:"), shown=config.name)
+    elif not config.name.startswith(HUB_PREFIXES):
+        _known_model(f"{key}.name", config.name)
+    if config.image_size is not None:
+        at_least(f"{key}.image_size", config.image_size, 8)
+    if config.checkpoint is not None:
+        check_checkpoint(f"{key}.checkpoint", config.checkpoint)
+        if config.pretrained:
+            raise UserError(f"{key}.pretrained=true and {key}.checkpoint={config.checkpoint}: weights from two places")
+    if not re.fullmatch(r"none|backbone|[1-9]\d*", config.freeze):
+        raise UserError(f"{key}.freeze={config.freeze}: use none, backbone, or a number of groups of layers from 1")
+    if config.freeze != "none" and config.checkpoint is None and not config.pretrained:
+        raise UserError(
+            f"{key}.freeze={config.freeze}: the frozen layers would stay random; give {key}.checkpoint=PATH or "
+            f"{key}.pretrained=true"
+        )
+
+
+def check_teacher(config: TeacherConfig) -> None:
+    if not config.head:
+        _check_headless(config)
+    one_of("teacher.average", config.average, AVERAGES)
+    for number, member in enumerate(config.members):
+        check_model(f"teacher.members[{number}]", member)
+        above_zero(f"teacher.members[{number}].weight", member.weight)
+        above_zero(f"teacher.members[{number}].temperature", member.temperature)
+        _check_class_map(f"teacher.members[{number}]", member, config.fit.mode)
+    _check_class_map("teacher", config, config.fit.mode)
+    for number, assistant in enumerate(config.assistants):
+        check_model(f"teacher.assistants[{number}]", assistant)
+    one_of("teacher.precision", config.precision, PRECISIONS)
+    one_of("teacher.fit.mode", config.fit.mode, FIT_MODES)
+    at_least("teacher.fit.epochs", config.fit.epochs, 1)
+    above_zero("teacher.fit.lr", config.fit.lr)
+    at_least("teacher.fit.weight_decay", config.fit.weight_decay, 0)
+    check_layer_decay("teacher.fit.layer_decay", config.fit.layer_decay)
+    one_of("teacher.cache.mode", config.cache.mode, CACHE_MODES)
+    at_least("teacher.cache.views", config.cache.views, 0)
+    above_zero("teacher.cache.max_gb", config.cache.max_gb)
+
+
+def _check_class_map(key: str, config: TeacherConfig | MemberConfig, fit_mode: str) -> None:
+    if config.class_map is None:
+        return
+    check_existing(f"{key}.class_map", config.class_map)
+    if fit_mode == "always" or (config.checkpoint is None and not config.pretrained):
+        raise UserError(
+            f"{key}.class_map={config.class_map}: a teacher that is fitted has the classes of the data; give "
+            f"{key}.checkpoint=PATH or {key}.pretrained=true, and leave teacher.fit.mode=auto"
+        )
+
+
+def check_kinds_of_teachers(config: TrainConfig) -> None:
+    """Peers and the student's own average teach while they learn: nothing is fitted, found or handed down."""
+    for number, peer in enumerate(config.peers):
+        check_model(f"peers[{number}]", peer)
+    at_least("generations", config.generations, 1)
+    handed_down = [
+        key
+        for key, given in (
+            ("teacher.assistants", bool(config.teacher.assistants)),
+            ("generations", config.generations > 1),
+            ("teacher.members", bool(config.teacher.members)),
+        )
+        if given
+    ]
+    if config.peers and config.teacher.mean:
+        raise UserError("peers and teacher.mean=true: two kinds of teacher that learn with the student; choose one")
+    if handed_down and (config.peers or config.teacher.mean):
+        learning = "peers" if config.peers else "teacher.mean=true"
+        raise UserError(f"{learning} and {handed_down[0]}: a teacher that learns with the student is the only one")
+    if config.teacher.mean and config.trainer.ema is None:
+        raise UserError("teacher.mean=true: the teacher is the moving average of the student; set trainer.ema=0.99")
+
+
+def check_reused_head(config: TrainConfig) -> None:
+    """SimKD's student ends in the classifier of one teacher that stays as it is."""
+    if "simkd" not in config.distill.terms:
+        return
+    others = {
+        "peers": bool(config.peers),
+        "teacher.mean=true": config.teacher.mean,
+        "teacher.members": bool(config.teacher.members),
+        "teacher.assistants": bool(config.teacher.assistants),
+        f"generations={config.generations}": config.generations > 1,
+        "teacher.head=false": not config.teacher.head,
+        f"student.freeze={config.student.freeze}": config.student.freeze != "none",
+    }
+    for setting, given in others.items():
+        if given:
+            raise UserError(
+                f"distill.terms.simkd and {setting}: the student takes over the head of one teacher, and all else of it"
+                " is trained; leave one of them out"
+            )
+
+
+def _check_headless(config: TeacherConfig) -> None:
+    if config.members:
+        raise UserError("teacher.head=false: an ensemble answers with logits only; use a single teacher, or head=true")
+    if config.fit.mode == "always" or not (config.checkpoint or config.pretrained):
+        raise UserError(
+            "teacher.head=false: without a head it cannot be fitted to labels; give teacher.checkpoint=PATH or "
+            "teacher.pretrained=true, with teacher.fit.mode=auto"
+        )
+
+
+def check_checkpoint(key: str, value: str, model_name_allowed: bool = False) -> None:
+    if value.startswith("local-dir:"):
+        check_existing(key, value.removeprefix("local-dir:"), shown=value)
+    elif not value.startswith(HUB_PREFIXES) and not (model_name_allowed and _is_model(value)):
+        check_existing(key, value, others=model_names() if model_name_allowed else ())
+
+
+def _known_model(key: str, name: str) -> None:
+    if not _is_model(name):
+        hint = did_you_mean(name.split(".")[0], model_names())
+        raise UserError(f"{key}={name}: timm has no such model{hint or '; see distill show models PATTERN'}")
+
+
+def _is_model(name: str) -> bool:
+    """Whether timm knows ``name``, with or without a tag of weights. True when its names cannot be read."""
+    known = model_names()
+    return not known or name.split(".")[0] in known or name in deprecated_names()
+
+
+def check_layer_decay(key: str, value: float | None) -> None:
+    if value is not None and not 0 < value <= 1:
+        raise UserError(f"{key}={value}: must be above 0 and at most 1, e.g. 0.75, or null")
