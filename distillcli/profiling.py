@@ -21,7 +21,7 @@ from distillcli.objective import Objective, needs_teacher
 from distillcli.optim import build_optimizer
 from distillcli.report.step import Profile
 from distillcli.runtime import PRECISIONS, Runtime, autocast, resolve_precision, seed_everything
-from distillcli.teachers import FrozenTeacher, describe_teacher, freeze, members_of
+from distillcli.teachers import FrozenTeacher, as_teacher, describe_teacher, members_of
 from distillcli.terms.base import Setting
 from distillcli.types import Batch, Taps
 
@@ -162,4 +162,4 @@ def _fresh_teacher(config: TrainConfig, taps: Taps, classes: int, runtime: Runti
         place(build(model, classes, dataset.image_size, "teacher", dataset.channels), runtime.device, layout)
         for model in models
     ]
-    return freeze(config, backbones, taps, runtime)
+    return as_teacher(config, backbones, taps, runtime)

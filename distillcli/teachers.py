@@ -112,10 +112,12 @@ def open_teacher(
     order, answers with those of the data.
     """
     members = zip(members_of(config), weights_from, strict=True)
-    return freeze(config, [_open_one(member, source, classes, runtime) for member, source in members], taps, runtime)
+    return as_teacher(
+        config, [_open_one(member, source, classes, runtime) for member, source in members], taps, runtime
+    )
 
 
-def freeze(config: TrainConfig, opened: list[Backbone], taps: Taps, runtime: Runtime) -> FrozenTeacher:
+def as_teacher(config: TrainConfig, opened: list[Backbone], taps: Taps, runtime: Runtime) -> FrozenTeacher:
     """The teacher that the models ``opened`` make together, one for each member, with its copy for inference."""
     teacher = config.teacher
     precision = resolve_precision(teacher.precision, runtime.device, teacher=True)

@@ -45,7 +45,7 @@ from distillcli.models import build, describe, place
 from distillcli.objective import Objective, labels_only
 from distillcli.optim import build_optimizer
 from distillcli.runtime import Runtime, start
-from distillcli.teachers import Teacher, freeze
+from distillcli.teachers import Teacher, as_teacher
 from distillcli.terms.base import Setting
 from distillcli.types import Batch
 
@@ -230,7 +230,7 @@ def distill_loop(
     if precision:
         config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, precision=precision))
         backbone = place(build(config.teacher, classes, size, "teacher"), runtime.device, layout)
-        live = freeze(config, [backbone], objective.teacher_taps, runtime)
+        live = as_teacher(config, [backbone], objective.teacher_taps, runtime)
         teacher = with_cache(config, data, live, runtime)[0] if cached else live
 
     def batches() -> Iterator[list[Batch]]:
