@@ -114,7 +114,7 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
             "student knows nothing; use a teacher that is fitted"
         )
     if objective.teacher_taps.class_maps:
-        check_class_maps([*teaching_models(config), learner.student], classes, config.dataset.image_size)
+        check_class_maps([*teaching_models(config), learner.student], classes, config.dataset)
     overrides = list(job.overrides)
     settled = settle_layout(config, classes, runtime)
     if settled is not config:

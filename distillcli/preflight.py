@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 
-from distillcli.config.schema import ModelConfig, TrainConfig
+from distillcli.config.schema import DatasetConfig, ModelConfig, TrainConfig
 from distillcli.errors import UserError
 from distillcli.models import build
 from distillcli.objective import needs_teacher
@@ -34,11 +34,11 @@ def check_sizes(config: TrainConfig) -> None:
             raise UserError(f"trainer.progressive: {model.name} takes images of one size; use trainer.progressive=null")
 
 
-def check_class_maps(models: Sequence[ModelConfig], classes: int, image_size: int) -> None:
+def check_class_maps(models: Sequence[ModelConfig], classes: int, dataset: DatasetConfig) -> None:
     """Raise UserError if one of ``models`` has no class maps. They are built for this, with fresh weights."""
     for model in models:
         fresh = dataclasses.replace(model, pretrained=False, checkpoint=None)
-        build(fresh, classes, image_size, "student").check_class_maps()
+        build(fresh, classes, dataset.image_size, "student", dataset.channels).check_class_maps()
 
 
 def student_warnings(config: TrainConfig) -> list[str]:
