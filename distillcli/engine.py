@@ -206,11 +206,11 @@ def fit(
                     continue  # the end of an epoch is saved together with its evaluation
                 stopping = any_rank(bool(session.stop.exit_code), runtime)
                 if stopping or keeper.is_due():
-                    totals.check(config, epoch, runtime)
+                    totals.check(config, label, epoch, runtime)
                     keeper.save()
                 if stopping:
                     raise Interrupted("interrupted", session.stop.exit_code or 143)
-            totals.check(config, epoch, runtime)
+            totals.check(config, label, epoch, runtime)
             elapsed = time.perf_counter() - started
             images = totals.count * min(trainer.batch_size, len(train.shown))
             seen, seconds = seen + images, seconds + elapsed

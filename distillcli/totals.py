@@ -29,14 +29,20 @@ class Totals:
         bad = torch.where(sound, float("inf"), float(step))
         self.first_bad = torch.minimum(self.first_bad, bad)
 
-    def check(self, config: TrainConfig, epoch: int, runtime: Runtime) -> None:
-        """Raise NumericError if a loss or gradient was not finite; called before anything is saved."""
+    def check(self, config: TrainConfig, label: str, epoch: int, runtime: Runtime) -> None:
+        """Raise NumericError if a loss or gradient was not finite; called before anything is saved.
+
+        ``label``: what is fitted; the recipe of a teacher has other keys than that of a student.
+        """
         first = self.first_bad.item()
         if any_rank(first != float("inf"), runtime):
+            rate, precision = (
+                ("teacher.fit.lr", "teacher.precision") if label == "teacher" else ("optimizer.lr", "trainer.precision")
+            )
             raise NumericError(
-                f"the loss or its gradient was not finite at step {first:.0f} (epoch {epoch}, "
-                f"optimizer.lr={config.optimizer.lr}); the last checkpoint is from before; lower optimizer.lr, set "
-                "trainer.clip_grad=1 or trainer.precision=fp32"
+                f"{label}: the loss or its gradient was not finite at step {first:.0f} (epoch {epoch}, "
+                f"{rate}={config.optimizer.lr}, {config.trainer.precision}); the last checkpoint is from before; lower "
+                f"{rate}, set trainer.clip_grad=1 or {precision}=fp32"
             )
 
     def means(self, runtime: Runtime) -> dict[str, float]:
