@@ -99,12 +99,11 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     source = with_classes(source, config)
     classes = len(source.classes)
     with_probe = wants_probe(config, source)
-    data = open_data(source, config.dataset, config.trainer.workers, runtime)
     # A head that nothing trains would answer at random: without one the student is a feature extractor.
-    seen = data if trains_head(config.distill) else replace(data, source=replace(source, classes=()))
+    learned = source if trains_head(config.distill) else replace(source, classes=())
     learner = replace(config, student=student_model(config, classes))
     size, channels = config.dataset.image_size, config.dataset.channels
-    student_spec = describe(learner.student, len(seen.source.classes), size, "student", channels)
+    student_spec = describe(learner.student, len(learned.classes), size, "student", channels)
     teachers = teaching_specs(config, student_spec, classes)
     objective = build_objective(config, source, [*teachers, student_spec])
     if config.teacher.mean and objective.prepared_terms:
@@ -115,6 +114,8 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         )
     if objective.teacher_taps.class_maps:
         check_class_maps([*teaching_models(config), learner.student], classes, config.dataset)
+    data = open_data(source, config.dataset, config.trainer.workers, runtime)  # may decode all of it
+    seen = replace(data, source=learned)
     overrides = list(job.overrides)
     settled = settle_layout(config, classes, runtime)
     if settled is not config:

@@ -22,8 +22,8 @@ from distillcli.ensemble import Classifier
 from distillcli.errors import UserError
 from distillcli.facts import describe_folder, export_student, run_facts
 from distillcli.freezing import freeze
-from distillcli.models import Backbone, build
-from distillcli.objective import Objective, labels_only, needs_teacher, reused_head
+from distillcli.models import Backbone, build, describe
+from distillcli.objective import Objective, labels_only, needs_teacher, reused_head_options
 from distillcli.reused_head import join, start_from
 from distillcli.run_folder import (
     fingerprint,
@@ -141,9 +141,11 @@ def student_model(config: TrainConfig, classes: int) -> StudentConfig:
 
     Raises UserError when the teacher's head does not pool a feature map.
     """
-    options = reused_head(config.distill)
+    options = reused_head_options(config.distill)
     if options is None:
         return config.student
+    size, channels = config.dataset.image_size, config.dataset.channels
+    describe(config.student, classes, size, "student", channels)  # refuses what cannot be built under its own name
     teacher = describe_teacher(config, classes)
     if teacher.feature_shape is None:
         raise UserError(
@@ -154,13 +156,19 @@ def student_model(config: TrainConfig, classes: int) -> StudentConfig:
 
 
 def with_teachers_head(config: TrainConfig, student: Backbone, teacher: FrozenTeacher | None) -> Backbone:
-    """The model of ``config``, which joins both, with their weights; what lies between them is drawn."""
+    """The model of ``config``, which joins both, with their weights; what lies between them is drawn.
+
+    The teacher's head is not trained.
+    """
     assert teacher is not None
     assert isinstance(teacher.backbone, Backbone)  # the checks of the config refuse an ensemble
     seed_everything(config.seed, "init", "projector")
     dataset, classes = config.dataset, teacher.backbone.spec.classes
     joined = build(config.student, classes, dataset.image_size, "student", dataset.channels)
     start_from(joined.net, student.net, teacher.backbone.net)
+    joined.net.teacher_head.requires_grad_(False)
+    joined.frozen = [*joined.net.teacher_head.modules()]
+    joined.train(joined.training)
     return joined
 
 

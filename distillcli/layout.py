@@ -52,6 +52,7 @@ def _trial(config: TrainConfig, classes: int, runtime: Runtime) -> dict[str, Any
     images = [_micro_batch(config, runtime), config.dataset.image_size]
     return {
         "model": [config.student.name, config.student.args, classes],
+        # Three are left out as before there were others: what was measured then still counts.
         "images": images if config.dataset.channels == 3 else [*images, config.dataset.channels],
         "precision": resolve_precision(config.trainer.precision, runtime.device),
         "device": torch.cuda.get_device_name() if on_gpu else torch.backends.cpu.get_cpu_capability(),

@@ -84,7 +84,9 @@ class Backbone(nn.Module):
         count = len(self.spec.stage_shapes)
         wanted = sorted({stage % count for stage in (*taps.stages, *taps.preactivations)})
         ended = {stage % count for stage in taps.preactivations} & self.endings.keys()
-        with kept_inputs({stage: self.endings[stage] for stage in ended}) as given:
+        # Nothing is watched without need: torch.compile could not look through it.
+        watched = {stage: self.endings[stage] for stage in ended}
+        with kept_inputs(watched) if watched else contextlib.nullcontext(dict[int, Tensor]()) as given:
             if wanted:
                 features, maps = self.net.forward_intermediates(normalised, indices=wanted)
             else:  # timm takes an empty list for a mistake
@@ -200,8 +202,8 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str, chan
             shape = features.shape
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(
-            f"{role}.name={config.name}: cannot be built for {classes} classes and images of {image_size} pixels with "
-            f"{channels} channels ({_first_line(error)}); check dataset.image_size, {role}.image_size and {role}.args"
+            f"{role}.name={title(config)}: cannot be built for {classes} classes and images of {image_size} pixels "
+            f"with {channels} channels ({_first_line(error)}); check dataset.image_size, {role}.image_size and {role}.args"
         ) from error
     return Spec(
         name=title(config),

@@ -150,7 +150,7 @@ def trains_head(config: DistillConfig) -> bool:
     return learns_labels(config) or any(term.compares_logits or term.reuses_head for term in terms)
 
 
-def reused_head(config: DistillConfig) -> ReusedHeadFeatures.Options | None:
+def reused_head_options(config: DistillConfig) -> ReusedHeadFeatures.Options | None:
     """How the student is joined to its teacher's head; None if it has one of its own."""
     given = [parse_options(name, config.terms[name]) for name in _weighty(config) if TERMS[name].reuses_head]
     options = [option for option in given if isinstance(option, ReusedHeadFeatures.Options)]

@@ -31,7 +31,6 @@ class ReusedHead(nn.Module):
 
     ``body`` and ``head`` are names of timm models. The projector has three convolutions, 1 x 1, 3 x 3 and 1 x 1, the
     first two of 1 / ``reduction`` of the channels, each with batch norm and ReLU; the last ReLU only with ``relu``.
-    The head is not trained.
     """
 
     def __init__(
@@ -61,12 +60,6 @@ class ReusedHead(nn.Module):
             ConvNormAct(middle, middle, 3),
             ConvNormAct(middle, self.num_features, 1, apply_act=relu),
         )
-        self.teacher_head.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> ReusedHead:
-        super().train(mode)
-        self.teacher_head.eval()
-        return self
 
     def no_weight_decay(self) -> set[str]:
         try:
@@ -110,6 +103,7 @@ def join(student: ModelConfig, teacher: ModelConfig, reduction: int, relu: bool)
     """The config of the model that goes as far as ``student`` and ends as ``teacher``; its weights are fresh."""
     body, head = (resolve_model_input_args(model.name, **model.args) for model in (student, teacher))
     settings, classifier = body["pretrained_cfg"], head["pretrained_cfg"]["classifier"]
+    classifiers = [classifier] if isinstance(classifier, str) else classifier  # some have two
     return dataclasses.replace(
         student,
         name=NAME,
@@ -125,7 +119,7 @@ def join(student: ModelConfig, teacher: ModelConfig, reduction: int, relu: bool)
             "pretrained_cfg_overlay": {
                 "mean": settings["mean"],
                 "std": settings["std"],
-                "classifier": f"teacher_head.{classifier}",
+                "classifier": [f"teacher_head.{name}" for name in classifiers],
             },
         },
     )

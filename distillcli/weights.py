@@ -16,10 +16,11 @@ import safetensors
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.models import clean_state_dict, load_state_dict
+from timm.models import clean_state_dict, get_model_args, load_state_dict
 from timm.models._hub import save_for_hf
 from torch import Tensor
 
+from distillcli import reused_head
 from distillcli.class_names import columns
 from distillcli.config.ranges import nearest_path
 from distillcli.config.schema import ModelConfig
@@ -115,15 +116,20 @@ def _from_exported(folder: Path) -> Weights:
         raise UserError(f"checkpoint={folder}: model.safetensors is missing beside config.json")
     check_file(path)
     names = card.get("label_names")
-    args = {key: value for key, value in card.get("model_args", {}).items() if key not in _OF_THE_DATA}
     return Weights(
         state=load_file(path),
         origin=str(folder),
         architecture=architecture,
-        args={**args, "pretrained_cfg_overlay": {key: settings[key] for key in _KEPT if key in settings}},
+        args=_arguments(card.get("model_args", {}), settings),
         classes=tuple(names) if names else () if card.get("num_classes") == 0 else None,
         image_size=image_size,
     )
+
+
+def _arguments(given: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that build a model of weights again. What belongs to the data it is built for is left to these."""
+    args = {key: value for key, value in given.items() if key not in _OF_THE_DATA}
+    return {**args, "pretrained_cfg_overlay": {key: settings[key] for key in _KEPT if key in settings}}
 
 
 def _from_net(net: Any, origin: str) -> Weights:
@@ -133,6 +139,7 @@ def _from_net(net: Any, origin: str) -> Weights:
         state=net.state_dict(),
         origin=origin,
         architecture=settings["architecture"],
+        args=_arguments(get_model_args(net), settings),
         classes=tuple(names) if names else None,
         image_size=settings["input_size"][1],
     )
@@ -203,6 +210,11 @@ def load_into(backbone: Backbone, weights: Weights, role: str, new_head: bool = 
     wrong = sorted(own.keys() ^ state.keys())
     wrong += [name for name, value in state.items() if name in own and own[name].shape != value.shape]
     if wrong:
+        if weights.architecture == reused_head.NAME:
+            raise UserError(
+                f"{role}.checkpoint={weights.origin}: a student that ends in its teacher's head, which {role}.name="
+                f"{backbone.spec.name} does not; use {role}.name=local-dir:RUN/student {role}.pretrained=true"
+            )
         named = f" (it names {weights.architecture})" if weights.architecture else ""
         raise UserError(
             f"{role}.checkpoint={weights.origin}{named}: does not fit {role}.name={backbone.spec.name}: "

@@ -18,7 +18,7 @@ import pytest
 import torch
 from tiny import STEPS, Watch, digest, files, last, tiny, train
 
-from distillcli import checkpoint, engine
+from distillcli import checkpoint, engine, state
 from distillcli.checkpoint import load_last, read_checkpoint, remove_leftovers, save_checkpoint, save_last
 from distillcli.errors import Interrupted, UserError
 from distillcli.run_folder import read_metrics
@@ -132,7 +132,7 @@ def test_a_kill_goes_back_to_the_last_checkpoint(whole: Path, tmp_path: Path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            engine, "save_last", lambda folder, content: killed() if content["step"] == 8 else save(folder, content)
+            state, "save_last", lambda folder, content: killed() if content["step"] == 8 else save(folder, content)
         )
         save = save_last
         with pytest.raises(Killed):

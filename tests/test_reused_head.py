@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
-from distillcli.fits import student_model
+from distillcli.fits import student_model, with_teachers_head
 from distillcli.models import Backbone, build, describe
 from distillcli.reused_head import ReusedHead, join, start_from
 from distillcli.runtime import seed_everything
+from distillcli.teachers import FrozenTeacher
 from distillcli.terms import TERMS
 from distillcli.terms.base import Setting
 from distillcli.types import Batch, Output, Spec, Taps
+from distillcli.weights import export, load_into, read_weights
 from tests.conftest import Distill
 from tests.tiny import setting, tiny
 
@@ -111,9 +114,12 @@ def test_the_head_of_the_teacher_is_all_that_is_kept_of_it() -> None:
 
 
 def test_the_head_is_not_trained_and_all_else_is() -> None:
-    _, expert, whole = joined("test_efficientnet", "mobilenetv3_small_050")
-    with torch.no_grad():
-        target = expert.eval()(images(8), Taps(features=True))
+    config = tiny("distill=simkd", "teacher.name=mobilenetv3_small_050", f"dataset.image_size={SIZE}")
+    config = dataclasses.replace(config, student=student_model(config, 7))
+    expert = backbone(config.teacher)
+    teacher = FrozenTeacher(expert, "fp32", Taps(features=True))
+    whole = with_teachers_head(config, backbone(ModelConfig("test_efficientnet")), teacher)
+    target = teacher(Batch(images(8), torch.zeros(8), torch.arange(8)))
     start = {name: value.clone() for name, value in whole.net.state_dict().items()}
     trained = [parameter for parameter in whole.net.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.1)
@@ -124,6 +130,24 @@ def test_the_head_is_not_trained_and_all_else_is() -> None:
     moved = {name for name, value in whole.net.state_dict().items() if not torch.equal(value, start[name])}
     assert not {name for name in moved if name.startswith("teacher_head.")}
     assert moved >= {name for name, _ in whole.net.named_parameters() if not name.startswith("teacher_head.")}
+    assert not whole.net.teacher_head.training
+
+
+def test_every_classifier_of_a_head_with_two_has_its_name() -> None:
+    _, _, whole = joined("test_efficientnet", "repvit_m0_9")
+    names = [name for name, _ in whole.net.named_parameters() if name.startswith(whole.classifier)]
+    assert {name.split(".l")[0] for name in names} == {"teacher_head.head.head", "teacher_head.head.head_dist"}
+
+
+def test_a_joined_student_is_ordinary_where_it_is_used_again(tmp_path: Path) -> None:
+    """Its head is trained like any other, and what cannot take its weights says how to take all of it."""
+    _, _, whole = joined("test_efficientnet", "test_resnet")
+    export(whole, tmp_path / "student", tuple("abcdefg"), 1.0)
+    again = backbone(ModelConfig(f"local-dir:{tmp_path / 'student'}", pretrained=True))
+    assert all(parameter.requires_grad for parameter in again.net.parameters())
+    torch.testing.assert_close(again.eval()(images()).logits, whole(images()).logits, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match=r"ends in its teacher's head.*student\.name=local-dir:RUN/student"):
+        load_into(backbone(ModelConfig("test_resnet")), read_weights(str(tmp_path / "student")), "student")
 
 
 @pytest.mark.parametrize("relu", [True, False])

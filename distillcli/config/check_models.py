@@ -99,7 +99,8 @@ def check_kinds_of_teachers(config: TrainConfig) -> None:
 
 def check_reused_head(config: TrainConfig) -> None:
     """SimKD's student ends in the classifier of one teacher that stays as it is."""
-    if "simkd" not in config.distill.terms:
+    options = config.distill.terms.get("simkd")
+    if options is None or options.get("weight") == 0:
         return
     others = {
         "peers": bool(config.peers),

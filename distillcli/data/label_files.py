@@ -90,7 +90,8 @@ def read_class_map(key: str, file: Path) -> dict[str, str]:
         pairs = [[name, _text(content, name, where)] for name in content]
     elif suffix in (".csv", ".tsv"):
         pairs = [cells for _, cells in _cells(file, text)]
-        pairs = pairs[1:] if pairs[:1] == [["folder", "class"]] else pairs
+        header = [cell.strip().lower() for cell in pairs[0]] if pairs else []
+        pairs = pairs[1:] if header == ["folder", "class"] else pairs
     else:
         pairs = [line.split("\t" if "\t" in line else None, 1) for line in text if line.strip()]
     names: dict[str, str] = {}

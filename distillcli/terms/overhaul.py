@@ -31,9 +31,10 @@ class Overhaul(PreparedTerm):
 
     What is negative there is cut off by the activation, so how negative it is says little: the target is the teacher's
     response, but no less than the margin of its channel, the mean of its negative responses. The margin is measured on
-    one epoch of the teacher's answers before the student's first step. The original derives it from the weights of the
-    batch norm before the activation, which do not know the shortcut that a residual block adds in between. A channel
-    that was never negative has the margin 0, so that its target is the response after the activation.
+    one epoch of the teacher's answers, with several processes on the first one's share, before the student's first
+    step. The original derives it from the weights of the batch norm before the activation, which do not know the
+    shortcut that a residual block adds in between. A channel that was never negative has the margin 0, so that its
+    target is the response after the activation.
 
     The student's stage is taken as the model gives it, through a 1 x 1 convolution and batch norm. The last stage
     weighs 1, each one before it half as much; the published weight is 0.001. The teacher answers in eval mode, where
