@@ -203,7 +203,8 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str, chan
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(
             f"{role}.name={title(config)}: cannot be built for {classes} classes and images of {image_size} pixels "
-            f"with {channels} channels ({_first_line(error)}); check dataset.image_size, {role}.image_size and {role}.args"
+            f"with {channels} channels ({_first_line(error)}); check dataset.image_size, {role}.image_size and "
+            f"{role}.args"
         ) from error
     return Spec(
         name=title(config),

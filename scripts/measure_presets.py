@@ -27,6 +27,8 @@ the teacher's forward pass, or its cached answers where the preset allows a cach
 
 A preset keeps the weights and temperatures of its paper, mostly those for CIFAR-100. They are not tuned for this task:
 what loses to the control here may win with other weights, and small differences are within the spread of the seeds.
+Where the control is far below the teacher ({expert} %), the budget was too short for this student: the order then says
+who learns fastest, and not who ends best.
 
     {command}
 
@@ -104,6 +106,9 @@ def main() -> None:
             seeds=given.seeds.replace(",", ", "),
             teacher=next(result["teacher"]["model"] for result in results if result["teacher"]),
             student=first["student"]["model"],
+            expert=spread(
+                list({result["seed"]: result["teacher"]["top1"] for result in results if result["teacher"]}.values())
+            ),
             epochs=first["epochs"],
             batch=batch,
             command=f"python scripts/measure_presets.py --seeds {given.seeds}",
