@@ -171,7 +171,7 @@ def fit(
             seed_everything(config.seed, "prepare", name)
             term.prepare(_answers(config, data, teacher, term.prepare_epochs, session))
     if trainer.compile:
-        # Launching its kernels one by one takes a small student longer than running them: a GPU replays recorded graphs.
+        # To launch its kernels one by one takes a small student longer than to run them: a GPU replays them as graphs.
         student.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
     wrapped: nn.Module = model
     if runtime.world > 1:
