@@ -1,7 +1,8 @@
 """Every preset of configs/distill on real digits at one budget: python scripts/measure_presets.py
 
-Runs one sweep of `+experiment=presets` over presets and seeds, or goes on with it, and writes docs/results.md from its
-run folders. `--presets kd,dkd` measures some of them, `--seeds 0,1,2` chooses the seeds, `--runs` the folder.
+Runs one sweep of `+experiment=presets` over presets and seeds, or goes on with it, and writes docs/results.md from the
+run folders. `--presets kd,dkd` measures some, `--seeds 0,1,2` chooses the seeds, `--runs` the folder. `--jobs 2`
+runs two at a time, each on one thread (pip install 'distillcli[joblib]').
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ who learns fastest, and not who ends best.
 """
 
 
-def sweep_arguments(presets: list[str], seeds: str, runs: Path) -> list[str]:
+def sweep_arguments(presets: list[str], seeds: str, runs: Path, jobs: int) -> list[str]:
     choices = [f"distill={','.join(presets)}", f"seed={seeds}"]
+    if jobs > 1:
+        choices += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}", "trainer.threads=1"]
     return ["train", "-m", "+experiment=presets", *choices, f"runs={runs}", f"out={runs / 'sweep'}"]
 
 
@@ -88,10 +91,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", default=",".join(PRESETS))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/presets"))
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results.md")
     given = parser.parse_args()
-    arguments = sweep_arguments(given.presets.split(","), given.seeds, given.runs)
+    arguments = sweep_arguments(given.presets.split(","), given.seeds, given.runs, given.jobs)
     finished = subprocess.run([sys.executable, "-m", "distillcli", *arguments], check=False)
     sweep = json.loads((given.runs / "sweep" / "sweep.json").read_text("utf-8"))
     results = [result for result in sweep["results"] if result["status"] == "ok"]
@@ -111,7 +115,7 @@ def main() -> None:
             ),
             epochs=first["epochs"],
             batch=batch,
-            command=f"python scripts/measure_presets.py --seeds {given.seeds}",
+            command=f"python scripts/measure_presets.py --seeds {given.seeds} --jobs {given.jobs}",
             versions=", ".join(f"{name} {first['versions'][name]}" for name in ("torch", "timm")) + ".",
             table=table(results, batch),
         ),
