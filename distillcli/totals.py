@@ -35,12 +35,13 @@ class Totals:
         ``label``: what is fitted; the recipe of a teacher has other keys than that of a student.
         """
         first = self.first_bad.item()
+        where = f"at step {first:.0f}" if first != float("inf") else "in another process"
         if any_rank(first != float("inf"), runtime):
             rate, precision = (
                 ("teacher.fit.lr", "teacher.precision") if label == "teacher" else ("optimizer.lr", "trainer.precision")
             )
             raise NumericError(
-                f"{label}: the loss or its gradient was not finite at step {first:.0f} (epoch {epoch}, "
+                f"{label}: the loss or its gradient was not finite {where} (epoch {epoch}, "
                 f"{rate}={config.optimizer.lr}, {config.trainer.precision}); the last checkpoint is from before; lower "
                 f"{rate}, set trainer.clip_grad=1 or {precision}=fp32"
             )

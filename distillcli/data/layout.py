@@ -10,7 +10,7 @@ class names travel with every checkpoint and are compared. Hidden files and what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,18 @@ def read_layout(tree: Tree) -> dict[str, Listing]:
     return parts
 
 
+def called_parts(tree: Tree, folders: Iterable[str]) -> dict[str, str]:
+    """Which of the folders is called like which part, in any case. Raises UserError where two are called like one."""
+    found: dict[str, str] = {}
+    for part, spellings in PARTS.items():
+        matches = [name for name in folders if name.lower() in spellings]
+        if len(matches) > 1:
+            raise UserError(f"{tree.shown('')}: {quoted(matches)} may each be the {part} part; rename or remove one")
+        if matches:
+            found[part] = matches[0]
+    return found
+
+
 def find_parts(tree: Tree) -> dict[str, str]:
     """The folders of class folders: train, and val and test if there are any. A flat folder is its own train part."""
     folders, _ = tree.listing("")
@@ -53,14 +65,7 @@ def find_parts(tree: Tree) -> dict[str, str]:
     # Folders that all have images of their own are classes: data about vehicles has one called train.
     if len(named) < len(folders) and all(tree.listing(name)[1] for name in named):
         return {"train": ""}
-    found: dict[str, str] = {}
-    for part, spellings in PARTS.items():
-        matches = [name for name in named if name.lower() in spellings]
-        if len(matches) > 1:
-            raise UserError(f"{tree.shown('')}: {quoted(matches)} may each be the {part} part; rename or remove one")
-        if matches:
-            found[part] = matches[0]
-
+    found = called_parts(tree, named)
     if not found:
         return {"train": ""}
     if list(found) == ["train"]:

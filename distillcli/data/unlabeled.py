@@ -15,10 +15,9 @@ import numpy as np
 
 from distillcli.config.schema import DatasetConfig
 from distillcli.data.folder import DiskTree, FileImages, folder_root
-from distillcli.data.layout import check_same_classes, list_classes
+from distillcli.data.layout import called_parts, check_same_classes, list_classes
 from distillcli.data.listing import Listing, hold_out, listed_source
 from distillcli.data.source import Source
-from distillcli.data.tree import PARTS, quoted
 from distillcli.errors import UserError
 
 _LAYOUT = "expected images at any depth, and val/CLASS/IMAGES and test/CLASS/IMAGES if there are labelled ones"
@@ -28,7 +27,7 @@ def open_unlabeled(config: DatasetConfig) -> Source:
     """The images below ``config.root``. ``classes`` are those of val and test; there are none if both lack labels."""
     root = folder_root(config, _LAYOUT)
     tree = DiskTree(root)
-    folders = _folders(tree)
+    folders = called_parts(tree, tree.listing("")[0])
     parts = {part: _part(tree, folder) for part, folder in folders.items() if part != "train"}
     labelled = [part for part, listing in parts.items() if listing.classes]
     classes = parts[labelled[0]].classes if labelled else ()
@@ -47,19 +46,6 @@ def open_unlabeled(config: DatasetConfig) -> Source:
         train, parts["val"] = train.take(kept), train.take(held)
     parts = {part: replace(listing, classes=classes) for part, listing in ({"train": train} | parts).items()}
     return listed_source("unlabeled", root.resolve().name, tree.shown(""), parts, partial(FileImages, root), config)
-
-
-def _folders(tree: DiskTree) -> dict[str, str]:
-    """The folders called like a part."""
-    folders, _ = tree.listing("")
-    found: dict[str, str] = {}
-    for part, spellings in PARTS.items():
-        matches = [name for name in folders if name.lower() in spellings]
-        if len(matches) > 1:
-            raise UserError(f"{tree.shown('')}: {quoted(matches)} may each be the {part} part; rename or remove one")
-        if matches:
-            found[part] = matches[0]
-    return found
 
 
 def _part(tree: DiskTree, folder: str) -> Listing:
