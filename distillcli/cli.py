@@ -6,96 +6,11 @@ import errno
 import importlib
 import os
 import sys
-from dataclasses import dataclass
 from typing import NoReturn
 
 from distillcli import __version__
+from distillcli.commands.table import COMMANDS
 from distillcli.errors import Interrupted, NumericError, UserError, did_you_mean
-
-
-@dataclass(frozen=True)
-class Command:
-    module: str  # holds run(...): of (config, job) with a primary config, else of the list of arguments
-    summary: str
-    primary: str | None  # the primary config of a Hydra command
-    examples: tuple[str, ...]
-    usage: str = ""
-
-
-COMMANDS = {
-    "train": Command(
-        "distillcli.commands.train",
-        "train a small student to imitate a large teacher",
-        "train",
-        (
-            "distill train",
-            "distill train experiment=resnet50_to_mobilenet",
-            "distill train teacher=resnet18 student.name=mobilenetv3_small_050 dataset=folder dataset.root=PATH",
-            "distill train -m distill.temperature=1,2,4,8",
-            "distill train resume=runs/distill/latest",
-        ),
-        "[experiment=NAME] [group=option ...] [key=value ...] [-m]",
-    ),
-    "eval": Command(
-        "distillcli.commands.evaluate",
-        "accuracy, calibration, agreement and cost of a model",
-        "eval",
-        (
-            "distill eval checkpoint=runs/distill/latest",
-            "distill eval checkpoint=runs/distill/latest dataset=folder dataset.root=PATH",
-            "distill eval checkpoint=runs/distill/latest format=json",
-        ),
-        "checkpoint=WHAT [dataset=NAME] [key=value ...]",
-    ),
-    "bench": Command(
-        "distillcli.commands.bench",
-        "where the time of a training step goes",
-        None,
-        (
-            "distill bench",
-            "distill bench experiment=resnet50_to_mobilenet trainer.batch_size=128",
-            "distill bench dataset=folder dataset.root=PATH --json",
-        ),
-        "[experiment=NAME] [group=option ...] [key=value ...] [--json] [--config-dir DIR]",
-    ),
-    "show": Command(
-        "distillcli.commands.show",
-        "list what can be chosen, and the runs so far; draw the views of a config",
-        None,
-        (
-            "distill show experiments",
-            "distill show terms",
-            "distill show models 'mobilenet*'",
-            "distill show runs",
-            "distill show views +experiment=resnet50_to_mobilenet augment=randaugment",
-        ),
-        "experiments|teachers|students|datasets|terms|runs|models [PATTERN] | views [group=option ...] [key=value ...]",
-    ),
-    "configs": Command(
-        "distillcli.commands.configs",
-        "list the shipped configs, copy one to edit it",
-        None,
-        ("distill configs ls", "distill configs cp distill/kd my_configs"),
-        "ls | cp NAME DIR",
-    ),
-    "cache": Command(
-        "distillcli.commands.cache",
-        "what teachers have said so far: list, compare with the teacher, remove",
-        None,
-        ("distill cache ls", "distill cache verify runs/distill/latest", "distill cache clear all"),
-        "ls [DIR] | verify RUN | clear NAME|all [DIR]",
-    ),
-    "doctor": Command(
-        "distillcli.commands.doctor", "versions, devices, extras, disk and folders", None, ("distill doctor",)
-    ),
-    "completion": Command(
-        "distillcli.commands.completion",
-        "completion for your shell",
-        None,
-        ('eval "$(distill completion bash)"', "distill completion fish | source"),
-        "bash|zsh|fish",
-    ),
-}
 
 FLAGS_HELP = """flags:
   -m, --multirun      sweep: every combination of the comma-separated values
@@ -177,7 +92,7 @@ def _dispatch(argv: list[str]) -> None:
     elif command.primary is None:
         importlib.import_module(command.module).run(arguments)
     else:
-        from distillcli.config.launch import launch
+        from distillcli.launch.launch import launch
 
         module = command.module  # imported inside the job: that is where torch comes in
         launch(command.primary, arguments, lambda config, job: importlib.import_module(module).run(config, job))

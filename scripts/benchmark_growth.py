@@ -18,9 +18,9 @@ import numpy as np
 import sklearn.model_selection  # noqa: F401 - before the clock starts
 from PIL import Image
 
-from distillcli.cache import open_cache
 from distillcli.config.schema import DatasetConfig
-from distillcli.data.folder import open_folder
+from distillcli.sources.folder import open_folder
+from distillcli.teachers.rows import open_cache
 
 CLASSES = 10
 LOOKUPS = 1000

@@ -34,20 +34,20 @@ from torchdistill.core.distillation import get_distillation_box
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
-from distillcli.cached_teacher import with_cache
 from distillcli.config.compose import compose
 from distillcli.config.schema import TrainConfig
-from distillcli.data.loader import Data, open_data
-from distillcli.data.open import open_source
-from distillcli.engine import train_step
-from distillcli.learners import Distillation
-from distillcli.models import build, describe, place
-from distillcli.objective import Objective, labels_only
-from distillcli.optim import build_optimizer
+from distillcli.models.backbone import build, describe, place
 from distillcli.runtime import Runtime, start
-from distillcli.teachers import Teacher, as_teacher
+from distillcli.sources.open import open_source
+from distillcli.teachers.cached import with_cache
+from distillcli.teachers.frozen import Teacher, as_teacher
 from distillcli.terms.base import Setting
+from distillcli.terms.objective import Objective, labels_only
+from distillcli.training.engine import train_step
+from distillcli.training.learners import Distillation
+from distillcli.training.optim import build_optimizer
 from distillcli.types import Batch
+from distillcli.views.loader import Data, open_data
 
 TEMPERATURE, ALPHA, LR, SHIFT = 4.0, 0.9, 0.05, 0.1
 Step = Callable[[], object]

@@ -21,13 +21,13 @@ from PIL import Image
 from torch import Tensor
 
 from distillcli.config.schema import AugmentConfig, ModelConfig
-from distillcli.data.decode import decode_bytes
-from distillcli.data.source import Least
-from distillcli.data.store import Cropping, Rows, StreamStore
-from distillcli.inference import for_inference
-from distillcli.models import Backbone, build
-from distillcli.pointwise import use_linear
+from distillcli.models.backbone import Backbone, build
+from distillcli.models.inference import for_inference
+from distillcli.models.pointwise import use_linear
 from distillcli.runtime import Runtime, autocast
+from distillcli.sources.decode import decode_bytes
+from distillcli.sources.source import Least
+from distillcli.views.store import Cropping, Rows, StreamStore
 
 CPU, SIZE, BATCH, TURNS = torch.device("cpu"), 32, 64, 7
 TEACHERS = ("resnet18", "resnet50", "efficientnet_b0")

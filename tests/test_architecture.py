@@ -6,48 +6,29 @@ import ast
 import graphlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "distillcli"
 
-# Low to high. A module imports from lines above its own and, on its own line, from modules named before it; the modules
-# of one pattern may import each other as long as there is no circle.
-LAYERS = (
+# Low to high: a room imports from floors below its own; rooms of one floor do not know each other. A module in the
+# package itself is a room of its own; "" is the package's version.
+FLOORS = (
     ("", "errors"),
-    ("run_folder", "config", "config.schema", "config.*", "types"),
-    ("runtime", "signals", "cache"),
-    ("data", "data.source", "data.draws", "data.decode", "data.tree", "data.listing", "data.label_files"),
-    ("data.layout", "data.folder", "data.archive", "data.webdataset", "data.builtin", "data.npz", "data.hf"),
-    ("data.unlabeled", "data.verify", "data.torchvision_sets"),
-    ("data.channels", "data.labels", "data.open"),
-    ("data.epochs", "data.colours", "data.policies", "data.views", "data.mix", "data.upload"),
-    ("data.store", "data.loader"),
-    ("class_names", "pointwise", "preactivation", "reused_head", "models", "ensemble", "inference", "layout"),
-    ("weights", "freezing", "terms.base", "terms.*", "terms"),
-    ("objective", "optim", "checkpoint", "teachers", "cached_teacher", "evaluation", "probe"),
-    ("learners", "state", "totals", "engine"),
-    ("facts", "fits", "preflight"),
-    ("chain", "teaching"),
-    ("reopening", "report", "report.format", "report.*", "profiling"),
+    ("config", "types"),
+    ("runs", "sources", "runtime", "signals", "reused_head"),
+    ("models", "views", "terms", "report"),
+    ("teachers", "launch"),
+    ("training",),
     ("distillation",),
-    ("commands", "commands.*"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
 
-# Upward on purpose, inside functions: the table of a sweep when it ends, completion of the names of the commands.
-UPWARD = {("config.launch", "report.sweep"), ("commands.completion", "cli")}
-
-# Whatever answers before torch is loaded.
-LIGHT = (
-    *("", "__main__", "cli", "errors", "config", "config.*", "run_folder", "report", "report.*", "commands"),
-    *("commands.*", "data", "data.source", "data.draws", "data.decode", "data.tree", "data.listing"),
-    *("data.label_files", "data.layout", "data.folder", "data.archive", "data.webdataset", "data.builtin", "data.npz"),
-    *("data.hf", "data.unlabeled", "data.verify", "data.channels", "data.labels", "data.open"),
-)
+# What answers before torch is loaded; inside functions these rooms may import what loads it.
+LIGHT = {"", "errors", "config", "runs", "sources", "report", "launch", "commands", "cli", "__main__"}
 HEAVY = {"torch", "torchvision", "timm", "torchmetrics", "safetensors", "huggingface_hub", "datasets"}
 
 
@@ -86,75 +67,47 @@ def imports(tree: ast.Module) -> Iterator[Import]:
                 yield Import(inner if is_module else node.module, node in lazy)
 
 
-def own_imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
-    for found in imports(tree):
+def own_imports(name: str) -> Iterator[tuple[str, bool]]:
+    for found in imports(TREES[name]):
         if found.module.split(".")[0] == "distillcli":
             yield found.module.removeprefix("distillcli").removeprefix("."), found.lazy
 
 
-def matches(name: str, pattern: str) -> bool:
-    return fnmatch(name, pattern) and name.count(".") == pattern.count(".")
+def room_of(module: str) -> str:
+    return module.split(".")[0]
 
 
-def place(name: str) -> tuple[int, int] | None:
-    """Line and position of a module: its exact name if it is listed, else the first pattern."""
-    listed = [(line, column, pattern) for line, row in enumerate(LAYERS) for column, pattern in enumerate(row)]
-    exact = [(line, column) for line, column, pattern in listed if pattern == name]
-    fitting = [(line, column) for line, column, pattern in listed if "*" in pattern and matches(name, pattern)]
-    return (exact + fitting + [None])[0]
+def floor_of(room: str) -> int:
+    return next(floor for floor, rooms in enumerate(FLOORS) if room in rooms)
 
 
-def goes_up(name: str, target: str) -> bool:
-    here, there = place(name), place(target)
-    assert here is not None
-    assert there is not None
-    return there > here or (there == here and "*" not in LAYERS[here[0]][here[1]])
+def goes_up(room: str, target: str) -> bool:
+    return room != target and floor_of(target) >= floor_of(room)
 
 
-def test_every_file_has_a_layer() -> None:
-    assert [name for name in SOURCES if place(name) is None] == []
-
-
-def test_every_layer_has_a_file() -> None:
-    patterns = [pattern for row in LAYERS for pattern in row]
-    assert [pattern for pattern in patterns if not any(matches(name, pattern) for name in SOURCES)] == []
+def test_every_file_has_a_room_and_every_room_a_file() -> None:
+    assert {room_of(name) for name in SOURCES} == {room for rooms in FLOORS for room in rooms}
 
 
 def test_imports_go_down() -> None:
-    upward = {
-        (name, target) for name, tree in TREES.items() for target, _ in own_imports(tree) if goes_up(name, target)
-    }
-    assert upward - UPWARD == set()
-    assert upward >= UPWARD, "an exception is no longer needed"
+    rooms = {(name, target): (room_of(name), room_of(target)) for name in SOURCES for target, _ in own_imports(name)}
+    assert [edge for edge, (room, target) in rooms.items() if goes_up(room, target)] == []
 
 
-def test_upward_imports_are_lazy() -> None:
-    assert not [
-        (name, target)
-        for name, tree in TREES.items()
-        for target, lazy in own_imports(tree)
-        if not lazy and (name, target) in UPWARD
-    ]
-
-
-def test_there_is_no_circle() -> None:
-    graph = {
-        name: {target for target, _ in own_imports(tree) if target != name and (name, target) not in UPWARD}
-        for name, tree in TREES.items()
-    }
+def test_no_room_has_a_circle() -> None:
+    graph = {name: {target for target, _ in own_imports(name) if target != name} for name in SOURCES}
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
 
 
-@pytest.mark.parametrize("bad", [("errors", "engine"), ("engine", "fits"), ("data.source", "data.loader")])
+@pytest.mark.parametrize("bad", [("errors", "training"), ("models", "views"), ("sources", "views")])
 def test_the_order_can_fail(bad: tuple[str, str]) -> None:
     assert goes_up(*bad)
-    assert not goes_up(*reversed(bad))
 
 
-def test_light_modules_load_nothing_heavy() -> None:
+def test_light_rooms_load_nothing_heavy() -> None:
     """Not at import, and not through what they import."""
     for name in SOURCES:
-        if not any(matches(name, pattern) for pattern in LIGHT):
+        if room_of(name) not in LIGHT:
             continue
         reached, waiting = set(), [name]
         while waiting:
@@ -162,7 +115,7 @@ def test_light_modules_load_nothing_heavy() -> None:
             if module in reached:
                 continue
             reached.add(module)
-            waiting += [target for target, lazy in own_imports(TREES[module]) if not lazy]
+            waiting += [target for target, lazy in own_imports(module) if not lazy]
             loaded = {found.module.split(".")[0] for found in imports(TREES[module]) if not found.lazy}
             assert not loaded & HEAVY, f"{name} loads {loaded & HEAVY} by {module}"
 
@@ -215,7 +168,7 @@ def test_nothing_is_left_to_do() -> None:
 
 def test_the_library_does_not_print() -> None:
     for name, tree in TREES.items():
-        if name in ("cli", "config.launch") or name.startswith(("commands", "report")):
+        if name in ("cli", "launch.launch") or room_of(name) in ("commands", "report"):
             continue
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"]
         assert not calls, name

@@ -16,11 +16,11 @@ import torch
 from pictures import png, put, put_classes
 
 from distillcli.config.schema import AugmentConfig, DatasetConfig
-from distillcli.data.loader import open_data
-from distillcli.data.open import open_source
-from distillcli.data.source import EncodedImages, Source, Split
 from distillcli.errors import UserError
 from distillcli.runtime import Runtime
+from distillcli.sources.open import open_source
+from distillcli.sources.source import EncodedImages, Source, Split
+from distillcli.views.loader import open_data
 
 
 def opened(root: Path, name: str = "archive", **options: Any) -> Source:

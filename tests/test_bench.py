@@ -12,8 +12,8 @@ from tiny import CPU, open_tiny, tiny
 from distillcli.cli import run
 from distillcli.commands import bench
 from distillcli.commands.completion import candidates
-from distillcli.profiling import PARTS, peak_flops, profile
-from distillcli.report.step import Profile, grid, suggestion, summary
+from distillcli.distillation.bench import PARTS, peak_flops, profile
+from distillcli.report.bench import Profile, grid, suggestion, summary
 
 EVEN = Profile(
     batch_size=64,
@@ -68,7 +68,7 @@ def test_the_shares_of_the_table_sum_to_the_step() -> None:
 def test_a_profile_has_every_part_and_no_teacher_where_there_is_none(
     objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distillcli.profiling.STEPS", 3)
+    monkeypatch.setattr("distillcli.distillation.bench.STEPS", 3)
     config = tiny(f"distill={objective}", "trainer.accumulate=2")
     found = profile(config, open_tiny(config), CPU)
     assert tuple(found.milliseconds) == PARTS
@@ -85,7 +85,7 @@ def test_the_peak_is_that_of_a_product_of_matrices() -> None:
 def test_the_command_prints_a_table_or_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("distillcli.profiling.STEPS", 2)
+    monkeypatch.setattr("distillcli.distillation.bench.STEPS", 2)
     overrides = [
         "experiment=smoke",
         "dataset.samples=64",

@@ -15,13 +15,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from distillcli.cache import FORMATS, RowCache, choose_format, list_caches
-from distillcli.cached_teacher import CachedTeacher, answers_key, compare_with_live, with_cache
 from distillcli.config.schema import TrainConfig
 from distillcli.errors import UserError
-from distillcli.models import describe
-from distillcli.objective import Objective
-from distillcli.teachers import FrozenTeacher, Teacher
+from distillcli.models.backbone import describe
+from distillcli.teachers.cached import CachedTeacher, answers_key, compare_with_live, with_cache
+from distillcli.teachers.frozen import FrozenTeacher, Teacher
+from distillcli.teachers.rows import FORMATS, RowCache, choose_format, list_caches
+from distillcli.terms.objective import Objective
 from distillcli.types import Batch, Output
 from tests.tiny import CPU, digest, last, open_tiny, setting, some_teacher, tiny, train
 
@@ -117,7 +117,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_rows(tmp_path: Path) -> None
     program = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from distillcli.cache import FORMATS, RowCache\n"
+        "from distillcli.teachers.rows import FORMATS, RowCache\n"
         "cache = RowCache(Path(sys.argv[1]), FORMATS['float32'], 7, 40)\n"
         "print('ready', flush=True)\n"
         "for turn in range(10**9):\n"

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from distillcli.chain import assistant_recipes, assistants_of
 from distillcli.config.job import Job
 from distillcli.config.schema import ModelConfig
-from distillcli.data.open import open_source
-from distillcli.distillation import distill
+from distillcli.distillation.assistants import assistant_recipes, assistants_of
+from distillcli.distillation.reopening import reopen_model, reopen_teacher
+from distillcli.distillation.whole import distill
 from distillcli.errors import Interrupted, UserError
-from distillcli.learners import MutualLearning
-from distillcli.models import Backbone, build
-from distillcli.objective import Objective
-from distillcli.reopening import reopen_model, reopen_teacher
+from distillcli.models.backbone import Backbone, build
 from distillcli.runtime import seed_everything
+from distillcli.sources.open import open_source
 from distillcli.terms.base import Setting
+from distillcli.terms.objective import Objective
+from distillcli.training.learners import MutualLearning
 from distillcli.types import Batch, Output
 from tests.tiny import CPU, Watch, digest, last, tiny
 

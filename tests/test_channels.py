@@ -15,19 +15,19 @@ from PIL import Image
 from tiny import CPU, last, tiny
 
 from distillcli import cli
-from distillcli.chain import describe_assistants
 from distillcli.config.schema import AugmentConfig, DatasetConfig, ModelConfig
-from distillcli.data.channels import with_channels
-from distillcli.data.decode import decode, luma
-from distillcli.data.loader import Loader
-from distillcli.data.open import open_source
-from distillcli.data.source import ArrayImages, Images
-from distillcli.data.store import MemoryStore, Rows, StreamStore, open_store
+from distillcli.distillation.assistants import describe_assistants
 from distillcli.errors import UserError
-from distillcli.models import build, describe
-from distillcli.run_folder import read_result
-from distillcli.teachers import describe_teacher
-from distillcli.weights import export, load_into, read_weights
+from distillcli.models.backbone import build, describe
+from distillcli.models.weights import export, load_into, read_weights
+from distillcli.runs.folder import read_result
+from distillcli.sources.channels import with_channels
+from distillcli.sources.decode import decode, luma
+from distillcli.sources.open import open_source
+from distillcli.sources.source import ArrayImages, Images
+from distillcli.teachers.frozen import describe_teacher
+from distillcli.views.loader import Loader
+from distillcli.views.store import MemoryStore, Rows, StreamStore, open_store
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 MULTISPECTRAL = np.random.RandomState(0).randint(0, 256, (24, 16, 16, 5)).astype(np.uint8)

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from distillcli import teachers
-from distillcli.class_names import columns, teacher_classes
 from distillcli.config.schema import ModelConfig
-from distillcli.ensemble import Ensemble
+from distillcli.distillation.teaching import find_teacher
 from distillcli.errors import UserError
-from distillcli.models import Backbone, build
-from distillcli.run_folder import write_text
+from distillcli.models.backbone import Backbone, build
+from distillcli.models.class_names import columns, teacher_classes
+from distillcli.models.ensemble import Ensemble
+from distillcli.models.imagenet import open_pretrained, pretrained_classes
+from distillcli.models.weights import Weights, load_into, select_classes
+from distillcli.runs.folder import write_text
 from distillcli.runtime import seed_everything
-from distillcli.teachers import open_pretrained, open_teacher, pretrained_classes
-from distillcli.teaching import find_teacher
+from distillcli.teachers import frozen as teachers
+from distillcli.teachers.frozen import open_teacher
 from distillcli.types import LOGITS_ONLY, Taps
-from distillcli.weights import Weights, load_into, select_classes
 from tests.tiny import CPU, Watch, last, open_tiny, tiny, train
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

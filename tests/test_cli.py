@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import Answer, Distill
 
-from distillcli.cli import COMMANDS, run
+from distillcli.cli import run
+from distillcli.commands.table import COMMANDS
 from distillcli.errors import Interrupted, NumericError, UserError
 
 

@@ -13,11 +13,12 @@ import yaml
 from distillcli.config import search
 from distillcli.config.compose import compose
 from distillcli.config.job import Job
-from distillcli.config.launch import launch, read_result
 from distillcli.config.model_names import model_names, optimizer_names
 from distillcli.config.overrides import normalise, path_value
 from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.errors import Interrupted, UserError
+from distillcli.launch.launch import launch
+from distillcli.runs.folder import read_result
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from distillcli.config.schema import DatasetConfig
-from distillcli.data.open import DATASETS, check_source, open_source
-from distillcli.data.source import ArrayImages, Source, Split
-from distillcli.data.torchvision_sets import TORCHVISION_SETS
 from distillcli.errors import UserError
+from distillcli.sources.open import DATASETS, check_source, open_source
+from distillcli.sources.source import ArrayImages, Source, Split
+from distillcli.sources.torchvision_sets import TORCHVISION_SETS
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "dataset"
 RANDOM = np.random.RandomState(0)

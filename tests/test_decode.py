@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distillcli.data.decode import decode, shown, to_rgb
 from distillcli.errors import UserError
+from distillcli.sources.decode import decode, shown, to_rgb
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 

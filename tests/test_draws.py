@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from distillcli.data.draws import permutation, uniform
+from distillcli.sources.draws import permutation, uniform
 
 MASK = 2**64 - 1
 

@@ -27,7 +27,7 @@ from PIL import Image
 from tiny import digest, files, last
 
 from distillcli import cli
-from distillcli.run_folder import read_metrics, read_result
+from distillcli.runs.folder import read_metrics, read_result
 
 QUICK = ("trainer.threads=1", "trainer.device=cpu", "trainer.epochs=2", "teacher.fit.epochs=2", "dataset.samples=64")
 SMOKE = ("train", "+experiment=smoke", *QUICK)

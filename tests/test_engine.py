@@ -11,16 +11,17 @@ import torch
 from tiny import STEPS, Watch, digest, files, last, tiny, train
 from torch import Tensor
 
-from distillcli import engine
 from distillcli.config.schema import TrainConfig
-from distillcli.data.loader import Data
-from distillcli.data.store import MemoryStore, StreamStore
+from distillcli.distillation.recipes import control_recipe
+from distillcli.distillation.students import new_backbone
 from distillcli.errors import NumericError, UserError
-from distillcli.fits import control_recipe, new_backbone
-from distillcli.objective import Objective
-from distillcli.run_folder import read_metrics
-from distillcli.teachers import FrozenTeacher
-from distillcli.weights import load_tensors, weights_fingerprint
+from distillcli.models.weights import load_tensors, weights_fingerprint
+from distillcli.runs.folder import read_metrics
+from distillcli.teachers.frozen import FrozenTeacher
+from distillcli.terms.objective import Objective
+from distillcli.training import engine
+from distillcli.views.loader import Data
+from distillcli.views.store import MemoryStore, StreamStore
 
 # timm calls SGD without Nesterov "momentum".
 SGD = (

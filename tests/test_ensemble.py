@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from distillcli.config.schema import ModelConfig
-from distillcli.ensemble import Ensemble
+from distillcli.distillation.teaching import find_teacher
 from distillcli.errors import UserError
-from distillcli.models import Backbone, build
-from distillcli.objective import Objective
+from distillcli.models.backbone import Backbone, build
+from distillcli.models.ensemble import Ensemble
 from distillcli.runtime import seed_everything
-from distillcli.teachers import describe_teacher
-from distillcli.teaching import find_teacher
+from distillcli.teachers.frozen import describe_teacher
+from distillcli.terms.objective import Objective
 from distillcli.types import LOGITS_ONLY
 from tests.tiny import Watch, open_tiny, setting, tiny
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from distillcli.config.schema import AugmentConfig
-from distillcli.data.draws import permutation
-from distillcli.data.epochs import most_shown, occurrence, order, side
 from distillcli.errors import UserError
+from distillcli.sources.draws import permutation
+from distillcli.views.epochs import most_shown, occurrence, order, side
 from tests.conftest import Distill
 from tests.test_cache import batches, cached
 from tests.test_loader import array_images, loader

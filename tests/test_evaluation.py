@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillcli.evaluation import evaluate, latency
 from distillcli.runtime import Runtime
-from distillcli.teachers import FrozenTeacher
+from distillcli.teachers.frozen import FrozenTeacher
+from distillcli.training.evaluation import evaluate, latency
 from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
 
 CPU = torch.device("cpu")

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig, ModelConfig
 from distillcli.errors import UserError
-from distillcli.learners import Distillation
-from distillcli.models import build
-from distillcli.objective import Objective, parse_options
+from distillcli.models.backbone import build
 from distillcli.runtime import seed_everything
-from distillcli.teachers import FrozenTeacher
+from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.terms.base import Term
 from distillcli.terms.feature import (
     FEATURE_TERMS,
@@ -30,7 +28,9 @@ from distillcli.terms.feature import (
     neuron_selectivity,
     variational_information,
 )
+from distillcli.terms.objective import Objective, parse_options
 from distillcli.terms.stages import AdapterNorm, stage_pairs, unit
+from distillcli.training.learners import Distillation
 from distillcli.types import Batch, Output, Spec
 from tests.tiny import setting
 

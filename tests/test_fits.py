@@ -12,10 +12,11 @@ from conftest import ROOT
 from tiny import CPU, STEPS, Watch, digest, files, last, open_tiny, tiny
 
 from distillcli.config.schema import TrainConfig
+from distillcli.distillation.fits import fit_once
+from distillcli.distillation.recipes import control_recipe, teacher_recipe
+from distillcli.distillation.teaching import find_teacher
 from distillcli.errors import Interrupted, UserError
-from distillcli.fits import control_recipe, fit_once, teacher_recipe
-from distillcli.run_folder import locked, read_result
-from distillcli.teaching import find_teacher
+from distillcli.runs.folder import locked, read_result
 from distillcli.types import LOGITS_ONLY
 
 
@@ -147,7 +148,7 @@ def test_weights_that_are_given_are_not_fitted(known: dict[str, Path], tmp_path:
 HOLD = """
 import sys
 from pathlib import Path
-from distillcli.run_folder import locked
+from distillcli.runs.folder import locked
 with locked(Path(sys.argv[1]), wait=sys.argv[2] == "wait"):
     print("held", flush=True)
     sys.stdin.read()

@@ -13,11 +13,11 @@ import pytest
 from pictures import put, put_classes
 
 from distillcli.config.schema import DatasetConfig
-from distillcli.data.folder import FileImages
-from distillcli.data.listing import hold_out
-from distillcli.data.open import open_source
-from distillcli.data.source import Source, Split
 from distillcli.errors import UserError
+from distillcli.sources.folder import FileImages
+from distillcli.sources.listing import hold_out
+from distillcli.sources.open import open_source
+from distillcli.sources.source import Source, Split
 
 
 def opened(root: Path, **options: object) -> Source:
@@ -291,5 +291,7 @@ def test_the_fingerprint_changes_with_content_names_labels_and_the_split(tmp_pat
 
 
 def test_nothing_here_imports_torch() -> None:
-    code = "import sys, distillcli.data.open; assert not {'torch', 'torchvision', 'timm', 'sklearn'} & set(sys.modules)"
+    code = (
+        "import sys, distillcli.sources.open; assert not {'torch', 'torchvision', 'timm', 'sklearn'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

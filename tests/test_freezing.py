@@ -10,10 +10,10 @@ from torch import nn
 
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
-from distillcli.freezing import freeze
-from distillcli.models import Backbone, build
-from distillcli.optim import build_optimizer
-from distillcli.weights import export, read_weights
+from distillcli.models.backbone import Backbone, build
+from distillcli.models.freezing import freeze
+from distillcli.models.weights import export, read_weights
+from distillcli.training.optim import build_optimizer
 from tests.test_models import families
 from tests.tiny import last, tiny, train
 

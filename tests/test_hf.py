@@ -15,10 +15,10 @@ from sklearn.datasets import load_digits
 
 from distillcli import cli
 from distillcli.config.schema import DatasetConfig
-from distillcli.data.open import open_source
-from distillcli.data.source import Source
 from distillcli.errors import UserError
-from distillcli.run_folder import read_result
+from distillcli.runs.folder import read_result
+from distillcli.sources.open import open_source
+from distillcli.sources.source import Source
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 datasets = pytest.importorskip("datasets")

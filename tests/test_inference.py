@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from distillcli.config.schema import ModelConfig
-from distillcli.inference import NORMS, cast_weights, fold_norms, for_inference
-from distillcli.models import Backbone, build, place
+from distillcli.models.backbone import Backbone, build, place
+from distillcli.models.inference import NORMS, cast_weights, fold_norms, for_inference
+from distillcli.models.weights import weights_fingerprint
 from distillcli.runtime import autocast, seed_everything
 from distillcli.types import Taps
-from distillcli.weights import weights_fingerprint
 
 CPU = torch.device("cpu")
 SIZE = 64

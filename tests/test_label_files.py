@@ -11,9 +11,9 @@ import pytest
 from pictures import put, put_classes
 
 from distillcli.config.schema import DatasetConfig
-from distillcli.data.open import open_source
-from distillcli.data.source import EncodedImages, Source, Split
 from distillcli.errors import UserError
+from distillcli.sources.open import open_source
+from distillcli.sources.source import EncodedImages, Source, Split
 
 
 @pytest.fixture

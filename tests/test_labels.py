@@ -15,25 +15,27 @@ from torch.nn import functional
 from distillcli.config.compose import compose
 from distillcli.config.job import Job
 from distillcli.config.schema import DatasetConfig, DistillConfig, ModelConfig
-from distillcli.data.labels import keep_labels
-from distillcli.data.open import open_source
-from distillcli.data.source import Source
-from distillcli.distillation import distill
-from distillcli.engine import fit
+from distillcli.distillation.fits import fit_once
+from distillcli.distillation.recipes import teacher_recipe
+from distillcli.distillation.reopening import reopen_model
+from distillcli.distillation.students import new_backbone
+from distillcli.distillation.teaching import find_teacher
+from distillcli.distillation.whole import distill
 from distillcli.errors import UserError
-from distillcli.fits import fit_once, new_backbone, teacher_recipe
-from distillcli.models import build, describe
-from distillcli.objective import Objective, check_labels, trains_head
-from distillcli.reopening import reopen_model
-from distillcli.run_folder import read_metrics
+from distillcli.models.backbone import build, describe
+from distillcli.models.weights import export, read_weights
+from distillcli.runs.folder import read_metrics
 from distillcli.runtime import seed_everything
-from distillcli.state import merit
-from distillcli.teachers import describe_teacher, open_teacher, with_classes
-from distillcli.teaching import find_teacher
+from distillcli.sources.labels import keep_labels
+from distillcli.sources.open import open_source
+from distillcli.sources.source import Source
+from distillcli.teachers.frozen import describe_teacher, open_teacher, with_classes
 from distillcli.terms import TERMS
 from distillcli.terms.logit import cross_entropy
+from distillcli.terms.objective import Objective, check_labels, trains_head
+from distillcli.training.engine import fit
+from distillcli.training.state import merit
 from distillcli.types import LOGITS_ONLY, Taps
-from distillcli.weights import export, read_weights
 
 
 def digits(share: float, seed: int = 0) -> Source:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from tiny import CPU, tiny
 
-from distillcli import layout
 from distillcli.cli import run
 from distillcli.config.schema import TrainConfig
-from distillcli.layout import settle_layout
-from distillcli.run_folder import read_result
+from distillcli.models import memory_layout as layout
+from distillcli.models.memory_layout import settle_layout
+from distillcli.runs.folder import read_result
 
 
 def settled(config: TrainConfig) -> bool | None:

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.config.search import builtin_folder
-from distillcli.data.draws import permutation
-from distillcli.data.folder import FileImages
-from distillcli.data.loader import EVALUATION_BATCH, Loader, open_data
-from distillcli.data.source import ArrayImages, Images, Least, Source, Split
-from distillcli.data.store import Cropping, MemoryStore, Rows, StreamStore, open_store
 from distillcli.errors import UserError
 from distillcli.runtime import Runtime
+from distillcli.sources.draws import permutation
+from distillcli.sources.folder import FileImages
+from distillcli.sources.source import ArrayImages, Images, Least, Source, Split
 from distillcli.types import Batch
+from distillcli.views.loader import EVALUATION_BATCH, Loader, open_data
+from distillcli.views.store import Cropping, MemoryStore, Rows, StreamStore, open_store
 
 CPU = torch.device("cpu")
 CONFIG = DatasetConfig(name="test", image_size=16)

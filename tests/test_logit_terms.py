@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig
 from distillcli.errors import UserError
-from distillcli.objective import Objective, labels_only, needs_teacher, parse_options
 from distillcli.terms import TERMS
 from distillcli.terms.base import StandardizeOptions, standardized
 from distillcli.terms.labelled import (
@@ -37,6 +36,7 @@ from distillcli.terms.logit import (
     reverse_kl,
     symmetric_kl,
 )
+from distillcli.terms.objective import Objective, labels_only, needs_teacher, parse_options
 from distillcli.types import Batch, Output, Spec
 from tests.tiny import setting
 

@@ -14,11 +14,11 @@ from scipy import stats
 from torch import Tensor
 
 from distillcli.config.schema import AugmentConfig, DatasetConfig
-from distillcli.data.epochs import partner_ends
-from distillcli.data.loader import Loader
-from distillcli.data.mix import Mix, draw_mix, mix_images, mix_labels
-from distillcli.data.store import Rows
 from distillcli.types import Batch
+from distillcli.views.epochs import partner_ends
+from distillcli.views.loader import Loader
+from distillcli.views.mix import Mix, draw_mix, mix_images, mix_labels
+from distillcli.views.store import Rows
 from tests.test_loader import CONFIG, MEMORY, STREAM, array_images, by_index, file_images, loader, same
 from tests.tiny import last, tiny, train
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
-from distillcli.models import Backbone, build, describe, place
+from distillcli.models.backbone import Backbone, build, describe, place
 from distillcli.runtime import seed_everything
 from distillcli.types import Taps
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from distillcli.config.schema import DatasetConfig
-from distillcli.data.open import open_source
-from distillcli.data.source import Source
 from distillcli.errors import UserError
+from distillcli.sources.open import open_source
+from distillcli.sources.source import Source
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (20, 6, 5, 3)).astype(np.uint8)
 LABELS = np.arange(20) % 2

@@ -13,10 +13,10 @@ from torch import nn
 from distillcli.config.model_names import SCHEDULES
 from distillcli.config.schema import DistillConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from distillcli.errors import UserError
-from distillcli.learners import Distillation
-from distillcli.models import build
-from distillcli.objective import Objective
-from distillcli.optim import build_optimizer, build_schedule
+from distillcli.models.backbone import build
+from distillcli.terms.objective import Objective
+from distillcli.training.learners import Distillation
+from distillcli.training.optim import build_optimizer, build_schedule
 from tests.tiny import setting
 
 EPOCHS, STEPS, BASE = 10, 7, 0.4

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from distillcli.config.schema import ModelConfig
-from distillcli.models import Backbone, build, place
-from distillcli.pointwise import PointwiseConv2d, use_linear
+from distillcli.models.backbone import Backbone, build, place
+from distillcli.models.pointwise import PointwiseConv2d, use_linear
 from distillcli.runtime import seed_everything
 
 CPU = torch.device("cpu")

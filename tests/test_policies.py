@@ -15,9 +15,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as image_ops
 
 from distillcli.config.schema import AugmentConfig
-from distillcli.data.colours import PHOTOMETRIC, operate
-from distillcli.data.policies import _AUTOAUGMENT_CIFAR, CHOICES, GEOMETRIC, Steps, affine_maps, draw_policy
-from distillcli.data.views import plain, render
+from distillcli.views.colours import PHOTOMETRIC, operate
+from distillcli.views.policies import _AUTOAUGMENT_CIFAR, CHOICES, GEOMETRIC, Steps, affine_maps, draw_policy
+from distillcli.views.views import plain, render
 from tests.test_views import pixels, shown, smooth
 
 COUNT = 14_000

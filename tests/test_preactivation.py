@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from distillcli.config.schema import ModelConfig
-from distillcli.inference import for_inference
-from distillcli.models import Backbone, build
+from distillcli.models.backbone import Backbone, build
+from distillcli.models.inference import for_inference
 from distillcli.runtime import autocast
 from distillcli.types import Taps
 from tests.test_inference import CPU, images, trained

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from distillcli.config.schema import ModelConfig
-from distillcli.models import describe
-from distillcli.preflight import family_warnings, start_warnings
+from distillcli.distillation.plan import family_warnings, start_warnings
+from distillcli.models.backbone import describe
 from tests.conftest import Distill
 
 

@@ -10,7 +10,7 @@ import yaml
 from conftest import Distill
 
 from distillcli.config.search import builtin_folder
-from distillcli.run_folder import read_metrics, read_result
+from distillcli.runs.folder import read_metrics, read_result
 
 PRESETS = sorted(path.stem for path in (builtin_folder() / "distill").glob("*.yaml"))
 FEATURES = {"hint", "at", "nst", "fsp", "vid", "reviewkd", "embedding", "ab", "ft", "cat_kd", "ofd"}

@@ -11,10 +11,10 @@ import torch
 from tiny import open_tiny, tiny
 from torch import Tensor, nn
 
-from distillcli import probe as module
-from distillcli.data.loader import Data
-from distillcli.probe import embeddings, probe
+from distillcli.training import probe as module
+from distillcli.training.probe import embeddings, probe
 from distillcli.types import Output, Spec, Taps
+from distillcli.views.loader import Data
 
 
 class Pixels(nn.Module):

@@ -18,14 +18,14 @@ from conftest import ROOT
 from tiny import CPU, STEPS, Watch, last, open_tiny, setting, some_teacher, tiny, train
 
 from distillcli.config.schema import TrainerConfig
+from distillcli.distillation.reopening import reopen_model
+from distillcli.distillation.students import new_backbone
 from distillcli.errors import Interrupted, NumericError, UserError
-from distillcli.evaluation import evaluate
-from distillcli.fits import new_backbone
-from distillcli.models import describe
-from distillcli.objective import Objective
-from distillcli.reopening import reopen_model
-from distillcli.run_folder import read_metrics
+from distillcli.models.backbone import describe
+from distillcli.runs.folder import read_metrics
 from distillcli.runtime import Runtime, any_rank, from_main, start
+from distillcli.terms.objective import Objective
+from distillcli.training.evaluation import evaluate
 
 SGD = ("optimizer=sgd", "optimizer.name=momentum", "optimizer.lr=0.05", "schedule=constant", "augment=none")
 VIT = ("student.name=test_vit", *SGD)
@@ -181,7 +181,7 @@ def test_nan_on_one_rank_ends_both(tmp_path: Path) -> None:
 
 
 def test_sweeps_are_refused_under_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distillcli.config.launch import launch
+    from distillcli.launch.launch import launch
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")

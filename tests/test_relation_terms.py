@@ -15,11 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillcli.config.schema import DistillConfig, ModelConfig
 from distillcli.errors import UserError
-from distillcli.learners import Distillation
-from distillcli.models import build
-from distillcli.objective import Objective, parse_options
+from distillcli.models.backbone import build
 from distillcli.runtime import seed_everything
-from distillcli.teachers import FrozenTeacher
+from distillcli.teachers.frozen import FrozenTeacher
+from distillcli.terms.objective import Objective, parse_options
 from distillcli.terms.relation import (
     RELATION_TERMS,
     angle_loss,
@@ -32,6 +31,7 @@ from distillcli.terms.relation import (
     similarities,
 )
 from distillcli.terms.stages import unit
+from distillcli.training.learners import Distillation
 from distillcli.types import Batch, Output, Spec
 from tests.tiny import setting
 

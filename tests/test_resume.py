@@ -18,10 +18,10 @@ import pytest
 import torch
 from tiny import STEPS, Watch, digest, files, last, tiny, train
 
-from distillcli import checkpoint, engine, state
-from distillcli.checkpoint import load_last, read_checkpoint, remove_leftovers, save_checkpoint, save_last
 from distillcli.errors import Interrupted, UserError
-from distillcli.run_folder import read_metrics
+from distillcli.runs.folder import read_metrics
+from distillcli.training import checkpoint, engine, state
+from distillcli.training.checkpoint import load_last, read_checkpoint, remove_leftovers, save_checkpoint, save_last
 
 # Everything that could forget its state: moving average, dropout, clipping, a hint with a projector of its own.
 RECIPE = ("distill=hint", "distill.terms.hint.stage=-1", "++student.args.drop_rate=0.3")

@@ -15,16 +15,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distillcli.config.schema import ModelConfig
+from distillcli.distillation.students import student_model, with_teachers_head
 from distillcli.errors import UserError
-from distillcli.fits import student_model, with_teachers_head
-from distillcli.models import Backbone, build, describe
+from distillcli.models.backbone import Backbone, build, describe
+from distillcli.models.weights import export, load_into, read_weights
 from distillcli.reused_head import ReusedHead, join, start_from
 from distillcli.runtime import seed_everything
-from distillcli.teachers import FrozenTeacher
+from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.terms import TERMS
 from distillcli.terms.base import Setting
 from distillcli.types import Batch, Output, Spec, Taps
-from distillcli.weights import export, load_into, read_weights
 from tests.conftest import Distill
 from tests.tiny import setting, tiny
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from distillcli.config.schema import ModelConfig
+from distillcli.distillation.plan import student_warnings, teacher_warnings
 from distillcli.errors import UserError
-from distillcli.models import Backbone, build, describe
-from distillcli.preflight import student_warnings, teacher_warnings
+from distillcli.models.backbone import Backbone, build, describe
+from distillcli.models.weights import export, read_weights
 from distillcli.runtime import seed_everything
 from distillcli.types import Taps
-from distillcli.weights import export, read_weights
 from tests.conftest import Distill
 from tests.tiny import last, tiny, train
 

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig, ModelConfig
 from distillcli.errors import Interrupted, UserError
-from distillcli.models import Backbone, build, describe
-from distillcli.objective import Objective, parse_options
+from distillcli.models.backbone import Backbone, build, describe
 from distillcli.runtime import seed_everything
-from distillcli.teachers import FrozenTeacher
+from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.terms import TERMS
-from distillcli.terms.boundary import boundary_loss
-from distillcli.terms.class_maps import class_map_distance
-from distillcli.terms.factor import factor_distance
-from distillcli.terms.overhaul import partial_distance
+from distillcli.terms.ab import boundary_loss
+from distillcli.terms.cat_kd import class_map_distance
+from distillcli.terms.ft import factor_distance
+from distillcli.terms.objective import Objective, parse_options
+from distillcli.terms.ofd import partial_distance
 from distillcli.types import Batch, Output, Spec, Taps
 from tests.tiny import STEPS, Watch, digest, last, setting, tiny, train
 

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
-from distillcli.engine import Session, fit, train_step
 from distillcli.errors import UserError
-from distillcli.learners import Distillation
-from distillcli.models import build
-from distillcli.objective import Objective, labels_only, needs_teacher, parse_options
-from distillcli.optim import build_optimizer
+from distillcli.models.backbone import build
 from distillcli.runtime import Runtime, seed_everything
 from distillcli.signals import Stop
-from distillcli.teachers import FrozenTeacher
+from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.terms import TERMS
 from distillcli.terms.feature import Hint
 from distillcli.terms.logit import cross_entropy, hard_label, kl_divergence
+from distillcli.terms.objective import Objective, labels_only, needs_teacher, parse_options
 from distillcli.terms.relation import RKD, angles, distances
+from distillcli.training.engine import Session, fit, train_step
+from distillcli.training.learners import Distillation
+from distillcli.training.optim import build_optimizer
 from distillcli.types import Batch, Output, Spec
 from tests.tiny import setting
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from distillcli.config.schema import DistillConfig, ModelConfig
-from distillcli.models import Backbone, build
-from distillcli.objective import Objective
+from distillcli.models.backbone import Backbone, build
 from distillcli.runtime import seed_everything
 from distillcli.terms import TERMS
 from distillcli.terms.base import LogitTerm
+from distillcli.terms.objective import Objective
 from distillcli.types import Batch, Output, Taps
 from tests.tiny import digest, last, setting, tiny, train
 

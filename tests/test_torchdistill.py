@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distillcli.terms.ab import boundary_loss
 from distillcli.terms.base import standardized
-from distillcli.terms.boundary import boundary_loss
-from distillcli.terms.factor import factor_distance
 from distillcli.terms.feature import attention_transfer, flow, hierarchical_context, variational_information
+from distillcli.terms.ft import factor_distance
 from distillcli.terms.logit import cross_entropy, dist_parts, kl_divergence, pearson
 from distillcli.terms.memory import OtherClasses, contrast
 from distillcli.terms.relation import angle_loss, bilinear, distances, gaussian, probabilistic_transfer, similarities

@@ -15,8 +15,8 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as image_ops
 
 from distillcli.config.schema import AugmentConfig
-from distillcli.data.policies import draw_policy
-from distillcli.data.views import Views, centre_boxes, crop_boxes, cut, draw, plain, render
+from distillcli.views.policies import draw_policy
+from distillcli.views.views import Views, centre_boxes, crop_boxes, cut, draw, plain, render
 
 INDEX = np.arange(500)
 SQUARE = np.ones(500)

@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distillcli.checkpoint import read_checkpoint, save_checkpoint
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
-from distillcli.models import Backbone, build
+from distillcli.models.backbone import Backbone, build
+from distillcli.models.weights import Weights, export, knows_classes, load_into, read_weights, weights_fingerprint
 from distillcli.runtime import seed_everything
-from distillcli.weights import Weights, export, knows_classes, load_into, read_weights, weights_fingerprint
+from distillcli.training.checkpoint import read_checkpoint, save_checkpoint
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

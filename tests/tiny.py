@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from distillcli.checkpoint import read_checkpoint
 from distillcli.config.compose import compose
 from distillcli.config.schema import ModelConfig, TrainConfig
-from distillcli.data.loader import Data, open_data
-from distillcli.data.open import open_source
-from distillcli.engine import Fitted, Session, fit
-from distillcli.fits import new_backbone, recipe_fingerprint
-from distillcli.models import build, describe, place
-from distillcli.objective import Objective, needs_teacher
+from distillcli.distillation.recipes import recipe_fingerprint
+from distillcli.distillation.students import new_backbone
+from distillcli.models.backbone import build, describe, place
 from distillcli.runtime import Runtime, seed_everything
 from distillcli.signals import Stop
-from distillcli.teachers import FrozenTeacher, Teacher
+from distillcli.sources.open import open_source
+from distillcli.teachers.frozen import FrozenTeacher, Teacher
 from distillcli.terms.base import Setting
+from distillcli.terms.objective import Objective, needs_teacher
+from distillcli.training.checkpoint import read_checkpoint
+from distillcli.training.engine import Fitted, Session, fit
 from distillcli.types import Spec
+from distillcli.views.loader import Data, open_data
 
 STEPS = 4  # per epoch: 64 images in batches of 16
 CPU = Runtime(torch.device("cpu"))

@@ -1,1 +1,1 @@
-"""One file per verb, each with ``run``; the table is in :mod:`distillcli.cli`."""
+"""One file per verb, each with ``run``; the table of them is in :mod:`distillcli.commands.table`."""

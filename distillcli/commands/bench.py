@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 from distillcli.config import search
-from distillcli.config.arguments import parse
 from distillcli.config.compose import compose
 from distillcli.config.schema import TrainConfig
-from distillcli.data.open import open_source
 from distillcli.errors import UserError
+from distillcli.launch.arguments import parse
+from distillcli.report.bench import as_json, grid, summary
 from distillcli.report.console import print_grid, say, sentence
-from distillcli.report.step import as_json, grid, summary
+from distillcli.sources.open import open_source
 
 JSON_FLAG = "--json"
 
@@ -28,11 +28,11 @@ def run(arguments: list[str]) -> None:
         raise UserError("resume= continues a training; distill bench takes the config alone")
     source = open_source(config.dataset)
 
-    from distillcli.data.loader import open_data
-    from distillcli.layout import settle_layout
-    from distillcli.objective import check_terms
-    from distillcli.profiling import profile
+    from distillcli.distillation.bench import profile
+    from distillcli.models.memory_layout import settle_layout
     from distillcli.runtime import start
+    from distillcli.terms.objective import check_terms
+    from distillcli.views.loader import open_data
 
     check_terms(config.distill)
     with start(config.trainer) as runtime:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from distillcli.cache import list_caches
 from distillcli.errors import UserError, did_you_mean
 from distillcli.report.console import say
 from distillcli.report.format import count
+from distillcli.teachers.rows import list_caches
 
 USAGE = "distill cache ls [DIR] | verify RUN | clear NAME|all [DIR]; DIR is runs/cache unless given"
 VERIFIED_ROWS = 256
@@ -55,22 +55,22 @@ def _clear(name: str, root: Path) -> None:
 def _verify(run_folder: Path) -> None:
     """Ask the teacher of a run again for a sample of its rows, and compare. Raises UserError when they differ."""
     from distillcli.commands.evaluate import read_config
-    from distillcli.data.open import open_source
+    from distillcli.sources.open import open_source
 
     if not (run_folder / "config.yaml").is_file():
         raise UserError(f"{run_folder}: not a run folder; {USAGE}")
     config = read_config(run_folder)
     source = open_source(config.dataset)
 
-    from distillcli.cached_teacher import CachedTeacher, compare_with_live, with_cache
-    from distillcli.data.loader import open_data
-    from distillcli.fits import student_model
-    from distillcli.models import describe
-    from distillcli.objective import Objective
-    from distillcli.reopening import reopen_teacher
+    from distillcli.distillation.reopening import reopen_teacher
+    from distillcli.distillation.students import student_model
+    from distillcli.models.backbone import describe
     from distillcli.runtime import start
-    from distillcli.teachers import describe_teacher, with_classes
+    from distillcli.teachers.cached import CachedTeacher, compare_with_live, with_cache
+    from distillcli.teachers.frozen import describe_teacher, with_classes
     from distillcli.terms.base import Setting
+    from distillcli.terms.objective import Objective
+    from distillcli.views.loader import open_data
 
     with start(config.trainer) as runtime:
         source = with_classes(source, config)

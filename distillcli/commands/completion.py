@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from distillcli.commands.table import COMMANDS
 from distillcli.errors import UserError
 
 # Bash splits words at = and :, so it is given only what follows the last of them.
@@ -53,8 +54,6 @@ def complete(arguments: list[str]) -> None:
 
 def candidates(words: list[str], current: str) -> list[str]:
     """``words``: what stands before, without "distill"; ``current``: the word being typed, possibly empty."""
-    from distillcli.cli import COMMANDS
-
     if not words:
         found: Iterable[str] = [*COMMANDS, "--help", "--version"]
     elif words[0] not in COMMANDS:
@@ -88,9 +87,9 @@ def _plain(words: list[str]) -> list[str]:
 
 def _hydra(command: str, words: list[str], current: str) -> list[str]:
     from distillcli.config import search
-    from distillcli.config.arguments import FLAGS
     from distillcli.config.keys import dotted_keys
     from distillcli.config.overrides import PATH_KEYS, SCHEMAS
+    from distillcli.launch.arguments import FLAGS
 
     if current.startswith("-"):
         return [*FLAGS, "-m"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from distillcli import __version__
 from distillcli.config import search
 from distillcli.errors import UserError
-from distillcli.run_folder import LIBRARIES
+from distillcli.runs.folder import LIBRARIES
 
 Row = tuple[str, str]
 

@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 
 from distillcli.config.job import Job
 from distillcli.config.schema import EvalConfig, TrainConfig
-from distillcli.data.open import open_source
 from distillcli.errors import UserError
 from distillcli.report.console import evaluation_table, say, sentence
+from distillcli.sources.open import open_source
 
 
 def run(config: EvalConfig, job: Job) -> None:
@@ -25,11 +25,11 @@ def run(config: EvalConfig, job: Job) -> None:
         raise UserError(f"checkpoint={what}: no run folder is beside it to name the data; add dataset=NAME")
     source = open_source(dataset)
 
-    from distillcli.data.loader import open_data
-    from distillcli.facts import measure
-    from distillcli.reopening import reopen_model, reopen_teacher
+    from distillcli.distillation.facts import measure
+    from distillcli.distillation.reopening import reopen_model, reopen_teacher
     from distillcli.runtime import start
-    from distillcli.teachers import with_classes
+    from distillcli.teachers.frozen import with_classes
+    from distillcli.views.loader import open_data
 
     with start(config.trainer) as runtime:
         data = open_data(source, dataset, config.trainer.workers, runtime)

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from distillcli.config.compose import compose
 from distillcli.config.schema import AugmentConfig, TrainConfig
-from distillcli.data.epochs import side
-from distillcli.data.open import open_source
 from distillcli.report.console import say
+from distillcli.sources.open import open_source
+from distillcli.views.epochs import side
 
 # Images H x W x C in [0, 1], each with the words above it.
 Column = list[tuple[NDArray[np.float32], str]]
@@ -30,9 +30,9 @@ def run(overrides: list[str]) -> None:
     assert isinstance(config, TrainConfig)
     source = open_source(config.dataset)
 
-    from distillcli.data.loader import open_data
-    from distillcli.data.store import Rows
     from distillcli.runtime import start
+    from distillcli.views.loader import open_data
+    from distillcli.views.store import Rows
 
     with start(config.trainer) as runtime:
         train = open_data(source, config.dataset, config.trainer.workers, runtime).train

@@ -7,11 +7,11 @@ from typing import Any
 
 from distillcli.config.job import Job, is_main_process
 from distillcli.config.schema import TrainConfig
-from distillcli.data.open import open_source
-from distillcli.data.source import Source
 from distillcli.errors import Interrupted
 from distillcli.report.console import LOG, closing_table, say
-from distillcli.run_folder import claim, claim_new, locked, point_latest, read_result, write_result
+from distillcli.runs.folder import claim, claim_new, locked, point_latest, read_result, write_result
+from distillcli.sources.open import open_source
+from distillcli.sources.source import Source
 
 
 def run(config: TrainConfig, job: Job) -> None:
@@ -44,7 +44,7 @@ def _folder(config: TrainConfig, job: Job) -> Path:
 
 def _run(config: TrainConfig, job: Job, source: Source, claimed: Path | None) -> None:
     """``claimed``: the run folder; None in the other processes of ``torchrun``, which learn it from the main one."""
-    from distillcli.distillation import distill, session
+    from distillcli.distillation.whole import distill, session
     from distillcli.runtime import from_main
 
     facts: dict[str, Any] = {"name": config.name, "role": "student", "command": job.command}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillcli.report.format import MODELS, clean, fixed, number, part, text
-from distillcli.run_folder import read_metrics, read_result
+from distillcli.runs.folder import read_metrics, read_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distillcli.run_folder import read_json
+from distillcli.runs.folder import read_json
 
 # The multiplication sign and the dash are meant.
 # ruff: noqa: RUF001, RUF002

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distillcli.report.format import MODELS, clean, number, part, text, texts
-from distillcli.run_folder import read_result
+from distillcli.runs.folder import read_result
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from distillcli.report.format import (
     texts,
     timing_words,
 )
-from distillcli.run_folder import read_result, write_text
+from distillcli.runs.folder import read_result, write_text
 
 
 def escaped(words: object) -> str:

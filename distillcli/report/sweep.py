@@ -18,7 +18,7 @@ from distillcli.report.jobs import Job, by_accuracy, differs, read_jobs, seed_su
 from distillcli.report.markdown import escaped, fenced, markdown_table
 from distillcli.report.sweep_csv import sweep_csv
 from distillcli.report.sweep_plot import draw_sweep, swept_number
-from distillcli.run_folder import write_json, write_text
+from distillcli.runs.folder import write_json, write_text
 
 # On a narrow terminal these columns go first; the files always have them.
 _LEAST_IMPORTANT = ["ECE", "NLL", "top-5\n%", "seconds", "best\n%", "agreement\n%"]

@@ -1,0 +1,245 @@
+"""The bridge to ``hydra.main``: every job is composed and checked before the first one runs, then Hydra takes over."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from distillcli.config import search
+from distillcli.config.compose import compose_raw, register, typed
+from distillcli.config.compose import parse as parse_override
+from distillcli.config.job import Job, is_main_process
+from distillcli.config.keys import dotted_keys
+from distillcli.config.overrides import SCHEMAS, key_of, normalise, quote, unknown_key
+from distillcli.config.schema import EvalConfig, TrainConfig
+from distillcli.errors import NumericError, UserError
+from distillcli.launch.arguments import Arguments, parse
+from distillcli.launch.resume import NEUTRAL_KEYS, check_unchanged, merge, recorded_overrides
+from distillcli.runs.folder import claim_new, read_result, write_result
+
+Config = TrainConfig | EvalConfig
+Action = Callable[[Any, Job], None]  # Any: train takes a TrainConfig, eval an EvalConfig
+
+
+def launch(primary: str, arguments: list[str], action: Action) -> None:
+    """Run ``action`` with the config of every job that ``arguments`` describe.
+
+    Raises UserError for a mistake, whatever ``action`` raises in a single run, and SystemExit(1) after a sweep in which
+    a job failed.
+    """
+    parsed = parse(arguments)
+    search.use(parsed.config_folders)
+    overrides = normalise(primary, parsed.overrides, parsed.multirun)
+    command = shlex.join(["distill", primary, *arguments])
+    if parsed.package is not None and parsed.package not in dotted_keys(SCHEMAS[primary]):
+        raise UserError(f"--package {unknown_key(parsed.package, dotted_keys(SCHEMAS[primary]))}")
+    if parsed.multirun:
+        _run_sweep(primary, parsed, overrides, command, action)
+    elif any(key_of(override) == "resume" for override in overrides):
+        _run_single(primary, parsed, _resumed(primary, overrides), command, action)
+    else:
+        typed(primary, compose_raw(primary, overrides))
+        _run_single(primary, parsed, overrides, command, action)
+
+
+def _run_single(primary: str, parsed: Arguments, overrides: list[str], command: str, action: Action) -> None:
+    failures: list[Exception] = []
+
+    def task(composed: DictConfig) -> None:
+        try:
+            action(typed(primary, composed), Job(_task_overrides(), command, None, None))
+        except Exception as error:  # Hydra would print it its own way and leave; the command line decides instead
+            failures.append(error)
+
+    _hydra_main(primary, parsed.flags, overrides, task)
+    if failures:
+        raise failures[0]
+
+
+def _resumed(primary: str, overrides: list[str]) -> list[str]:
+    """The recorded overrides with the typed ones on top, after comparing both configs."""
+    if primary != "train":
+        raise UserError("resume= continues a training; distill eval takes checkpoint=RUN")
+    value = next(override for override in overrides if key_of(override) == "resume")
+    resume = parse_override(value).value()
+    if resume is None:
+        return overrides
+    run = Path(str(resume))
+    overrides = merge(normalise(primary, recorded_overrides(run)), overrides)
+    config = typed(primary, compose_raw(primary, overrides))
+    assert isinstance(config, TrainConfig)
+    for line in check_unchanged(run, config):
+        if is_main_process():
+            print(f"resuming with {line}", file=sys.stderr)
+    return overrides
+
+
+def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: str, action: Action) -> None:
+    if any(key_of(override) == "resume" for override in overrides):
+        raise UserError("resume= continues one run; to continue a sweep repeat its command with out=SWEEP_FOLDER")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("torchrun starts every process of one run, -m many runs; start torchrun once per run")
+    overrides, folder = _take_folder(overrides)
+    jobs = _jobs(primary, overrides)
+    first = _preflight(primary, jobs, [override for override in overrides if _is_hydra(override)])
+    runs = first.runs if isinstance(first, TrainConfig) else "runs"
+    resuming = folder is not None and (folder / "multirun.yaml").exists()
+    if folder is not None and not resuming and folder.exists() and not _is_empty_folder(folder):
+        raise UserError(f"out={folder}: exists and is not the folder of a sweep; name another one")
+    folder = folder or claim_new(Path(runs) / "sweeps")
+    _check_old_jobs(folder, jobs)
+
+    def task(composed: DictConfig) -> None:
+        _run_job(primary, composed, command, folder, action)
+
+    print(
+        f"sweep of {len(jobs)} job{'s' * (len(jobs) != 1)} in {folder}" + (" (resumed)" if resuming else ""), flush=True
+    )
+    try:
+        _hydra_main(primary, parsed.flags, [*overrides, f"hydra.sweep.dir={quote(str(folder.absolute()))}"], task)
+    finally:
+        from distillcli.report.sweep import close_sweep
+
+        close_sweep(folder)
+    # Launchers may run jobs in other processes, so the files are what counts.
+    results = [read_result(folder / str(number)) for number in range(len(jobs))]
+    if any(result is None or result["status"] != "ok" for result in results):
+        raise SystemExit(1)
+
+
+def _run_job(primary: str, composed: DictConfig, command: str, sweep_folder: Path, action: Action) -> None:
+    """One job of a sweep. An error ends this job only; an interruption ends the sweep."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = _task_overrides()
+    folder = sweep_folder / str(HydraConfig.get().job.num)
+    old = read_result(folder)
+    if old is not None and old["status"] == "ok":
+        print(f"job {folder.name}: done already, skipped ({shlex.join(overrides)})", flush=True)
+        return
+    try:
+        config = typed(primary, composed)
+        if isinstance(config, TrainConfig) and (folder / "checkpoints" / "last.pt").exists():
+            config.resume = str(folder)
+        action(config, Job(overrides, command, sweep_folder, folder))
+    except (UserError, NumericError) as error:
+        print(f"error: job {folder.name}: {error}", file=sys.stderr)
+        _record_failure(folder, str(error), overrides, old)
+    except Exception as error:
+        traceback.print_exc()
+        _record_failure(folder, f"{type(error).__name__}: {error}", overrides, old)
+
+
+def _record_failure(folder: Path, error: str, overrides: tuple[str, ...], old: dict[str, Any] | None) -> None:
+    """Write the job's result.json unless the job itself did."""
+    if read_result(folder) != old:
+        return
+    write_result(folder, {"status": "failed", "error": error, "overrides": list(overrides)})
+
+
+def _take_folder(overrides: list[str]) -> tuple[list[str], Path | None]:
+    """Take ``out=`` or ``hydra.sweep.dir=`` out of the overrides: in a sweep it names the folder of all jobs."""
+    rest, folder = [], None
+    for override in overrides:
+        if key_of(override) in ("out", "hydra.sweep.dir"):
+            value = parse_override(override).value()
+            if not isinstance(value, str):
+                raise UserError(f"{override}: name one folder for the whole sweep")
+            folder = Path(value)
+        elif key_of(override) == "hydra.sweep.subdir":
+            raise UserError("hydra.sweep.subdir: jobs live in SWEEP/0, SWEEP/1, ...; leave it away")
+        else:
+            rest.append(override)
+    return rest, folder
+
+
+def _is_hydra(override: str) -> bool:
+    return key_of(override).startswith(("hydra.", "hydra/"))
+
+
+def _jobs(primary: str, overrides: list[str]) -> list[list[str]]:
+    """The overrides of every job: the product of all swept values, as Hydra's basic sweeper makes it."""
+    jobs = _product(overrides)
+    # A config may bring its own sweep, which the typed overrides come on top of.
+    params = compose_raw(primary, normalise(primary, jobs[0])).hydra.sweeper.params if jobs else None
+    return _product([*(f"{key}={value}" for key, value in params.items()), *overrides]) if params else jobs
+
+
+def _product(overrides: list[str]) -> list[list[str]]:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra._internal.utils import create_automatic_config_search_path
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    register()
+    for override in overrides:
+        parse_override(override)
+    loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(search.builtin_folder())))
+    try:
+        # With the loader at hand, glob(*) over the options of a group can be expanded.
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(
+            [override for override in overrides if not _is_hydra(override)]
+        )
+        return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    except HydraException as error:
+        raise UserError(f"cannot sweep: {' '.join(str(error).split())}") from error
+
+
+def _preflight(primary: str, jobs: list[list[str]], hydra_overrides: list[str]) -> Config:
+    """Compose and check jobs until each swept value was seen once: the sum of the values, not their product."""
+    seen: set[str] = set()
+    first: Config | None = None
+    for job in jobs:
+        if first is None or not seen.issuperset(job):
+            config = typed(primary, compose_raw(primary, [*normalise(primary, job), *hydra_overrides]))
+            first = first or config
+            seen.update(job)
+    if first is None:
+        raise UserError("the sweep has no jobs: a glob matched nothing")
+    return first
+
+
+def _check_old_jobs(folder: Path, jobs: list[list[str]]) -> None:
+    """Refuse to continue a sweep folder whose jobs had other overrides."""
+    for number, job in enumerate(jobs):
+        recorded = (read_result(folder / str(number)) or {}).get("overrides")
+        if recorded is not None and _identity(recorded) != _identity(job):
+            was, now = shlex.join(recorded), shlex.join(job)
+            raise UserError(f"out={folder}: job {number} was {was}, now it would be {now}; use a new folder")
+
+
+def _identity(overrides: list[str]) -> set[str]:
+    return {override for override in overrides if key_of(override) not in NEUTRAL_KEYS}
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _task_overrides() -> tuple[str, ...]:
+    from hydra.core.hydra_config import HydraConfig
+
+    return tuple(str(override) for override in HydraConfig.get().overrides.task)
+
+
+def _hydra_main(primary: str, flags: list[str], overrides: list[str], task: Callable[[DictConfig], None]) -> None:
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    register()
+    GlobalHydra.instance().clear()
+    before = sys.argv
+    # Flags first: Hydra's parser refuses a flag after an override.
+    sys.argv = ["distill", *flags, *overrides]
+    try:
+        hydra.main(version_base="1.3", config_path=str(search.builtin_folder()), config_name=primary)(task)()
+    finally:
+        sys.argv = before

@@ -1,0 +1,308 @@
+"""Weights in, from every form people keep them in, and out, in timm's folder format."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import hashlib
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import clean_state_dict, get_model_args, load_state_dict
+from timm.models._hub import save_for_hf
+from torch import Tensor
+
+from distillcli import reused_head
+from distillcli.config.ranges import nearest_path
+from distillcli.config.schema import ModelConfig
+from distillcli.errors import UserError
+from distillcli.models.backbone import Backbone
+from distillcli.models.class_names import columns
+
+HUB_PREFIX = "hf-hub:"
+LOCAL_PREFIX = "local-dir:"
+# Settings of an exported model that may not be those its architecture has by default.
+_KEPT = ("mean", "std", "classifier")
+# Arguments of a model that belong to the data it is built for, not to the weights.
+_OF_THE_DATA = ("img_size", "num_classes", "in_chans")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A state dict with what its file says about it; foreign files say little, hence the Nones.
+
+    ``classes``: () for a model without a head.
+    """
+
+    state: dict[str, Tensor]
+    origin: str
+    architecture: str | None = None
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+    image_size: int | None = None
+
+    @property
+    def model(self) -> ModelConfig:
+        """The config that builds this model. Raises UserError for a bare state dict, which does not name one."""
+        if self.architecture is None:
+            raise UserError(
+                f"checkpoint={self.origin}: holds weights without the name of their model; use a run folder or an "
+                "exported student/ folder"
+            )
+        return ModelConfig(name=self.architecture, args=self.args, image_size=self.image_size)
+
+
+# --- in ------------------------------------------------------------------------------------------------------------
+
+
+def read_weights(what: str) -> Weights:
+    """Weights from a run folder, an exported folder, a checkpoint file, ``local-dir:PATH`` or ``hf-hub:USER/MODEL``.
+
+    Raises UserError saying what is wrong with the file; nothing in it is executed.
+    """
+    if what.startswith(HUB_PREFIX):
+        return _from_net(timm.create_model(what, pretrained=True), what)
+    path = Path(what.removeprefix(LOCAL_PREFIX)).expanduser()
+    if not path.exists():
+        raise UserError(f"checkpoint={what}: does not exist{nearest_path(path)}")
+    if path.is_dir():
+        return _from_folder(path)
+    if path.suffix == ".safetensors" and (path.parent / "config.json").is_file():
+        return _from_exported(path.parent)
+    check_file(path)
+    if path.suffix == ".safetensors":
+        return Weights(clean_state_dict(load_file(path)), str(path))
+    content = load_tensors(path)
+    if content.get("format") == "distillcli":
+        return Weights(
+            state=content["ema"] or content["student"],
+            origin=str(path),
+            architecture=content["model"]["name"],
+            args=content["model"]["args"],
+            classes=tuple(content["classes"]),
+            image_size=content["image_size"],
+        )
+    return Weights(load_state_dict(path, use_ema=True, device="cpu", weights_only=True), str(path))
+
+
+def _from_folder(folder: Path) -> Weights:
+    if (folder / "config.json").is_file():
+        return _from_exported(folder)
+    if (folder / "student" / "config.json").is_file():
+        return _from_exported(folder / "student")
+    for name in ("last.pt", "previous.pt"):
+        if (folder / "checkpoints" / name).is_file():
+            return read_weights(str(folder / "checkpoints" / name))
+    raise UserError(f"checkpoint={folder}: neither a run folder with weights nor an exported model (config.json)")
+
+
+def _from_exported(folder: Path) -> Weights:
+    try:
+        card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture, settings = card["architecture"], card["pretrained_cfg"]
+        image_size = settings["input_size"][1]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'}: not the config of a timm model; export the model again") from error
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"checkpoint={folder}: model.safetensors is missing beside config.json")
+    check_file(path)
+    names = card.get("label_names")
+    return Weights(
+        state=load_file(path),
+        origin=str(folder),
+        architecture=architecture,
+        args=_arguments(card.get("model_args", {}), settings),
+        classes=tuple(names) if names else () if card.get("num_classes") == 0 else None,
+        image_size=image_size,
+    )
+
+
+def _arguments(given: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that build a model of weights again. What belongs to the data it is built for is left to these."""
+    args = {key: value for key, value in given.items() if key not in _OF_THE_DATA}
+    return {**args, "pretrained_cfg_overlay": {key: settings[key] for key in _KEPT if key in settings}}
+
+
+def _from_net(net: Any, origin: str) -> Weights:
+    settings = net.pretrained_cfg
+    names = settings.get("label_names")
+    return Weights(
+        state=net.state_dict(),
+        origin=origin,
+        architecture=settings["architecture"],
+        args=_arguments(get_model_args(net), settings),
+        classes=tuple(names) if names else None,
+        image_size=settings["input_size"][1],
+    )
+
+
+def check_file(path: Path) -> None:
+    """Look at a weights file before any value of it is used. Raises UserError: empty, truncated, damaged, not weights.
+
+    torch.load does not compare the checksums of its archive, so a flipped byte would load as a wrong number.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"{path}: the file is empty; copy or download it again")
+    with path.open("rb") as handle:
+        head = handle.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a Git LFS pointer, not the weights themselves; run git lfs pull")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError(f"{path}: a web page, not weights; download the file itself")
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, framework="pt") as opened:
+                opened.keys()
+        except safetensors.SafetensorError as error:
+            raise UserError(f"{path}: damaged or truncated at {size} bytes ({error}); copy it again") from error
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise UserError(
+            f"{path}: truncated at {size} bytes, or not a torch checkpoint (it starts with {head[:8]!r}); copy it again"
+        ) from error
+    if broken is not None:
+        raise UserError(f"{path}: damaged, the checksum of {broken} does not match; use an older checkpoint")
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint on the CPU: tensors and plain Python values only, nothing is executed.
+
+    Raises UserError if the file asks for more, or holds something else than a mapping.
+    """
+    try:
+        # timm's training checkpoints hold their command line as this one plain class.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
+        raise UserError(
+            f"{path}: holds Python objects, which are not loaded for safety ({reason}); convert it to .safetensors "
+            "where it was made"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict; save model.state_dict() instead")
+    return content
+
+
+def load_into(backbone: Backbone, weights: Weights, role: str, new_head: bool = False) -> None:
+    """Copy ``weights`` into the backbone; with ``new_head`` its classifier, if any, keeps its fresh initialisation.
+
+    Raises UserError when names or shapes do not match, naming the first ones: never a random layer in silence.
+    """
+    state = weights.state
+    own = backbone.net.state_dict()
+    if new_head:
+        state = {name: value for name, value in state.items() if not name.startswith(backbone.classifier)}
+        state |= {name: value for name, value in own.items() if name.startswith(backbone.classifier)}
+    wrong = sorted(own.keys() ^ state.keys())
+    wrong += [name for name, value in state.items() if name in own and own[name].shape != value.shape]
+    if wrong:
+        if weights.architecture == reused_head.NAME:
+            raise UserError(
+                f"{role}.checkpoint={weights.origin}: a student that ends in its teacher's head, which {role}.name="
+                f"{backbone.spec.name} does not; use {role}.name=local-dir:RUN/student {role}.pretrained=true"
+            )
+        named = f" (it names {weights.architecture})" if weights.architecture else ""
+        raise UserError(
+            f"{role}.checkpoint={weights.origin}{named}: does not fit {role}.name={backbone.spec.name}: "
+            f"{len(wrong)} of {len(own)} tensors differ, first {wrong[0]}; set {role}.name to the model of the "
+            f"checkpoint, {role}.image_size to its size{f' of {weights.image_size}' if weights.image_size else ''}, "
+            "and dataset.channels to its channels"
+        )
+    backbone.net.load_state_dict(state)
+
+
+def knows_classes(weights: Weights, backbone: Backbone, classes: tuple[str, ...]) -> bool:
+    """Whether the classifier in ``weights`` is one for ``classes``; without names, their number must do.
+
+    Raises UserError if the names are the same in another order: every prediction would be scrambled.
+    """
+    if weights.classes is None:
+        head = weights.state.get(f"{backbone.classifier[0]}weight")
+        return (0 if head is None else len(head)) == len(classes)
+    if weights.classes != classes and sorted(weights.classes) == sorted(classes):
+        raise UserError(
+            f"checkpoint={weights.origin}: its classes are those of the data in another order, so its answers would be "
+            "scrambled; use the data set it was trained on, or train it again"
+        )
+    return weights.classes == classes
+
+
+def select_classes(weights: Weights, backbone: Backbone, wanted: tuple[str, ...], key: str) -> Weights:
+    """The weights with the rows of the classifier that answer for ``wanted`` alone, in that order.
+
+    The softmax of such a classifier is that of the whole one given that one of ``wanted`` is shown. Weights without
+    names must have as many classes as are wanted. Raises UserError, which begins with ``key``, for the first class
+    that is missing.
+    """
+    if weights.classes is None and knows_classes(weights, backbone, wanted):
+        return weights
+    others = "" if weights.classes is None else _first_names(weights.classes)
+    refusal = f"{key}={weights.origin}: its classes are not the {len(wanted)} of the data{others}"
+    fix = f"fit it with a new classifier by {key.rpartition('.')[0]}.fit.mode=always"
+    if weights.classes is None:
+        raise UserError(f"{refusal}, and it does not name them; {fix}")
+    try:
+        rows = columns(wanted, weights.classes)
+    except KeyError as error:
+        raise UserError(f"{refusal}: {error.args[0]!r} is not there once; name it in a class_map, or {fix}") from error
+    state = dict(weights.state)
+    for name, value in weights.state.items():
+        if name.startswith(backbone.classifier):
+            if len(value) != len(weights.classes):
+                raise UserError(
+                    f"{key}={weights.origin}: names {len(weights.classes)} classes, but {name} has {len(value)}"
+                )
+            state[name] = value[rows]
+    return dataclasses.replace(weights, state=state, classes=wanted)
+
+
+def _first_names(classes: tuple[str, ...]) -> str:
+    return f" but {len(classes)} others ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
+
+
+def weights_fingerprint(state: dict[str, Tensor]) -> str:
+    """Names the values of a state dict."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# --- out -----------------------------------------------------------------------------------------------------------
+
+
+def export(backbone: Backbone, folder: Path, classes: tuple[str, ...], crop_fraction: float) -> None:
+    """Write ``config.json`` and ``model.safetensors``: ``timm.create_model('local-dir:FOLDER', pretrained=True)``.
+
+    The config carries class names and preprocessing, so that the folder is all that a deployment needs.
+    """
+    net = copy.deepcopy(backbone.net).cpu().to(memory_format=torch.contiguous_format)
+    channels = backbone.spec.channels
+    save_for_hf(
+        net,
+        folder,
+        model_config={"label_names": list(classes)},
+        safe_serialization=True,
+        data_config={
+            "input_size": (channels, backbone.image_size, backbone.image_size),
+            "mean": tuple(backbone.mean.flatten().tolist()),
+            "std": tuple(backbone.std.flatten().tolist()),
+            "crop_pct": crop_fraction,
+            "interpolation": "bilinear",
+        },
+    )

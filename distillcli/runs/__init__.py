@@ -1,0 +1,1 @@
+"""Run folders: the files a run leaves behind. Nothing in here imports torch."""

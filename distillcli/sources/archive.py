@@ -1,0 +1,217 @@
+"""Images inside zip and uncompressed tar files, read by their offsets without unpacking anything.
+
+A compressed tar (.tar.gz, .tar.xz...) can only be read from its beginning, so it is refused. Every read opens the
+archive anew, as every file of a folder is opened: nothing is shared between loader processes.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import struct
+import tarfile
+import zipfile
+import zlib
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillcli.config.schema import DatasetConfig
+from distillcli.errors import UserError
+from distillcli.sources.class_folders import open_tree
+from distillcli.sources.decode import decode_bytes, shown
+from distillcli.sources.source import Least, Source
+from distillcli.sources.tree import has_image_name, ignored, join
+
+_LOCAL_HEADER = struct.Struct("<26xHH")  # of a member of a zip; ends with the lengths of its name and extra field
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in an archive. ``offset``: of its first byte in a tar, of the header in front of it in a zip."""
+
+    archive: Path
+    name: str
+    offset: int
+    size: int
+    stored: int  # bytes that it takes in the archive
+    method: int | None  # of compression in a zip; None in a tar
+    checksum: int  # CRC-32 of the content in a zip; 0 in a tar, which has none
+
+    def __str__(self) -> str:
+        return f"{shown(self.archive)}/{shown(self.name)}"
+
+    def content(self) -> bytes:
+        """Raises UserError if the archive has changed or is damaged."""
+        try:
+            with self.archive.open("rb") as file:
+                file.seek(self.offset)
+                if self.method is not None:
+                    name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+                    file.seek(name + extra, 1)
+                content = file.read(self.stored)
+            if self.method == zipfile.ZIP_DEFLATED:
+                content = zlib.decompress(content, -zlib.MAX_WBITS, self.size)
+        except (OSError, struct.error, zlib.error) as error:
+            raise UserError(f"{self}: cannot be read ({error}); make the archive again") from error
+        if len(content) != self.size or (self.method is not None and zlib.crc32(content) != self.checksum):
+            raise UserError(f"{self}: is damaged or was changed since the start; make the archive again")
+        return content
+
+
+@dataclass(frozen=True)
+class MemberImages:
+    """Images that are decoded from members of archives when they are read; ``names`` and ``members`` are parallel."""
+
+    names: tuple[str, ...]
+    members: tuple[Member, ...]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def content(self, index: int) -> bytes:
+        return self.members[index].content()
+
+    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
+        return decode_bytes(self.content(index), self.name(index), least)
+
+    def name(self, index: int) -> str:
+        return str(self.members[index])
+
+
+def pick(members: dict[str, Member], names: tuple[str, ...]) -> MemberImages:
+    return MemberImages(names, tuple(members[name] for name in names))
+
+
+class MemberTree:
+    """A :class:`~distillcli.sources.tree.Tree` of the images of one archive, by their path below its ``top`` folder."""
+
+    def __init__(self, archive: Path, top: str, sizes: dict[str, int]) -> None:
+        self._archive = archive
+        self._top = top
+        self._sizes = sizes
+        self._names = sorted(sizes)
+        self._folders: dict[str, set[str]] = {"": set()}
+        self._files: dict[str, list[str]] = {}
+        for name in self._names:
+            folder, _, file = name.rpartition("/")
+            self._files.setdefault(folder, []).append(file)
+            while folder:
+                above, _, last = folder.rpartition("/")
+                self._folders.setdefault(above, set()).add(last)
+                folder = above
+
+    def listing(self, folder: str) -> tuple[list[str], list[str]]:
+        return sorted(self._folders.get(folder, ())), self._files.get(folder, [])
+
+    def images_below(self, folder: str) -> list[tuple[str, int]]:
+        prefix = f"{folder}/" if folder else ""
+        found = []
+        for name in self._names[bisect_left(self._names, prefix) :]:
+            if not name.startswith(prefix):
+                break
+            found.append((name.removeprefix(prefix), self._sizes[name]))
+        return found
+
+    def same(self, one: str, other: str) -> bool:
+        return one == other
+
+    def shown(self, folder: str) -> str:
+        return shown(join(str(self._archive), self._top, folder))
+
+    def as_root(self, folder: str) -> str:
+        return f"make an archive of what is in {self.shown(folder)}"
+
+
+def open_archive(config: DatasetConfig) -> Source:
+    """The images in ``config.root``, laid out as a folder may be. A single folder around all of them is passed over.
+
+    Raises UserError for every layout that could be misread, and for archives without random access.
+    """
+    if not config.root:
+        raise UserError("dataset=archive needs dataset.root=FILE.zip or FILE.tar")
+    file = Path(config.root).expanduser()
+    members = {name: member for name, member in members_of(file).items() if _is_image(name)}
+    if not members:
+        raise UserError(f"dataset.root={shown(file)}: holds no images")
+    top = "" if config.labels else _common_folder(members)
+    members = {name.removeprefix(f"{top}/"): member for name, member in members.items()}
+    tree = MemberTree(file, top, {name: member.size for name, member in members.items()})
+    return open_tree("archive", file.stem, tree, partial(pick, members), config)
+
+
+def members_of(file: Path) -> dict[str, Member]:
+    """The regular files in a zip or tar, by name. Raises UserError if it is neither, or could be misread."""
+    if not file.is_file():
+        raise UserError(f"dataset.root={shown(file)}: {'is a folder' if file.is_dir() else 'no such file'}")
+    members: dict[str, Member] = {}
+    try:
+        found: Iterable[Member] = _in_zip(file) if _starts_as_zip(file) else _in_tar(file)
+        for member in found:
+            if member.name in members:
+                raise UserError(f"{member}: is in the archive twice; make the archive again")
+            members[member.name] = member
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise UserError(f"{shown(file)}: cannot be read as an archive ({error}); make it again") from error
+    return members
+
+
+def _starts_as_zip(file: Path) -> bool:
+    """``zipfile.is_zipfile`` looks at the end, and takes a tar with a zip in it for one."""
+    with file.open("rb") as opened:
+        return opened.read(2) == b"PK"
+
+
+def _in_zip(file: Path) -> Iterator[Member]:
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            member = Member(
+                file, _clean(entry.filename), entry.header_offset, entry.file_size, entry.compress_size,
+                entry.compress_type, entry.CRC,
+            )  # fmt: skip
+            if entry.flag_bits & 1:
+                raise UserError(f"{member}: is encrypted; make the archive again without a password")
+            if entry.compress_type not in _METHODS:
+                raise UserError(f"{member}: unusual compression; make the archive again with plain zip")
+            if not entry.is_dir():
+                yield member
+
+
+def _in_tar(file: Path) -> Iterator[Member]:
+    try:
+        archive = tarfile.open(file, "r:")  # noqa: SIM115 - closed below; the colon means: without compression
+    except tarfile.ReadError as error:
+        raise UserError(
+            f"{shown(file)}: neither a zip nor an uncompressed tar; a compressed tar has no random access, unpack it"
+            " and use dataset=folder, or pack it again without compression"
+        ) from error
+    with archive:
+        for entry in archive:
+            name = _clean(entry.name)
+            if (entry.issym() or entry.islnk() or entry.issparse()) and _is_image(name):
+                raise UserError(f"{shown(file)}/{shown(name)}: is a link, or sparse; pack it again with --dereference")
+            if entry.isreg():
+                yield Member(file, name, entry.offset_data, entry.size, entry.size, None, 0)
+        # tarfile takes a tar that was cut between two members for a whole one. A whole one ends with empty blocks.
+        with file.open("rb") as opened:
+            opened.seek(archive.offset)
+            if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise UserError(f"{shown(file)}: the end is missing; copy or make the archive again")
+
+
+def _clean(name: str) -> str:
+    return name.removeprefix("./").lstrip("/")
+
+
+def _is_image(name: str) -> bool:
+    return has_image_name(name) and not any(ignored(part) for part in name.split("/"))
+
+
+def _common_folder(names: Iterable[str]) -> str:
+    """The folder around all class folders, as archivers like to make."""
+    return posixpath.commonpath({name.rsplit("/", 2)[0] if name.count("/") > 1 else "" for name in names})

@@ -1,0 +1,133 @@
+"""A folder of images: its files, found and read. The layouts are those of :mod:`distillcli.sources.class_folders`."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillcli.config.schema import DatasetConfig
+from distillcli.errors import UserError
+from distillcli.sources.class_folders import LAYOUT, open_tree
+from distillcli.sources.decode import decode, read_file, shown
+from distillcli.sources.source import Least, Source
+from distillcli.sources.tree import has_image_name, ignored
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images that are decoded from files when they are read. ``names``: paths below ``root``, with forward slashes."""
+
+    root: Path
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def content(self, index: int) -> bytes:
+        return read_file(self.root / self.names[index])
+
+    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
+        return decode(self.root / self.names[index], least)
+
+    def name(self, index: int) -> str:
+        return str(self.root / self.names[index])
+
+
+@dataclass(frozen=True)
+class DiskTree:
+    """A :class:`~distillcli.sources.tree.Tree` of files. Its methods raise UserError for what cannot be read."""
+
+    root: Path
+
+    def listing(self, folder: str) -> tuple[list[str], list[str]]:
+        try:
+            with os.scandir(self.root / folder) as entries:
+                visible = [entry for entry in entries if not ignored(entry.name)]
+        except OSError as error:
+            _unreadable(self.root / folder, error)
+        folders = sorted(entry.name for entry in visible if _is_folder(entry))
+        return folders, sorted(e.name for e in visible if has_image_name(e.name) and not _is_folder(e))
+
+    def images_below(self, folder: str) -> list[tuple[str, int]]:
+        """Links are followed, each real folder is entered once, and a link to a folder above is ignored: it would go
+        round for ever and bring the images of other classes and parts.
+        """
+        top = self.root / folder
+        images: list[tuple[str, int]] = []
+        entered = {_identity(parent) for parent in top.absolute().parents}
+        pending = [""]
+        while pending:
+            prefix = pending.pop()
+            here = top / prefix
+            try:
+                identity = _identity(here)
+                if identity in entered:
+                    continue
+                entered.add(identity)
+                with os.scandir(here) as entries:
+                    visible = sorted((e for e in entries if not ignored(e.name)), key=lambda entry: entry.name)
+            except OSError as error:
+                _unreadable(here, error)
+            below = []
+            for entry in visible:
+                if _is_folder(entry):
+                    below.append(f"{prefix}{entry.name}/")
+                elif has_image_name(entry.name):
+                    try:
+                        file = entry.stat()
+                    except OSError as error:
+                        _unreadable(Path(entry.path), error)
+                    if stat.S_ISREG(file.st_mode):  # opening a pipe would wait for ever
+                        images.append((f"{prefix}{entry.name}", file.st_size))
+            pending += reversed(below)
+        return sorted(images)
+
+    def same(self, one: str, other: str) -> bool:
+        return (self.root / one).samefile(self.root / other)
+
+    def shown(self, folder: str) -> str:
+        return shown(self.root / folder)
+
+    def as_root(self, folder: str) -> str:
+        return f"set dataset.root={self.shown(folder)}"
+
+
+def open_folder(config: DatasetConfig) -> Source:
+    """The images below ``config.root``. Raises UserError for every layout that could be misread."""
+    root = folder_root(config, LAYOUT)
+    return open_tree("folder", root.resolve().name or "folder", DiskTree(root), partial(FileImages, root), config)
+
+
+def folder_root(config: DatasetConfig, layout: str) -> Path:
+    """``dataset.root`` as a folder that exists. Raises UserError with the ``layout`` that is expected there."""
+    if not config.root:
+        raise UserError(f"dataset={config.name} needs dataset.root=PATH, the folder of images; {layout}")
+    root = Path(config.root).expanduser()
+    if not root.exists():
+        raise UserError(f"dataset.root={shown(root)}: no such folder; {layout}")
+    if not root.is_dir():
+        raise UserError(f"dataset.root={shown(root)}: is a file, not a folder; {layout}")
+    return root
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _unreadable(path: Path, error: OSError) -> NoReturn:
+    raise UserError(f"{shown(path)}: cannot be read ({error.strerror}); restore it or remove it") from error

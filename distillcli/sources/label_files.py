@@ -1,0 +1,167 @@
+"""Labels and class names that lie in a file beside the images: ``dataset.labels`` and ``dataset.class_map``.
+
+Labels: CSV or TSV with a header, or JSONL, with the columns
+
+    file (or filename, path, image)      the path of an image below dataset.root
+    label (or class, target)             its class
+    split                                optional: train, val (validation, valid) or test
+
+Class map: which class a folder, or a label, stands for. Folders with one class name become one class. The files of
+``teacher.class_map`` are read by the same rules: what the teacher calls a class of the data.
+
+    .json          {"n02123045": "cat", "n02123159": "cat", "n02084071": "dog"}
+    .csv, .tsv     two columns, under the header folder,class or none
+    other text     a line per folder: its name, a tab or else a space, the name of its class
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distillcli.errors import UserError
+from distillcli.sources.decode import shown
+from distillcli.sources.listing import Listing, named_listings
+from distillcli.sources.tree import PART_OF, Tree, quoted
+
+FILE_COLUMNS = ("file", "filename", "path", "image")
+LABEL_COLUMNS = ("label", "class", "target")
+
+
+def read_labels(file: Path, tree: Tree) -> dict[str, Listing]:
+    """The images of ``tree`` that ``file`` lists, by part; others are left out. Classes are those of train.
+
+    Raises UserError for rows without a file or label, files that are not there or listed twice, and unknown splits.
+    """
+    rows = _rows("dataset.labels", file)
+    columns = sorted({column for _, row in rows for column in row})
+    file_column = _one_column(file, columns, FILE_COLUMNS, "file")
+    label_column = _one_column(file, columns, LABEL_COLUMNS, "label")
+    split_column = next((column for column in columns if column.lower() == "split"), None)
+
+    sizes = dict(tree.images_below(""))
+    listed: dict[str, int] = {}
+    parts: dict[str, dict[str, str]] = {}
+    for number, row in rows:
+        where = f"{shown(file)}, line {number}"
+        name = posixpath.normpath(_text(row, file_column, where))
+        if name not in sizes:
+            raise UserError(f"{where}: no image {name!r} in {tree.shown('')}; correct the path or remove the line")
+        if name in listed:
+            raise UserError(f"{where}: {name!r} is listed in line {listed[name]} already; an image has one label")
+        listed[name] = number
+        split = "train" if split_column is None else _text(row, split_column, where)
+        if split.lower() not in PART_OF:
+            raise UserError(f"{where}: split {split!r} is none of train, val and test; correct it")
+        parts.setdefault(PART_OF[split.lower()], {})[name] = _text(row, label_column, where)
+    if "train" not in parts:
+        raise UserError(f"{shown(file)}: lists no image of the train part; add some")
+    return named_listings(shown(file), parts, sizes)
+
+
+def map_classes(file: Path, parts: dict[str, Listing]) -> dict[str, Listing]:
+    """``parts`` with renamed and merged classes, in the order in which their first folders were.
+
+    Raises UserError if a folder has no class in ``file``. Folders in the file that the data lacks do not matter.
+    """
+    names = read_class_map("dataset.class_map", file)
+    folders = parts["train"].classes
+    missing = [folder for folder in folders if folder not in names]
+    if missing:
+        raise UserError(f"dataset.class_map={shown(file)}: has no class for {quoted(missing)}; add a line for each")
+    classes = tuple(dict.fromkeys(names[folder] for folder in folders))
+    moved = np.array([classes.index(names[folder]) for folder in folders], np.int64)
+    return {
+        part: Listing(classes, listing.names, moved[listing.labels], listing.sizes) for part, listing in parts.items()
+    }
+
+
+def read_class_map(key: str, file: Path) -> dict[str, str]:
+    """Name -> class, from the file that ``key`` names. Raises UserError for other lines and for a second class."""
+    where, suffix, text = f"{key}={shown(file)}", file.suffix.lower(), _read_text(key, file)
+    if suffix == ".json":
+        content = _json(where, "".join(text))
+        pairs = [[name, _text(content, name, where)] for name in content]
+    elif suffix in (".csv", ".tsv"):
+        pairs = [cells for _, cells in _cells(file, text)]
+        header = [cell.strip().lower() for cell in pairs[0]] if pairs else []
+        pairs = pairs[1:] if header == ["folder", "class"] else pairs
+    else:
+        pairs = [line.split("\t" if "\t" in line else None, 1) for line in text if line.strip()]
+    names: dict[str, str] = {}
+    for pair in pairs:
+        parts = [part.strip() for part in pair]
+        if len(parts) != 2 or not all(parts):
+            raise UserError(f"{where}: {','.join(parts)!r} is not a name and its class; quote names that hold commas")
+        folder, name = parts
+        if names.setdefault(folder, name) != name:
+            raise UserError(f"{where}: {folder!r} is both {names[folder]!r} and {name!r}; remove a line")
+    return names
+
+
+def _rows(key: str, file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a table as column -> value, with the numbers of their lines."""
+    text = _read_text(key, file)
+    if file.suffix.lower() in (".jsonl", ".ndjson"):
+        rows = [(number, _json(f"{shown(file)}, line {number}", line)) for number, line in enumerate(text, 1)]
+    elif file.suffix.lower() in (".csv", ".tsv"):
+        (_, header), *body = _cells(file, text) or [(1, [])]
+        uneven = [number for number, cells in body if len(cells) != len(header)]
+        if uneven:
+            raise UserError(f"{shown(file)}, line {uneven[0]}: has other columns than the header; correct it")
+        rows = [(number, dict(zip(header, cells, strict=True))) for number, cells in body]
+    else:
+        raise UserError(f"{key}={shown(file)}: must end in .csv, .tsv or .jsonl")
+    if not rows:
+        raise UserError(f"{key}={shown(file)}: has no rows; the first line of a CSV or TSV file names its columns")
+    return rows
+
+
+def _cells(file: Path, text: Sequence[str]) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV or TSV file that are not empty, with the numbers of their lines."""
+    reader = csv.reader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
+    try:
+        return [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise UserError(f"{shown(file)}, line {reader.line_num}: {error}; correct it") from error
+
+
+def _read_text(key: str, file: Path) -> list[str]:
+    try:
+        return file.expanduser().read_text("utf-8-sig").splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"{key}={shown(file)}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}={shown(file)}: is not UTF-8 text; save it as UTF-8") from error
+
+
+def _json(where: str, text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: is not JSON ({error}); correct it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: is not a JSON object with a name for every value; correct it")
+    return content
+
+
+def _one_column(file: Path, columns: Sequence[str], known: Sequence[str], what: str) -> str:
+    matches = [column for column in columns if column.lower() in known]
+    if not matches:
+        raise UserError(f"{shown(file)}: no column {', '.join(known)} among {quoted(columns)}; name the {what}s so")
+    if len(matches) > 1:
+        raise UserError(f"{shown(file)}: {quoted(matches)} may each be the {what}; rename or remove one")
+    return matches[0]
+
+
+def _text(row: dict[str, Any], column: str, where: str) -> str:
+    value = row.get(column)
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+        raise UserError(f"{where}: {column} is {value!r}; write text or a whole number")
+    return str(value).strip()

@@ -1,0 +1,40 @@
+"""Labels that are missing: -1 is the label of an image whose class is not known."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillcli.sources.draws import uniform
+from distillcli.sources.source import Source
+
+UNLABELLED = -1
+
+
+def keep_labels(source: Source, share: float, seed: int) -> Source:
+    """``source`` with ``share`` of the labels of each class of the training part, at least one; the others are -1.
+
+    Which ones is a function of ``seed``, and a larger share keeps all that a smaller one kept. val and test are left
+    alone. A share of 1 is the same source, a share of 0 keeps no label at all.
+    """
+    if share == 1:
+        return source
+    labels = np.full_like(source.train.labels, UNLABELLED)
+    if share > 0:
+        kept = _kept(source.train.labels, share, seed)
+        labels[kept] = source.train.labels[kept]
+    key = f"{source.fingerprint}/labelled/{share}/{seed}"
+    return dataclasses.replace(
+        source,
+        train=dataclasses.replace(source.train, labels=labels),
+        fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
+    )
+
+
+def _kept(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+    order = np.argsort(uniform(seed, "labelled", 0, np.arange(len(labels)), 1)[:, 0], kind="stable")
+    of_class = [order[labels[order] == number] for number in np.unique(labels[labels != UNLABELLED])]
+    return np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in of_class] or [order[:0]])

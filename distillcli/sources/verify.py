@@ -1,0 +1,78 @@
+"""``dataset.on_error=skip``: images that cannot be decoded are left out before any index is given out.
+
+Every image is decoded once, in threads, when the data is opened: a broken image that is met in training would have to
+be replaced, and its neighbour would then meet what the teacher said about it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillcli.errors import UserError
+from distillcli.sources.source import ArrayImages, Images, Least, Source, Split
+from distillcli.sources.tree import quoted
+
+
+@dataclass(frozen=True)
+class PickedImages:
+    """Those ``images`` that stand in ``rows``."""
+
+    images: Images
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
+        return self.images.read(int(self.rows[index]), least)
+
+    def name(self, index: int) -> str:
+        return self.images.name(int(self.rows[index]))
+
+
+def without_unreadable(source: Source) -> Source:
+    """``source`` without the images that cannot be decoded; its ``skipped`` says which and why.
+
+    Raises UserError if a class has no training image left. The fingerprint changes only if something was left out.
+    """
+    train, broken_train = _readable(source.train)
+    val, broken_val = _readable(source.val)
+    test, broken_test = _readable(source.test) if source.test is not None else (None, {})
+    broken = [broken_train, broken_val, broken_test]
+    skipped = tuple(problem for problems in broken for problem in problems.values())
+    if not skipped:
+        return source
+    empty = sorted({source.classes[label] for label in np.setdiff1d(source.train.labels, train.labels) if label >= 0})
+    if empty:
+        example = next(iter(broken_train.values()))
+        raise UserError(f"{source.name}: no training image of {quoted(empty)} can be decoded; {example}")
+    rows = json.dumps([source.fingerprint, [list(problems) for problems in broken]])
+    fingerprint = hashlib.sha256(rows.encode()).hexdigest()[:32]
+    return dataclasses.replace(source, train=train, val=val, test=test, fingerprint=fingerprint, skipped=skipped)
+
+
+def _readable(split: Split) -> tuple[Split, dict[int, str]]:
+    """The split without its unreadable images, and what is wrong with these, by their rows."""
+    if isinstance(split.images, ArrayImages):
+        return split, {}
+
+    def problem(row: int) -> str | None:
+        try:
+            split.images.read(row)
+        except UserError as error:
+            return str(error)
+        return None
+
+    count = len(split.images)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        broken = {row: found for row, found in enumerate(threads.map(problem, range(count))) if found is not None}
+    rows = np.setdiff1d(np.arange(count), list(broken)).astype(np.int64)
+    return Split(PickedImages(split.images, rows), split.labels[rows]), broken

@@ -1,0 +1,1 @@
+"""Frozen models that answer a batch, live or from the cache."""

@@ -1,0 +1,1 @@
+"""One loop for teacher, student and control, and what it measures."""

@@ -1,0 +1,110 @@
+"""Accuracy, calibration, fidelity to the teacher, and cost of a model."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassCalibrationError
+
+from distillcli.models.ensemble import Classifier
+from distillcli.runtime import Runtime, autocast, sum_over_ranks
+from distillcli.teachers.frozen import FrozenTeacher
+from distillcli.views.loader import Loader
+
+ECE_BINS = 15
+LATENCY_RUNS = 30
+
+
+def evaluate(
+    backbone: Classifier,
+    loader: Loader,
+    runtime: Runtime,
+    precision: str = "fp32",
+    teacher: FrozenTeacher | None = None,
+) -> dict[str, float]:
+    """The numbers of ``evaluate_by_class`` alone."""
+    return evaluate_by_class(backbone, loader, runtime, precision, teacher)[0]
+
+
+@torch.no_grad()
+def evaluate_by_class(
+    backbone: Classifier,
+    loader: Loader,
+    runtime: Runtime,
+    precision: str = "fp32",
+    teacher: FrozenTeacher | None = None,
+) -> tuple[dict[str, float], dict[int, tuple[float, int]]]:
+    """Every image of ``loader`` once, over all ranks.
+
+    ``top1``, ``top5`` and ``agreement`` (share of images where student and teacher decide alike) in percent, top-5
+    being top-k of the classes there are; ``balanced_accuracy``: the mean over the classes of their top-1; ``nll`` and
+    ``kl_to_teacher`` = KL(teacher || student) at temperature 1 in nats, mean per image; ``ece`` of 15 equal bins, in
+    [0, 1]. A number that cannot be known is left out: ``agreement`` and ``kl_to_teacher`` need a ``teacher`` with a
+    head, the others labels, and count the labelled images alone. A student without a head has no number.
+
+    Also returns, for each class that occurs, its top-1 in percent and how many images it has.
+    """
+    classes = backbone.spec.classes
+    if classes == 0:
+        return {}, {}
+    if teacher is not None and teacher.backbone.spec.classes == 0:
+        teacher = None
+    ece = MulticlassCalibrationError(classes, n_bins=ECE_BINS).to(runtime.device)
+    top1, top5, nll, agreement, divergence = (MeanMetric().to(runtime.device) for _ in range(5))
+    right = torch.zeros(classes, dtype=torch.int64, device=runtime.device)  # of each class
+    # A rank may have no image at all; after an empty update it takes part in the sums like the others.
+    no_targets = torch.zeros(0, dtype=torch.int64, device=runtime.device)
+    ece.update(torch.zeros(0, classes, device=runtime.device), no_targets)
+    for mean in (top1, top5, nll, agreement, divergence):
+        mean.update(no_targets.float())
+    was_training = backbone.training
+    backbone.eval()
+    for batch in loader.plain():
+        with autocast(runtime.device, precision):
+            logits = backbone(batch.images).logits.float()
+        known = batch.targets >= 0
+        said, labels = logits[known], batch.targets[known]
+        hits = said.topk(min(5, classes)).indices == labels[:, None]
+        top1.update(hits[:, 0].float())
+        top5.update(hits.any(dim=1).float())
+        right += torch.bincount(labels[hits[:, 0]], minlength=classes)
+        ece.update(said.softmax(dim=1), labels)
+        nll.update(functional.cross_entropy(said, labels, reduction="none"))
+        if teacher is not None:
+            target = teacher(batch).logits.float()
+            agreement.update((logits.argmax(dim=1) == target.argmax(dim=1)).float())
+            log_student, log_teacher = logits.log_softmax(dim=1), target.log_softmax(dim=1)
+            divergence.update(functional.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(dim=1))
+    backbone.train(was_training)
+    numbers: dict[str, Tensor] = {}
+    by_class: dict[int, tuple[float, int]] = {}
+    if loader.has_labels:
+        counts = torch.bincount(loader.labels[loader.labels >= 0], minlength=classes)
+        recalls = 100 * sum_over_ranks(right, runtime) / counts
+        by_class = {int(k): (recalls[k].item(), int(counts[k])) for k in counts.nonzero()[:, 0]}
+        numbers |= {"balanced_accuracy": recalls[counts > 0].mean()}
+        numbers |= {"top1": 100 * top1.compute(), "top5": 100 * top5.compute()}
+        numbers |= {"nll": nll.compute(), "ece": ece.compute()}
+    if teacher is not None:
+        numbers |= {"agreement": 100 * agreement.compute(), "kl_to_teacher": divergence.compute()}
+    return {name: value.item() for name, value in numbers.items()}, by_class
+
+
+@torch.no_grad()
+def latency(backbone: Classifier, device: torch.device) -> float:
+    """Milliseconds of one fp32 forward pass of one image of its own size: the median of 30 after 5 to warm up."""
+    backbone.eval()
+    images = torch.zeros(1, backbone.spec.channels, backbone.image_size, backbone.image_size, device=device)
+    times = []
+    for _ in range(LATENCY_RUNS + 5):
+        started = time.perf_counter()
+        backbone(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times[5:])

@@ -1,0 +1,143 @@
+"""The state of a fit, and how it is kept in the run folder so that the fit can go on from there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+
+from distillcli.config.schema import TrainConfig
+from distillcli.errors import UserError
+from distillcli.models.backbone import Backbone
+from distillcli.runs.folder import append_metrics, rewind_metrics
+from distillcli.runtime import Runtime, any_rank
+from distillcli.training.checkpoint import load_last, remove_leftovers, save_checkpoint, save_last
+from distillcli.training.learners import Distillation, MutualLearning
+from distillcli.views.loader import Data
+
+
+@dataclass
+class State:
+    """All that changes while training, and all that a checkpoint holds."""
+
+    model: Distillation | MutualLearning
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
+    step: int = 0
+    best: dict[str, float] = field(default_factory=dict)  # epoch and numbers of the validation data
+    last: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def deployed(self) -> Backbone:
+        """The weights that are evaluated and exported: the moving average if there is one."""
+        backbone = self.model.student if self.ema is None else self.ema.module
+        assert isinstance(backbone, Backbone)
+        return backbone
+
+    @property
+    def peers(self) -> list[Backbone]:
+        if isinstance(self.model, Distillation):
+            return []
+        return [peer for peer in self.model.peers if isinstance(peer, Backbone)]
+
+    def weights(self) -> dict[str, Any]:
+        return {
+            "student": self.model.student.net.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.net.state_dict(),
+        }
+
+    def everything(self) -> dict[str, Any]:
+        return self.weights() | {
+            "objective": self.model.objective.state_dict(),
+            "peers": [peer.net.state_dict() for peer in self.peers],
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "last": self.last,
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        self.model.student.net.load_state_dict(content["student"])
+        self.model.objective.load_state_dict(content["objective"])
+        for peer, weights in zip(self.peers, content["peers"], strict=True):
+            peer.net.load_state_dict(weights)
+        if self.ema is not None:
+            self.ema.module.net.load_state_dict(content["ema"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.step, self.best, self.last = content["step"], content["best"], content["last"]
+
+
+class Keeper:
+    """Keeps what a run folder must hold while training: checkpoints, the best epoch, the rows of metrics."""
+
+    def __init__(
+        self, config: TrainConfig, data: Data, folder: Path, recipe: str, runtime: Runtime, state: State
+    ) -> None:
+        self.folder = folder
+        self.runtime = runtime
+        self.state = state
+        self.identity = {
+            "model": {"name": config.student.name, "args": config.student.args},
+            "classes": list(data.source.classes),
+            "image_size": state.model.student.image_size,
+            "recipe": recipe,
+        }
+        self.interval = 60 * config.trainer.checkpoint_minutes
+        self.saved_at = time.monotonic()
+        self.steps_per_epoch = data.train.steps_per_epoch(config.trainer.batch_size)
+
+    def resume(self, warn: Callable[[str], None]) -> None:
+        if self.runtime.is_main:
+            remove_leftovers(self.folder)
+        content, warning = load_last(self.folder)
+        if warning is not None:
+            warn(warning)
+        if content is None:
+            return
+        if content["recipe"] != self.identity["recipe"]:
+            raise UserError(
+                f"{self.folder}: its checkpoint belongs to another recipe (models, data, objective or budget differ); "
+                "start a new run"
+            )
+        self.state.restore(content)
+        if self.runtime.is_main:
+            rewind_metrics(self.folder, self.state.step // self.steps_per_epoch)
+
+    def is_due(self) -> bool:
+        return any_rank(time.monotonic() - self.saved_at > self.interval, self.runtime)
+
+    def save(self) -> None:
+        if self.runtime.is_main:
+            save_last(self.folder, self.state.everything() | self.identity)
+        self.saved_at = time.monotonic()
+
+    def epoch_done(self, epoch: int, train: dict[str, Any], numbers: dict[str, float]) -> None:
+        """Record an epoch."""
+        state = self.state
+        state.last = {"epoch": epoch, **numbers}
+        is_best = not state.best or merit(state.last) > merit(state.best)
+        state.best = state.last if is_best else state.best
+        if self.runtime.is_main:
+            if is_best:
+                save_checkpoint(self.folder / "checkpoints" / "best.pt", state.weights() | self.identity)
+            append_metrics(self.folder, train)
+            append_metrics(self.folder, {"kind": "eval", "epoch": epoch, "step": state.step, "split": "val", **numbers})
+        self.save()
+
+
+def merit(numbers: dict[str, float]) -> tuple[float, ...]:
+    """Orders epochs: by accuracy, and on equal accuracy the more confident one is better.
+
+    Without labels the epoch closest to the teacher is the best, and where it has no classes to compare, the last.
+    """
+    if "top1" in numbers:
+        return numbers["top1"], -numbers["nll"]
+    return (-numbers["kl_to_teacher"],) if "kl_to_teacher" in numbers else (numbers["epoch"],)

@@ -1,0 +1,1 @@
+"""Batches of augmented views on the device, pure functions of (seed, view, index)."""

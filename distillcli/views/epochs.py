@@ -1,0 +1,87 @@
+"""What an epoch shows: which images, in which order, how often, and how large.
+
+All of it is a function of seed and epoch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillcli.sources.draws import permutation, uniform
+
+Positions = NDArray[np.int64]
+
+
+def order(seed: int, epoch: int, labels: Positions, balanced: bool, repeats: int) -> Positions:
+    """The positions an epoch goes through, as many as there are ``labels``.
+
+    ``repeats``: each image comes so many times in a row, and fewer images come (Hoffer et al., CVPR 2020).
+    """
+    count = len(labels)
+    once = balanced_order(seed, epoch, labels) if balanced else permutation(seed, epoch, count)
+    return np.repeat(once, repeats)[:count]
+
+
+def balanced_order(seed: int, epoch: int, labels: Positions) -> Positions:
+    """Every class equally often, up to one image; an image comes N / (classes * images of its class) times on average.
+
+    Systematic sampling: images lie side by side in random order, each as wide as its weight, under evenly spaced ticks.
+    Each comes as often as its weight says, rounded up or down; drawing with replacement would leave some out.
+    """
+    count = len(labels)
+    draws = uniform(seed, "balance", epoch, np.arange(count), 2)
+    laid_out = permutation(seed, epoch, count)
+    # Class by class, else the number of images of a class would depend on where they happen to lie.
+    laid_out = laid_out[np.argsort(labels[laid_out], kind="stable")]
+    ends = np.cumsum(_weights(labels)[laid_out])
+    chosen = laid_out[under(ends, (np.arange(count) + draws[0, 0]) / count)]
+    shuffled: Positions = chosen[np.argsort(draws[:, 1], kind="stable")]
+    return shuffled
+
+
+def under(ends: NDArray[np.float64], shares: NDArray[np.float64]) -> Positions:
+    """Of things that lie side by side from 0 to their ``ends``, those that lie under these shares of the whole."""
+    found: Positions = np.searchsorted(ends, shares * ends[-1], side="right").clip(max=len(ends) - 1)
+    return found
+
+
+def partner_ends(labels: Positions, balanced: bool) -> NDArray[np.float64]:
+    """The images side by side, each as wide as it is likely to be mixed into another: where they end."""
+    ends: NDArray[np.float64] = np.cumsum(_weights(labels) if balanced else np.ones(len(labels)))
+    return ends
+
+
+def _weights(labels: Positions) -> NDArray[np.float64]:
+    """How often each image comes in a balanced epoch, on average."""
+    classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    weights: NDArray[np.float64] = len(labels) / (len(classes) * counts[inverse])
+    return weights
+
+
+def most_shown(labels: Positions, balanced: bool, repeats: int) -> int:
+    """How many views of one image an epoch shows at most."""
+    return repeats * (math.floor(_weights(labels).max()) + 1 if balanced else 1)
+
+
+def occurrence(index: Positions) -> Positions:
+    """For each entry how many equal ones stand before it."""
+    by_value = np.argsort(index, kind="stable")
+    ordered = index[by_value]
+    found = np.empty_like(index)
+    found[by_value] = np.arange(len(index)) - np.searchsorted(ordered, ordered)
+    return found
+
+
+def side(image_size: int, progressive: list[float] | None, epoch: int, epochs: int) -> int:
+    """Pixels of a view in ``epoch``: it grows linearly from a share of ``image_size`` to all of it, in even numbers.
+
+    ``progressive``: the share in the first epoch, and the share of the ``epochs`` after which views have full size.
+    """
+    if progressive is None:
+        return image_size
+    first, until = progressive
+    progress = min(1.0, (epoch - 1) / max(1.0, until * epochs))
+    return min(image_size, 2 * round(image_size * (first + (1 - first) * progress) / 2)) if progress < 1 else image_size

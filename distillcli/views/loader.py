@@ -1,0 +1,180 @@
+"""Batches of views on the device.
+
+What :mod:`distillcli.views.store` gives is augmented as whole batches there. Which images form a batch is a pure
+function of (seed, epoch, step, rank, world size): the loader's settings change nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillcli.config.schema import AugmentConfig, DatasetConfig
+from distillcli.runtime import Runtime
+from distillcli.sources.source import Source, Split
+from distillcli.types import Batch
+from distillcli.views.epochs import most_shown, occurrence, order, partner_ends
+from distillcli.views.mix import Mix, draw_mix, mix_images, mix_labels
+from distillcli.views.store import Cropping, Rows, Store, open_store
+from distillcli.views.views import Positions, Views, draw, plain, render
+
+# Rows are computed in batches of one size wherever numbers are compared: sums in other shapes round differently.
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Loader:
+    """The batches of one split. ``labels``: N, int64, on the device, -1 where the class is not known.
+
+    ``only``: the positions of the images that are shown; None for all.
+    """
+
+    store: Store
+    labels: Tensor
+    config: DatasetConfig
+    runtime: Runtime
+    classes: int
+    only: Positions | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shown(self) -> Positions:
+        return np.arange(len(self)) if self.only is None else self.only
+
+    @property
+    def has_labels(self) -> bool:
+        return bool((self.labels >= 0).any())
+
+    def labelled(self) -> Loader:
+        """The same split without the images that have no label."""
+        return dataclasses.replace(self, only=self.shown[(self.labels >= 0).cpu().numpy()[self.shown]])
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches only: a last batch of one image has no batch statistics. A small set is one batch.
+
+        Of all images, also where only some are shown: with few labels a model learns for as many steps as with many.
+        """
+        return max(1, len(self) // batch_size)
+
+    def epoch(
+        self,
+        recipe: AugmentConfig,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        micro_batches: int = 1,
+        first_step: int = 0,
+        cycle: int = 0,
+        size: int | None = None,
+    ) -> Iterator[list[Batch]]:
+        """From ``first_step`` on, this rank's share of every global batch of ``epoch``, as ``micro_batches`` parts.
+
+        ``cycle``: after this many passes their views come again, in another order; 0 for fresh views in every pass.
+        ``size``: the side of the views in pixels, None for ``dataset.image_size``. Where only some images are shown, an
+        epoch passes over them several times, each time in other views and another order.
+        """
+        shown, steps = self.shown, self.steps_per_epoch(batch_size)
+        steps_per_pass = max(1, len(shown) // batch_size)
+        first, end = (epoch - 1) * steps + first_step, epoch * steps
+        world, rank = self.runtime.world, self.runtime.rank
+        share = min(batch_size, len(shown)) // (world * micro_batches)
+        plan = []
+        for number in range(first // steps_per_pass, -(-end // steps_per_pass)):
+            index = shown[order(seed, number + 1, self._labels_shown(), self.config.balanced, recipe.repeats)]
+            turn = number % cycle if cycle else number
+            rows = Rows(turn * self.views_per_pass(recipe) + occurrence(index) + 1, index)
+            begin = number * steps_per_pass
+            for step in range(max(first - begin, 0), min(end - begin, steps_per_pass)):
+                mine = rows[step * batch_size : (step + 1) * batch_size][rank::world]
+                plan += [mine[part * share : (part + 1) * share] for part in range(micro_batches)]
+        batches = self.views(recipe, seed, plan, size)
+        while parts := list(itertools.islice(batches, micro_batches)):
+            yield parts
+
+    def views_per_pass(self, recipe: AugmentConfig) -> int:
+        """How many views of one image a pass shows at most; so many numbers of views belong to it."""
+        return most_shown(self._labels_shown(), self.config.balanced, recipe.repeats)
+
+    def rendering(self, recipe: AugmentConfig) -> list[Any]:
+        """What decides the pixels of a view beside its image, recipe and seed, for fingerprints."""
+        special = ["reduced"] if self.store.reduces else []
+        special += ["balanced partners"] if self.config.balanced and (recipe.mixup or recipe.cutmix) else []
+        return [self.config.image_size, self.config.crop_fraction, self.store.crops, *special]
+
+    def _labels_shown(self) -> Positions:
+        labels: Positions = self.labels.cpu().numpy()[self.shown]
+        return labels
+
+    def views(self, recipe: AugmentConfig, seed: int, plan: Sequence[Rows], size: int | None = None) -> Iterator[Batch]:
+        """A batch for each entry of ``plan``. Where images are mixed, targets are distributions over the classes."""
+        size, fraction = size or self.config.image_size, self.config.crop_fraction
+        ends = partner_ends(self._labels_shown(), self.config.balanced)
+
+        def mix_of(rows: Rows) -> Mix:
+            mix = draw_mix(recipe, seed, rows.view, rows.index, ends, size)
+            return dataclasses.replace(mix, partners=self.shown[mix.partners])
+
+        def with_partners(rows: Rows) -> Rows:
+            mix = mix_of(rows)
+            index = np.concatenate([rows.index, mix.partners[mix.mixed]])
+            return Rows(np.concatenate([rows.view, rows.view[mix.mixed]]), index)
+
+        shown = [with_partners(rows) for rows in plan]
+        pixels_of = self.store.fetch(Cropping(recipe, seed, fraction), shown)
+        for rows, both, pixels in zip(plan, shown, pixels_of, strict=True):
+            drawn = draw(recipe, seed, both.view, both.index, self.store.aspects(both.index), fraction, size)
+            images, targets = self._render(pixels, drawn, size), self._labels(rows.index)
+            if recipe.mixup or recipe.cutmix:
+                mix = mix_of(rows)  # drawn again: a mix for every image of an epoch would be a large thing to keep
+                images = mix_images(images[: len(rows)], images[len(rows) :], mix)
+                targets = mix_labels(targets, self._labels(mix.partners), mix, size, self.classes)
+            yield Batch(images, targets, torch.from_numpy(rows.index), torch.from_numpy(rows.view))
+
+    def plain(self) -> Iterator[Batch]:
+        """This rank's share of the images shown, for evaluation: each once over all ranks, none twice."""
+        mine = self.shown[self.runtime.rank :: self.runtime.world]
+        everything, fraction = Rows(np.zeros_like(mine), mine), self.config.crop_fraction
+        plan = [everything[start : start + EVALUATION_BATCH] for start in range(0, len(mine), EVALUATION_BATCH)]
+        for rows, pixels in zip(plan, self.store.fetch(Cropping(None, 0, fraction), plan), strict=True):
+            images = self._render(pixels, plain(self.store.aspects(rows.index), fraction), self.config.image_size)
+            yield Batch(images, self._labels(rows.index), torch.from_numpy(rows.index))
+
+    def _labels(self, index: Positions) -> Tensor:
+        return self.labels[torch.from_numpy(index).to(self.runtime.device)]
+
+    def _render(self, pixels: Tensor, views: Views, size: int) -> Tensor:
+        if self.store.crops:
+            views = dataclasses.replace(views, boxes=np.tile([0.0, 0.0, 1.0, 1.0], (len(pixels), 1)))
+        return render(pixels, views, size)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A source, opened for training."""
+
+    source: Source
+    train: Loader
+    val: Loader
+    evaluation: Loader  # the split that is reported: test, or val when there is no test part
+
+
+def open_data(source: Source, config: DatasetConfig, workers: int, runtime: Runtime) -> Data:
+    """Loaders for the parts of ``source``; each part takes its share of ``dataset.memory_gb``."""
+    total = len(source.train.labels) + len(source.val.labels) + (len(source.test.labels) if source.test else 0)
+
+    def loader(split: Split) -> Loader:
+        share = config.memory_gb * 1e9 * len(split.labels) / total
+        store = open_store(split.images, config, workers, runtime, share)
+        return Loader(store, torch.from_numpy(split.labels).to(runtime.device), config, runtime, len(source.classes))
+
+    train, val = loader(source.train), loader(source.val)
+    return Data(source, train, val, val if source.test is None else loader(source.test))

@@ -1,0 +1,101 @@
+"""Mixup and CutMix as part of the view: which other image a view is mixed with, and how, is a function of (seed, view,
+index) as well.
+
+The partner is any image of the split, with ``dataset.balanced`` each class as often as any other, in the same view and
+not mixed itself. It is not a neighbour in the batch: what a teacher said about a mixed view could not be found again
+once the batches are other ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+from torch import Tensor
+from torch.nn import functional
+
+from distillcli.config.schema import AugmentConfig
+from distillcli.sources.draws import uniform
+from distillcli.views.epochs import under
+
+Floats = NDArray[np.float64]
+
+_HIT, _WHICH, _PARTNER, _SHARE, _CENTRE_X, _CENTRE_Y = range(6)
+_DRAWS = 6
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How B views are mixed.
+
+    ``partners``: B, positions in the split. ``boxes``: B x 4, where the partner shows, as left, top, right, bottom in
+    pixels of the view. ``opacity``: B, the partner's within its box, 0 where nothing is mixed.
+    """
+
+    partners: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+    opacity: Floats
+
+    @property
+    def mixed(self) -> NDArray[np.bool_]:
+        """Which rows need their partner: B."""
+        return self.opacity > 0
+
+
+def draw_mix(
+    recipe: AugmentConfig, seed: int, view: NDArray[np.int64], index: NDArray[np.int64], ends: Floats, size: int
+) -> Mix:
+    """The mixes of these views; ``size``: the side of a view in pixels.
+
+    ``ends``: N, of the images that may be partners, side by side, each as wide as it is likely to be one.
+
+    The partner's share is drawn from Beta(alpha, alpha). Mixup (Zhang et al., ICLR 2018) blends the images by it.
+    CutMix (Yun et al., ICCV 2019) pastes a box of that share of the area, centred anywhere and cut off at the rim. With
+    both switched on, either comes half of the time.
+    """
+    draws = uniform(seed, "mix", view, index, _DRAWS)
+    cut = draws[:, _WHICH] < (0.5 if recipe.mixup and recipe.cutmix else float(recipe.cutmix > 0))
+    hit = (draws[:, _HIT] < recipe.mix_probability) & bool(recipe.mixup or recipe.cutmix)
+    blend_share, cut_share = (_beta(alpha, draws[:, _SHARE]) for alpha in (recipe.mixup, recipe.cutmix))
+
+    side = np.round(np.sqrt(cut_share) * size)
+    corner = np.floor(draws[:, [_CENTRE_X, _CENTRE_Y]] * size - side[:, None] / 2 + 0.5)
+    boxes = np.concatenate([corner, corner + side[:, None]], axis=1).clip(0, size)
+    return Mix(
+        partners=under(ends, draws[:, _PARTNER]),
+        boxes=np.where(cut[:, None], boxes, [0, 0, size, size]).astype(np.int64),
+        opacity=np.where(hit, np.where(cut, 1.0, blend_share), 0.0),
+    )
+
+
+def _beta(alpha: float, share: Floats) -> Floats:
+    """Quantiles of Beta(alpha, alpha); zeros for alpha 0."""
+    return betaincinv(alpha, alpha, share) if alpha else np.zeros_like(share)
+
+
+def mix_images(images: Tensor, partners: Tensor, mix: Mix) -> Tensor:
+    """B x C x H x W. ``partners``: the views of the partners of the mixed rows, in their order."""
+    mixed = torch.from_numpy(mix.mixed).to(images.device)
+    boxes = torch.from_numpy(mix.boxes[mix.mixed]).to(images.device)
+    left, top, right, bottom = boxes[:, :, None].unbind(1)
+    pixel = torch.arange(images.shape[-1], device=images.device)
+    columns, rows = (pixel >= left) & (pixel < right), (pixel >= top) & (pixel < bottom)
+    inside = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
+    opacity = torch.from_numpy(mix.opacity[mix.mixed].astype(np.float32)).to(images.device)
+    images = images.clone()
+    images[mixed] = images[mixed].lerp(partners, inside * opacity[:, None, None, None])
+    return images
+
+
+def mix_labels(labels: Tensor, partner_labels: Tensor, mix: Mix, size: int, classes: int) -> Tensor:
+    """Distributions over classes, B x K: each image with the share of the view that it fills.
+
+    A label of -1 is no label: its share is missing from the row, which then sums to less than one.
+    """
+    left, top, right, bottom = mix.boxes.T
+    share = torch.from_numpy(mix.opacity * (right - left) * (bottom - top) / size**2)[:, None]
+    own, other = (functional.one_hot(numbers + 1, classes + 1)[:, 1:].float() for numbers in (labels, partner_labels))
+    return own.lerp(other, share.float().to(labels.device))

@@ -1,0 +1,229 @@
+"""Where the pixels of a split are kept, and how the crops of a batch come out of them.
+
+Small sets live decoded in memory, on the device. Large ones stream through loader processes that decode, crop and
+resize when they are asked.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import math
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.synchronize import Event
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as image_ops
+
+from distillcli.config.schema import AugmentConfig, DatasetConfig
+from distillcli.errors import UserError
+from distillcli.runtime import Runtime
+from distillcli.sources.source import ArrayImages, Images
+from distillcli.views.upload import Upload
+from distillcli.views.views import Floats, Positions, centre_boxes, crop_boxes, cut
+
+# Decoded images keep this much more than the view's side, so that random crops are not enlarged beyond need.
+STORED_MARGIN = 1.25
+WORKER_TIMEOUT_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Views of images: row by row view ``view`` of the image at position ``index`` of its split."""
+
+    view: Positions
+    index: Positions
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice) -> Rows:
+        return Rows(self.view[rows], self.index[rows])
+
+
+@dataclass(frozen=True)
+class Cropping:
+    """Which crops to take: those of ``recipe``, or the centred squares of evaluation if it is None."""
+
+    recipe: AugmentConfig | None
+    seed: int
+    fraction: float
+
+    def boxes(self, rows: Rows, aspects: Floats) -> Floats:
+        if self.recipe is None:
+            return centre_boxes(aspects, self.fraction)
+        return crop_boxes(self.recipe, self.seed, rows.view, rows.index, aspects, self.fraction)
+
+
+class Store(Protocol):
+    """Holds the pixels of a split."""
+
+    @property
+    def crops(self) -> bool:
+        """Whether ``fetch`` returns the crops, or whole images that are still to be cropped."""
+        ...
+
+    @property
+    def reduces(self) -> bool:
+        """Whether large JPEGs are decoded at less than their size, as far as their crops allow."""
+        ...
+
+    def aspects(self, index: Positions) -> Floats:
+        """Width / height of the images. Meaningful only where ``fetch`` does not crop."""
+        ...
+
+    def fetch(self, cropping: Cropping, plan: Sequence[Rows]) -> Iterator[Tensor]:
+        """For each batch of the plan its pixels on the device: B x H x W x C, uint8."""
+        ...
+
+
+@dataclass(frozen=True)
+class MemoryStore:
+    """All images decoded, squeezed to one size: boxes are shares of the image, so nothing is lost but resolution."""
+
+    pixels: Tensor  # N x H x W x C, uint8, on the device
+    widths_by_heights: Floats  # N
+    crops: bool = False
+    reduces: bool = False
+
+    def aspects(self, index: Positions) -> Floats:
+        return self.widths_by_heights[index]
+
+    def fetch(self, cropping: Cropping, plan: Sequence[Rows]) -> Iterator[Tensor]:
+        for rows in plan:
+            yield self.pixels[torch.from_numpy(rows.index).to(self.pixels.device)]
+
+
+class StreamStore:
+    """Images decoded, cropped and resized when they are asked for, in ``workers`` processes."""
+
+    crops = True
+
+    def __init__(self, images: Images, size: int, workers: int, runtime: Runtime) -> None:
+        self._plan: list[list[tuple[Cropping, int, int]]] = []
+        self.reduces = not isinstance(images, ArrayImages)
+        self._upload = Upload(runtime.device)
+        self._loader = _loader(_Crops(images, size), self._plan, workers, runtime)
+
+    def aspects(self, index: Positions) -> Floats:
+        return np.ones(len(index))
+
+    def fetch(self, cropping: Cropping, plan: Sequence[Rows]) -> Iterator[Tensor]:
+        self._plan[:] = [
+            [(cropping, int(view), int(position)) for view, position in zip(rows.view, rows.index, strict=True)]
+            for rows in plan
+        ]
+        for item in self._loader:
+            yield self._upload(_unwrap(item))
+
+
+class _Crops(Dataset["Tensor | UserError"]):
+    def __init__(self, images: Images, size: int) -> None:
+        self.images = images
+        self.size = size
+
+    def __getitem__(self, request: tuple[Cropping, int, int]) -> Tensor | UserError:
+        cropping, view, position = request
+        row = Rows(np.array([view]), np.array([position]))
+
+        @functools.cache  # of an image that keeps its size it is asked twice
+        def box(width: int, height: int) -> Floats:
+            share: Floats = cropping.boxes(row, np.array([width / height]))[0]
+            return share
+
+        def least(width: int, height: int) -> tuple[int, int]:
+            """A crop is never enlarged for having been decoded smaller; one pixel more, as its edges are rounded."""
+            _, _, wide, high = box(width, height)
+            return math.ceil((self.size + 1) / wide), math.ceil((self.size + 1) / high)
+
+        try:
+            pixels = self.images.read(position, least)
+        except UserError as error:
+            return error
+        height, width = pixels.shape[:2]
+        return cut(torch.from_numpy(pixels), box(width, height), self.size)
+
+
+class _Squeezed(Dataset["Tensor | UserError"]):
+    """Whole images resized to side x side, the aspect ratio kept apart as two trailing float32 in bytes."""
+
+    def __init__(self, images: Images, side: int) -> None:
+        self.images = images
+        self.side = side
+
+    def __getitem__(self, position: int) -> Tensor | UserError:
+        try:
+            pixels = self.images.read(position)
+        except UserError as error:
+            return error
+        squeezed = image_ops.resize(torch.from_numpy(pixels).permute(2, 0, 1), [self.side, self.side], antialias=True)
+        aspect = torch.tensor([pixels.shape[1] / pixels.shape[0]], dtype=torch.float64)
+        return torch.cat([squeezed.permute(1, 2, 0).reshape(-1), aspect.view(torch.uint8)])
+
+
+def _stack(items: list[Tensor | UserError]) -> Tensor | UserError:
+    """Collate: a broken image travels as its error, since a worker's exception arrives as a page of traceback."""
+    tensors = [item for item in items if isinstance(item, Tensor)]
+    if len(tensors) < len(items):
+        return next(item for item in items if isinstance(item, UserError))
+    return torch.stack(tensors)
+
+
+def _unwrap(item: Tensor | UserError) -> Tensor:
+    if isinstance(item, UserError):
+        # A fresh one: a local variable that is raised refers to itself through its traceback. The garbage collector,
+        # unlike the end of the last reference, closes the queues first, and the workers never hear that they may go.
+        raise UserError(str(item))
+    return item
+
+
+def _spare_from_signals(closing: Event, _worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; only the main process may act on them, after saving.
+
+    At exit, multiprocessing ends its workers by SIGTERM and waits for them: from then on it must be obeyed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.is_set() else None)
+
+
+def _loader(
+    dataset: Dataset[Tensor | UserError], plan: Sequence[object], workers: int, runtime: Runtime
+) -> DataLoader[Tensor | UserError]:
+    closing = multiprocessing.Event()
+    if workers:
+        atexit.register(closing.set)  # runs before multiprocessing's own, which was registered earlier
+    return DataLoader(
+        dataset,
+        batch_sampler=plan,  # type: ignore[arg-type]  # any iterable of lists of requests
+        num_workers=workers,
+        collate_fn=_stack,
+        pin_memory=runtime.device.type == "cuda",
+        timeout=WORKER_TIMEOUT_SECONDS if workers else 0,
+        worker_init_fn=functools.partial(_spare_from_signals, closing),
+        persistent_workers=workers > 0,
+    )
+
+
+def open_store(images: Images, config: DatasetConfig, workers: int, runtime: Runtime, memory_bytes: float) -> Store:
+    """Decode ``images`` into memory when they take at most ``memory_bytes``, else prepare to stream them."""
+    stored = round(config.image_size * STORED_MARGIN)
+    if isinstance(images, ArrayImages):
+        height, width = images.pixels.shape[1:3]
+        if images.pixels.nbytes <= memory_bytes and max(height, width) <= stored:
+            pixels = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(runtime.device)
+            return MemoryStore(pixels, np.full(len(images), width / height))
+    if len(images) * stored**2 * config.channels > memory_bytes:
+        return StreamStore(images, config.image_size, workers, runtime)
+    plan = [list(range(start, min(start + 64, len(images)))) for start in range(0, len(images), 64)]
+    rows = torch.cat([_unwrap(item) for item in _loader(_Squeezed(images, stored), plan, workers, runtime)])
+    aspects = rows[:, -8:].contiguous().view(torch.float64)[:, 0].numpy()
+    pixels = rows[:, :-8].reshape(-1, stored, stored, config.channels)
+    return MemoryStore(pixels.to(runtime.device), aspects)
