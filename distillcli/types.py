@@ -71,6 +71,18 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What a model is built for: how many ``classes`` (0: it has no classifier), and the images it is shown.
+
+    ``image_size``: side of the views in pixels. ``channels``: of the images.
+    """
+
+    classes: int
+    image_size: int
+    channels: int = 3
+
+
+@dataclass(frozen=True)
 class Spec:
     """What is known of a model before it sees data.
 

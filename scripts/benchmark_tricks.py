@@ -27,6 +27,7 @@ from distillcli.models.pointwise import use_linear
 from distillcli.runtime import Runtime, autocast
 from distillcli.sources.decode import decode_bytes
 from distillcli.sources.source import Least
+from distillcli.types import Inputs
 from distillcli.views.store import Cropping, Rows, StreamStore
 
 CPU, SIZE, BATCH, TURNS = torch.device("cpu"), 32, 64, 7
@@ -36,7 +37,7 @@ CROPS = 8
 
 
 def model(name: str, linear: bool) -> Backbone:
-    backbone = build(ModelConfig(name), 10, SIZE, "model").to(memory_format=torch.channels_last)
+    backbone = build(ModelConfig(name), Inputs(10, SIZE), "model").to(memory_format=torch.channels_last)
     if linear:
         use_linear(backbone)
     return backbone

@@ -21,6 +21,7 @@ from distillcli.runtime import Runtime
 from distillcli.sources.open import open_source
 from distillcli.sources.source import EncodedImages, Source, Split
 from distillcli.views.loader import open_data
+from distillcli.views.showing import Showing
 
 
 def opened(root: Path, name: str = "archive", **options: Any) -> Source:
@@ -101,7 +102,10 @@ def test_loader_processes_read_the_right_images(tmp_path: Path, workers: int) ->
     )
     source = open_source(config)
     loader = open_data(source, config, workers, Runtime(torch.device("cpu"))).train
-    for batch in [*loader.plain(), *(part for parts in loader.epoch(AugmentConfig(), 0, 1, 4) for part in parts)]:
+    for batch in [
+        *loader.plain(),
+        *(part for parts in Showing(loader, AugmentConfig(), 0, 4).epoch(1) for part in parts),
+    ]:
         expected = [source.train.images.read(position)[0, 0, 0] / 255 for position in batch.index.tolist()]
         np.testing.assert_allclose(batch.images.mean((1, 2, 3)), expected, atol=1e-3)
 

@@ -12,8 +12,10 @@ from tiny import CPU, open_tiny, tiny
 from distillcli.cli import run
 from distillcli.commands import bench
 from distillcli.commands.completion import candidates
-from distillcli.distillation.bench import PARTS, peak_flops, profile
+from distillcli.distillation.bench import peak_flops, profile
+from distillcli.distillation.plan import make_plan
 from distillcli.report.bench import Profile, grid, suggestion, summary
+from distillcli.training.step import PARTS
 
 EVEN = Profile(
     batch_size=64,
@@ -70,7 +72,8 @@ def test_a_profile_has_every_part_and_no_teacher_where_there_is_none(
 ) -> None:
     monkeypatch.setattr("distillcli.distillation.bench.STEPS", 3)
     config = tiny(f"distill={objective}", "trainer.accumulate=2")
-    found = profile(config, open_tiny(config), CPU)
+    data = open_tiny(config)
+    found = profile(make_plan(config, data.source), data, CPU)
     assert tuple(found.milliseconds) == PARTS
     assert all(found.milliseconds[part] > 0 for part in PARTS if part != "teacher")
     assert (found.teacher_share is None) == (found.teacher_precision is None) == (objective == "none")

@@ -11,7 +11,7 @@ import torch
 
 from distillcli.config.job import Job
 from distillcli.config.schema import ModelConfig
-from distillcli.distillation.assistants import assistant_recipes, assistants_of
+from distillcli.distillation.recipes import assistant_recipes, assistants_of
 from distillcli.distillation.reopening import reopen_model, reopen_teacher
 from distillcli.distillation.whole import distill
 from distillcli.errors import Interrupted, UserError
@@ -21,7 +21,7 @@ from distillcli.sources.open import open_source
 from distillcli.terms.base import Setting
 from distillcli.terms.objective import Objective
 from distillcli.training.learners import MutualLearning
-from distillcli.types import Batch, Output
+from distillcli.types import Batch, Inputs, Output
 from tests.tiny import CPU, Watch, digest, last, tiny
 
 SHORT = ("trainer.epochs=2", "teacher.fit.epochs=1", "dataset.samples=32", "trainer.batch_size=16")
@@ -116,7 +116,7 @@ def pair(first: int, second: int) -> tuple[Backbone, Backbone, Objective]:
     models = []
     for seed in (first, second):
         seed_everything("peer", seed)
-        models.append(build(ModelConfig("test_resnet"), 5, 32, "student").eval())
+        models.append(build(ModelConfig("test_resnet"), Inputs(5, 32), "student").eval())
     config = tiny("distill=kd", "distill.alpha=null").distill
     objective = Objective(config, Setting(models[0].spec, models[1].spec, np.zeros(6, np.int64), 2))
     return models[0], models[1], objective

@@ -16,16 +16,17 @@ from tiny import CPU, last, tiny
 
 from distillcli import cli
 from distillcli.config.schema import AugmentConfig, DatasetConfig, ModelConfig
-from distillcli.distillation.assistants import describe_assistants
+from distillcli.distillation.kinds import KINDS
 from distillcli.errors import UserError
+from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import build, describe
-from distillcli.models.weights import export, load_into, read_weights
+from distillcli.models.weights import load_into, read_weights
 from distillcli.runs.folder import read_result
 from distillcli.sources.channels import with_channels
 from distillcli.sources.decode import decode, luma
 from distillcli.sources.open import open_source
 from distillcli.sources.source import ArrayImages, Images
-from distillcli.teachers.frozen import describe_teacher
+from distillcli.types import Inputs
 from distillcli.views.loader import Loader
 from distillcli.views.store import MemoryStore, Rows, StreamStore, open_store
 
@@ -166,7 +167,7 @@ def test_memory_and_stream_hold_all_channels(memory_bytes: float, kind: type) ->
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 @torch.no_grad()
 def test_a_model_normalises_and_is_exported_with_its_channels(name: str, channels: int, tmp_path: Path) -> None:
-    backbone = build(ModelConfig(name), 4, 32, "student", channels).eval()
+    backbone = build(ModelConfig(name), Inputs(4, 32, channels), "student").eval()
     settings = timm.get_pretrained_cfg(name)
     assert settings is not None
     for buffer, values in ((backbone.mean, settings.mean), (backbone.std, settings.std)):
@@ -178,24 +179,25 @@ def test_a_model_normalises_and_is_exported_with_its_channels(name: str, channel
     assert len(exported.pretrained_cfg["mean"]) == channels
     images = torch.rand(2, channels, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(exported(images), backbone.net(images))
-    again = build(ModelConfig(f"local-dir:{tmp_path}"), 4, 32, "student", channels).eval()
+    again = build(ModelConfig(f"local-dir:{tmp_path}"), Inputs(4, 32, channels), "student").eval()
     load_into(again, read_weights(str(tmp_path)), "student")
     torch.testing.assert_close(again(images).logits, backbone(images).logits, rtol=0, atol=1e-6)
 
 
 def test_weights_of_other_channels_are_refused_with_the_key(tmp_path: Path) -> None:
-    export(build(ModelConfig("test_resnet"), 4, 32, "student", 1), tmp_path, ("a", "b", "c", "d"), 1.0)
+    export(build(ModelConfig("test_resnet"), Inputs(4, 32, 1), "student"), tmp_path, ("a", "b", "c", "d"), 1.0)
     with pytest.raises(UserError, match=r"1 of \d+ tensors differ, .* dataset\.channels to its channels"):
-        load_into(build(ModelConfig("test_resnet"), 4, 32, "student"), read_weights(str(tmp_path)), "student")
+        load_into(build(ModelConfig("test_resnet"), Inputs(4, 32), "student"), read_weights(str(tmp_path)), "student")
 
 
 def test_whoever_is_described_sees_the_channels_of_the_data() -> None:
-    gray, rgb = (describe(ModelConfig("resnet18"), 10, 32, "student", channels) for channels in (1, 3))
+    gray, rgb = (describe(ModelConfig("resnet18"), Inputs(10, 32, channels), "student") for channels in (1, 3))
     assert rgb.params - gray.params == 2 * 7 * 7 * 64
     assert rgb.macs - gray.macs == 2 * 7 * 7 * 64 * 16 * 16
     config = tiny("dataset.channels=1", "generations=2", "teacher=ensemble")
-    specs = [describe_teacher(config, 4), describe_teacher(tiny("dataset.channels=1"), 4)]
-    assert [spec.channels for spec in (*specs, *describe_assistants(config, 4))] == [1, 1, 1]
+    gray = Inputs(4, 32, 1)
+    student = describe(config.student, gray, "student")
+    assert [spec.channels for spec in KINDS["fixed"].describe(config, student, gray)] == [1, 1]
 
 
 # --- commands -----------------------------------------------------------------------------------------------------

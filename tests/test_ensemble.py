@@ -16,7 +16,7 @@ from distillcli.models.ensemble import Ensemble
 from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import describe_teacher
 from distillcli.terms.objective import Objective
-from distillcli.types import LOGITS_ONLY
+from distillcli.types import LOGITS_ONLY, Inputs
 from tests.tiny import Watch, open_tiny, setting, tiny
 
 MEMBERS = "teacher.members=[{name: test_resnet},{name: test_resnet, seed: 5},{name: test_vit, weight: 2.0}]"
@@ -26,7 +26,7 @@ def backbones() -> list[Backbone]:
     found = []
     for seed, name in enumerate(("test_resnet", "test_resnet", "test_vit")):
         seed_everything("member", seed)
-        found.append(build(ModelConfig(name), 5, 32, "teacher").eval())
+        found.append(build(ModelConfig(name), Inputs(5, 32), "teacher").eval())
     return found
 
 

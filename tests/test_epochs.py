@@ -14,6 +14,7 @@ from distillcli.config.schema import AugmentConfig
 from distillcli.errors import UserError
 from distillcli.sources.draws import permutation
 from distillcli.views.epochs import most_shown, occurrence, order, side
+from distillcli.views.showing import Showing
 from tests.conftest import Distill
 from tests.test_cache import batches, cached
 from tests.test_loader import array_images, loader
@@ -63,8 +64,9 @@ def test_no_two_epochs_share_a_view_and_steps_stay(balanced: bool, repeats: int)
     recipe, met = AugmentConfig(name="test", repeats=repeats, flip=0.5, rotate=20.0), Counter[tuple[int, int]]()
     images = dict[tuple[int, int], torch.Tensor]()
     for epoch in (1, 2, 3):
-        steps = list(source.epoch(recipe, 7, epoch, 12))
-        assert len(steps) == source.steps_per_epoch(12) == 4
+        shown = Showing(source, recipe, 7, 12)
+        steps = list(shown.epoch(epoch))
+        assert len(steps) == shown.steps_per_epoch == 4
         for (batch,) in steps:
             assert isinstance(batch.view, torch.Tensor)
             rows = list(zip(batch.view.tolist(), batch.index.tolist(), strict=True))

@@ -31,7 +31,7 @@ from distillcli.terms.feature import (
 from distillcli.terms.objective import Objective, parse_options
 from distillcli.terms.stages import AdapterNorm, stage_pairs, unit
 from distillcli.training.learners import Distillation
-from distillcli.types import Batch, Output, Spec
+from distillcli.types import Batch, Inputs, Output, Spec
 from tests.tiny import setting
 
 Array = NDArray[np.float64]
@@ -602,7 +602,7 @@ def test_training_on_the_term_alone_lowers_it(name: str) -> None:
 
 def backbone(name: str, size: int) -> Any:
     seed_everything(0, name)
-    return build(ModelConfig(name=name), 5, size, "student")
+    return build(ModelConfig(name=name), Inputs(5, size), "student")
 
 
 @pytest.mark.parametrize("size", [32, 64])

@@ -17,6 +17,7 @@ from distillcli.distillation.recipes import control_recipe, teacher_recipe
 from distillcli.distillation.teaching import find_teacher
 from distillcli.errors import Interrupted, UserError
 from distillcli.runs.folder import locked, read_result
+from distillcli.teachers.frozen import members_of
 from distillcli.types import LOGITS_ONLY
 
 
@@ -25,11 +26,11 @@ def config_in(folder: Path, *overrides: str) -> TrainConfig:
 
 
 def control(config: TrainConfig, watch: Watch | None = None) -> Path:
-    return fit_once(control_recipe(config), "control", open_tiny(config), (watch or Watch()).session)
+    return fit_once(control_recipe(config), open_tiny(config), (watch or Watch()).session)
 
 
 def teacher(config: TrainConfig, watch: Watch | None = None) -> Path:
-    return fit_once(teacher_recipe(config, CPU), "teacher", open_tiny(config), (watch or Watch()).session)
+    return fit_once(teacher_recipe(members_of(config)[0], CPU.device), open_tiny(config), (watch or Watch()).session)
 
 
 @pytest.fixture(scope="module")

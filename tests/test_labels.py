@@ -22,20 +22,23 @@ from distillcli.distillation.students import new_backbone
 from distillcli.distillation.teaching import find_teacher
 from distillcli.distillation.whole import distill
 from distillcli.errors import UserError
+from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import build, describe
-from distillcli.models.weights import export, read_weights
+from distillcli.models.weights import read_weights
 from distillcli.runs.folder import read_metrics
 from distillcli.runtime import seed_everything
 from distillcli.sources.labels import keep_labels
 from distillcli.sources.open import open_source
 from distillcli.sources.source import Source
-from distillcli.teachers.frozen import describe_teacher, open_teacher, with_classes
+from distillcli.teachers.frozen import describe_teacher, members_of, open_teacher, with_classes
 from distillcli.terms import TERMS
 from distillcli.terms.logit import cross_entropy
 from distillcli.terms.objective import Objective, check_labels, trains_head
 from distillcli.training.engine import fit
+from distillcli.training.fit import Fit
 from distillcli.training.state import merit
-from distillcli.types import LOGITS_ONLY, Taps
+from distillcli.types import LOGITS_ONLY, Inputs, Taps
+from distillcli.views.showing import Showing
 
 
 def digits(share: float, seed: int = 0) -> Source:
@@ -142,8 +145,9 @@ def test_labelled_images_come_as_often_as_it_takes() -> None:
     config = tiny("dataset.labelled=0.4")  # 24 of 64 images
     data = open_tiny(config)
     some = data.train.labelled()
-    assert some.steps_per_epoch(8) == data.train.steps_per_epoch(8) == 8
-    epochs = [[parts[0] for parts in some.epoch(config.augment, 0, epoch, 8)] for epoch in (1, 2, 3)]
+    shown = Showing(some, config.augment, 0, 8)
+    assert shown.steps_per_epoch == Showing(data.train, config.augment, 0, 8).steps_per_epoch == 8
+    epochs = [[parts[0] for parts in shown.epoch(epoch)] for epoch in (1, 2, 3)]
     assert [len(epoch) for epoch in epochs] == [8, 8, 8]
     batches = [batch for epoch in epochs for batch in epoch]
     assert all((batch.targets >= 0).all() for batch in batches)
@@ -155,13 +159,13 @@ def test_labelled_images_come_as_often_as_it_takes() -> None:
     for view in range(1, 9):
         seen = [int(position) for batch in batches if batch.view[0] == view for position in batch.index]
         assert sorted(seen) == sorted(labelled)
-    again = [parts[0] for parts in some.epoch(config.augment, 0, 2, 8, first_step=5)]
+    again = [parts[0] for parts in shown.epoch(2, first_step=5)]
     assert all(torch.equal(one.images, two.images) for one, two in zip(again, epochs[1][5:], strict=True))
 
 
 def test_with_all_labels_nothing_changes() -> None:
     data = open_tiny(tiny())
-    one, two = (list(loader.epoch(tiny().augment, 0, 2, 16)) for loader in (data.train, data.train.labelled()))
+    one, two = (list(Showing(loader, tiny().augment, 0, 16).epoch(2)) for loader in (data.train, data.train.labelled()))
     assert all(torch.equal(a[0].images, b[0].images) for a, b in zip(one, two, strict=True))
 
 
@@ -171,7 +175,7 @@ def test_the_control_sees_labelled_images_alone_and_the_student_all(tmp_path: Pa
     for role, overrides in {"student": (), "control": ("distill=none",)}.items():
         config, watch = tiny("dataset.labelled=0.25", *overrides), Watch()
         data = open_tiny(config)
-        student = new_backbone(config, config.student, data, role)
+        student = new_backbone(config, data, "student")
         teacher_spec = student.spec if role == "student" else None
         objective = Objective(config.distill, setting(student.spec, teacher_spec))
         objective.register_forward_pre_hook(
@@ -180,7 +184,7 @@ def test_the_control_sees_labelled_images_alone_and_the_student_all(tmp_path: Pa
         teacher = some_teacher(config, objective, 4) if teacher_spec else None
         folder = tmp_path / role
         folder.mkdir()
-        fit(config, data, student, objective, teacher, folder, "recipe", role, watch.session)
+        fit(Fit(config, data, student, objective, folder, "recipe", role, teacher), watch.session)
         assert watch.steps == 2 * STEPS
     assert shown["student"].count(-1) == 2 * 48
     assert len(shown["control"]) == len(shown["student"]) == 2 * 64
@@ -201,7 +205,7 @@ def test_without_labels_no_teacher_is_fitted(tmp_path: Path) -> None:
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a teacher, fitted where there were labels."""
     config = tiny(f"runs={tmp_path_factory.mktemp('runs')}", "teacher.fit.epochs=3")
-    return fit_once(teacher_recipe(config, CPU), "teacher", open_tiny(config), Watch().session)
+    return fit_once(teacher_recipe(members_of(config)[0], CPU.device), open_tiny(config), Watch().session)
 
 
 def without_labels(source: Source, *parts: str) -> Source:
@@ -284,7 +288,7 @@ def test_a_teacher_without_head_says_what_the_classifier_says_before_its_head(na
     classes = tuple("abcd")
     size = config.dataset.image_size
     seed_everything(0)
-    whole = build(ModelConfig(name), 4, size, "teacher").eval()
+    whole = build(ModelConfig(name), Inputs(4, size), "teacher").eval()
     export(whole, tmp_path / "m", classes, 1.0)
     headless = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, head=False))
     taps = Taps((-1,), embedding=True)
@@ -303,7 +307,7 @@ def test_a_teacher_without_head_says_what_the_classifier_says_before_its_head(na
 
 def test_terms_of_logits_are_refused_without_a_head() -> None:
     config = tiny("teacher.head=false", "teacher.checkpoint=.")
-    student = describe(config.student, 4, 32, "student")
+    student = describe(config.student, Inputs(4, 32), "student")
     teacher = describe_teacher(config, 4)
     for name, term in TERMS.items():
         distill_config = DistillConfig(name="x", alpha=None, terms={name: {}})

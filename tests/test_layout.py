@@ -13,10 +13,11 @@ from distillcli.config.schema import TrainConfig
 from distillcli.models import memory_layout as layout
 from distillcli.models.memory_layout import settle_layout
 from distillcli.runs.folder import read_result
+from distillcli.types import Inputs
 
 
 def settled(config: TrainConfig) -> bool | None:
-    return settle_layout(config, 4, CPU).trainer.channels_last
+    return settle_layout(config, Inputs(4, config.dataset.image_size), CPU).trainer.channels_last
 
 
 def remember(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[str]:
@@ -73,6 +74,6 @@ def test_a_run_records_the_measured_layout_and_resumes_in_it(tmp_path: Path, mon
 
 
 def test_a_trial_times_both_layouts(tmp_path: Path) -> None:
-    seconds = layout.measure_layouts(tiny(f"runs={tmp_path}"), 4, CPU)
+    seconds = layout.measure_layouts(tiny(f"runs={tmp_path}"), Inputs(4, 32), CPU)
     assert set(seconds) == {"channels_last", "contiguous"}
     assert min(seconds.values()) > 0

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from distillcli.config.schema import ModelConfig
-from distillcli.distillation.plan import family_warnings, start_warnings
+from distillcli.distillation.advice import family_warnings, start_warnings
 from distillcli.models.backbone import describe
+from distillcli.types import Inputs
 from tests.conftest import Distill
 
 
 @pytest.mark.parametrize("term", ["at", "nst", "fsp", "hint"])
 def test_maps_of_two_families_are_warned_of_whichever_teaches(term: str) -> None:
-    plain, pyramid = (describe(ModelConfig(name), 4, 32, "student") for name in ("test_vit", "test_resnet"))
+    plain, pyramid = (describe(ModelConfig(name), Inputs(4, 32), "student") for name in ("test_vit", "test_resnet"))
     for student, teacher in ((pyramid, plain), (plain, pyramid)):
         (warning,) = family_warnings(["ce", term], student, teacher)
         assert warning.startswith(f"distill.terms.{term}: {teacher.name} and {student.name}")

@@ -26,6 +26,7 @@ from distillcli.runs.folder import read_metrics
 from distillcli.runtime import Runtime, any_rank, from_main, start
 from distillcli.terms.objective import Objective
 from distillcli.training.evaluation import evaluate
+from distillcli.types import Inputs
 
 SGD = ("optimizer=sgd", "optimizer.name=momentum", "optimizer.lr=0.05", "schedule=constant", "augment=none")
 VIT = ("student.name=test_vit", *SGD)
@@ -87,7 +88,7 @@ def test_two_ranks_take_the_steps_of_one(tmp_path: Path) -> None:
     for name, value in one["student"].items():
         torch.testing.assert_close(two["student"][name], value, rtol=1e-4, atol=1e-6)
     config = tiny(*VIT)
-    start = new_backbone(config, config.student, open_tiny(config), "student").net.state_dict()
+    start = new_backbone(config, open_tiny(config), "student").net.state_dict()
     assert not torch.allclose(start["head.weight"], one["student"]["head.weight"], rtol=1e-2)
     rows = [[row for row in read_metrics(tmp_path / name) if row["kind"] == "eval"] for name in ("one", "two")]
     assert [row["epoch"] for row in rows[1]] == [1, 2]
@@ -117,8 +118,8 @@ def test_evaluation_counts_every_image_once(samples: int, tmp_path: Path) -> Non
 
     def numbers(runtime: Runtime) -> dict[str, float]:
         data = open_tiny(config, runtime)
-        student = new_backbone(config, config.student, data, "student")
-        expert = describe(config.teacher, 4, config.dataset.image_size, "teacher")
+        student = new_backbone(config, data, "student")
+        expert = describe(config.teacher, Inputs(4, config.dataset.image_size), "teacher")
         objective = Objective(config.distill, setting(student.spec, expert))
         return evaluate(student, data.evaluation, runtime, teacher=some_teacher(config, objective, 4))
 

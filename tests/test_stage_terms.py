@@ -23,7 +23,7 @@ from distillcli.terms.cat_kd import class_map_distance
 from distillcli.terms.ft import factor_distance
 from distillcli.terms.objective import Objective, parse_options
 from distillcli.terms.ofd import partial_distance
-from distillcli.types import Batch, Output, Spec, Taps
+from distillcli.types import Batch, Inputs, Output, Spec, Taps
 from tests.tiny import STEPS, Watch, digest, last, setting, tiny, train
 
 Array = NDArray[np.float64]
@@ -321,7 +321,7 @@ def test_ofd_joins_a_convolutional_teacher_with_students_of_any_size(student: st
 @pytest.mark.parametrize("name", ["test_vit", "convnext_atto", "swin_tiny_patch4_window7_224"])
 def test_a_teacher_without_stages_before_an_activation_is_refused_in_one_line(name: str) -> None:
     said = rf"^distill\.terms\.ofd: stage -\d of {name} is not known before its activation.*ResNet$"
-    teacher = describe(ModelConfig(name), 5, 224, "teacher")
+    teacher = describe(ModelConfig(name), Inputs(5, 224), "teacher")
     with pytest.raises(UserError, match=said):
         Objective(DistillConfig("test", alpha=None, terms={"ofd": {}}), setting(STUDENT, teacher))
 
@@ -353,7 +353,7 @@ def test_normalised_class_maps_ignore_the_scale_of_each_class() -> None:
 
 def model(name: str, size: int = 64) -> Backbone:
     seed_everything(0)
-    return build(ModelConfig(name=name), 7, size, "student")
+    return build(ModelConfig(name=name), Inputs(7, size), "student")
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "resnet18", "regnetx_002", "test_efficientnet", "dla34"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,21 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillcli.config.schema import DistillConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from distillcli.config.schema import DistillConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from distillcli.errors import UserError
 from distillcli.models.backbone import build
-from distillcli.runtime import Runtime, seed_everything
-from distillcli.signals import Stop
+from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.terms import TERMS
 from distillcli.terms.feature import Hint
 from distillcli.terms.logit import cross_entropy, hard_label, kl_divergence
 from distillcli.terms.objective import Objective, labels_only, needs_teacher, parse_options
 from distillcli.terms.relation import RKD, angles, distances
-from distillcli.training.engine import Session, fit, train_step
 from distillcli.training.learners import Distillation
 from distillcli.training.optim import build_optimizer
-from distillcli.types import Batch, Output, Spec
+from distillcli.training.step import Update, train_step
+from distillcli.types import Batch, Inputs, Output, Spec
 from tests.tiny import setting
 
 CPU = torch.device("cpu")
@@ -657,7 +655,7 @@ def test_a_wrong_option_is_one_helpful_line(terms: dict[str, Any], said: list[st
 
 def backbone(name: str, size: int = 32) -> Any:
     seed_everything(0, name)
-    return build(ModelConfig(name=name), 5, size, "student")
+    return build(ModelConfig(name=name), Inputs(5, size), "student")
 
 
 def real_batch(count: int = 4, size: int = 32) -> Batch:
@@ -669,9 +667,8 @@ def sgd_step(
     model: Distillation, teacher: FrozenTeacher, parts: list[Batch], epoch: float = 0.0
 ) -> tuple[float, dict[str, float]]:
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    loss, values, _ = train_step(parts, teacher, model, optimizer, scaler, "fp32", None, epoch)
-    return loss.item(), {name: value.item() for name, value in values.items()}
+    result = train_step(parts, teacher, model, Update.of(optimizer, TrainerConfig(precision="fp32"), CPU), epoch)
+    return result.loss.item(), {name: value.item() for name, value in result.values.items()}
 
 
 @pytest.mark.parametrize(("student", "teacher"), [("test_resnet", "test_vit"), ("test_vit", "test_resnet")])
@@ -726,14 +723,6 @@ def test_two_micro_batches_take_the_step_of_one_batch_for_terms_of_single_sample
     assert sum(not torch.equal(moved[name], value) for name, value in whole[2].items()) > 50
     for name, value in whole[2].items():
         torch.testing.assert_close(halves[2][name], value, rtol=1e-4, atol=1e-6, msg=name)
-
-
-def test_accumulation_is_refused_for_terms_of_a_whole_batch(tmp_path: Path) -> None:
-    settings = TrainConfig(trainer=TrainerConfig(accumulate=2))
-    session = Session(Runtime(CPU), Stop(), "", None, print, print)  # type: ignore[arg-type]  # never reached
-    terms = objective({"ce": {}, "rkd": {}})
-    with pytest.raises(UserError, match=r"^trainer\.accumulate=2: rkd .*; use trainer\.accumulate=1$"):
-        fit(settings, None, backbone("test_vit"), terms, None, tmp_path, "", "", session)  # type: ignore[arg-type]
 
 
 def test_three_steps_leave_the_teacher_untouched_and_move_every_trained_part() -> None:

@@ -29,15 +29,15 @@ def run(arguments: list[str]) -> None:
     source = open_source(config.dataset)
 
     from distillcli.distillation.bench import profile
+    from distillcli.distillation.plan import make_plan
     from distillcli.models.memory_layout import settle_layout
     from distillcli.runtime import start
-    from distillcli.terms.objective import check_terms
     from distillcli.views.loader import open_data
 
-    check_terms(config.distill)
+    plan = make_plan(config, source)
     with start(config.trainer) as runtime:
-        config = settle_layout(config, len(source.classes), runtime)
-        found = profile(config, open_data(source, config.dataset, config.trainer.workers, runtime), runtime)
+        plan = plan.settled(settle_layout(config, plan.inputs, runtime))
+        found = profile(plan, open_data(plan.source, config.dataset, config.trainer.workers, runtime), runtime)
     if JSON_FLAG in arguments:
         say(json.dumps(as_json(found)))
         return

@@ -22,7 +22,7 @@ def run(config: EvalConfig, job: Job) -> None:
     trained = None if run_folder is None else read_config(run_folder)
     dataset = config.dataset if config.dataset is not None else None if trained is None else trained.dataset
     if dataset is None:
-        raise UserError(f"checkpoint={what}: no run folder is beside it to name the data; add dataset=NAME")
+        raise UserError(f"checkpoint={what}: no config.yaml next to it, so the dataset is unknown; add dataset=NAME")
     source = open_source(dataset)
 
     from distillcli.distillation.facts import measure
@@ -32,12 +32,12 @@ def run(config: EvalConfig, job: Job) -> None:
     from distillcli.views.loader import open_data
 
     with start(config.trainer) as runtime:
-        data = open_data(source, dataset, config.trainer.workers, runtime)
         trainer = config.trainer if trained is None else trained.trainer
         backbone = reopen_model(what, source, dataset, trainer.channels_last, runtime)
         teacher = None
         if trained is not None and run_folder is not None:
             teacher = reopen_teacher(run_folder, trained, with_classes(source, trained), runtime)
+        data = open_data(source, dataset, config.trainer.workers, runtime)
         numbers = measure(backbone, data, runtime, teacher=teacher)
         if not runtime.is_main:
             return

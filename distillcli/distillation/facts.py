@@ -10,49 +10,44 @@ from typing import Any
 import yaml
 
 from distillcli.config.schema import TrainConfig
+from distillcli.export.formats import export
 from distillcli.models.backbone import Backbone
 from distillcli.models.ensemble import Classifier
-from distillcli.models.weights import export
 from distillcli.runs.folder import environment, versions, write_json, write_text
 from distillcli.runtime import Runtime
 from distillcli.teachers.frozen import FrozenTeacher
-from distillcli.terms.objective import Objective
 from distillcli.training.checkpoint import read_checkpoint
-from distillcli.training.engine import Fitted
 from distillcli.training.evaluation import evaluate, evaluate_by_class, latency
+from distillcli.training.fit import Fit, Fitted
 from distillcli.views.loader import Data
 
+CHECKED_IMAGES = 4
 
-def describe_folder(folder: Path, config: TrainConfig, command: str, overrides: list[str], data: Data) -> None:
+
+def describe_folder(
+    folder: Path, config: TrainConfig, command: str, overrides: list[str], classes: tuple[str, ...]
+) -> None:
     """Write the files that say what the run is, before it starts."""
     write_text(folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
     write_text(folder / "command.txt", command + "\n")
     write_json(folder / "environment.json", environment(command, overrides))
-    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in data.source.classes))
+    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
 
 
-def export_student(backbone: Backbone, folder: Path, config: TrainConfig, data: Data) -> None:
-    """Write a trained model into ``folder`` in timm's format."""
-    export(backbone, folder, data.source.classes, config.dataset.crop_fraction)
+def export_student(backbone: Backbone, folder: Path, data: Data) -> None:
+    """Write a trained model into ``folder`` in timm's format, and check it on some validation images."""
+    images = next(data.val.plain()).images[:CHECKED_IMAGES]
+    export(backbone, folder, data.source.classes, data.val.config.crop_fraction, images)
 
 
-def run_facts(
-    config: TrainConfig,
-    data: Data,
-    fitted: Fitted,
-    folder: Path,
-    recipe: str,
-    objective: Objective,
-    runtime: Runtime,
-    teacher: FrozenTeacher | None = None,
-) -> dict[str, Any]:
+def run_facts(fit: Fit, fitted: Fitted, runtime: Runtime, teacher: FrozenTeacher | None = None) -> dict[str, Any]:
     """The part of ``result.json`` that student, teacher and control have in common."""
-    source = data.source
+    config, data, source = fit.config, fit.data, fit.data.source
     student = measure(fitted.backbone, data, runtime, teacher=teacher)
     best_numbers = student
     if fitted.best["epoch"] != fitted.last["epoch"]:
         best = copy.deepcopy(fitted.backbone)
-        content = read_checkpoint(folder / "checkpoints" / "best.pt")
+        content = read_checkpoint(fit.folder / "checkpoints" / "best.pt")
         best.net.load_state_dict(content["ema"] or content["student"])
         best_numbers = evaluate(best, data.evaluation, runtime, teacher=teacher)
     return {
@@ -67,7 +62,7 @@ def run_facts(
         "alpha": config.distill.alpha,
         "seed": config.seed,
         "channels_last": config.trainer.channels_last,
-        "objective": objective.words(),
+        "objective": fit.objective.words(),
         "dataset": {
             "name": source.name,
             "classes": len(source.classes),
@@ -78,7 +73,7 @@ def run_facts(
             "skipped": len(source.skipped),
         },
         "versions": versions(),
-        "fingerprints": {"data": source.fingerprint, "recipe": recipe},
+        "fingerprints": {"data": source.fingerprint, "recipe": fit.fingerprint},
     }
 
 
