@@ -11,6 +11,7 @@ import torch
 
 from distillcli.config.job import Job
 from distillcli.config.schema import ModelConfig
+from distillcli.distillation.plan import check_weights, make_plan
 from distillcli.distillation.recipes import assistant_recipes, assistants_of
 from distillcli.distillation.reopening import reopen_model, reopen_teacher
 from distillcli.distillation.whole import distill
@@ -33,7 +34,9 @@ def run(folder: Path, *overrides: str, watch: Watch | None = None) -> tuple[dict
     config = tiny(f"runs={folder.parent / 'runs'}", *SHORT, *overrides)
     folder.mkdir(exist_ok=True)
     job = Job(overrides, "distill train", None, None)
-    return distill(config, job, open_source(config.dataset), folder, watch.session), watch
+    plan = make_plan(config, open_source(config.dataset))
+    check_weights(plan)
+    return distill(plan, job, folder, watch.session), watch
 
 
 # --- handed down -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from distillcli.config.compose import compose
 from distillcli.config.job import Job
 from distillcli.config.schema import DatasetConfig, DistillConfig, ModelConfig
 from distillcli.distillation.fits import fit_once
+from distillcli.distillation.plan import check_weights, make_plan
 from distillcli.distillation.recipes import teacher_recipe
 from distillcli.distillation.reopening import reopen_model
 from distillcli.distillation.students import new_backbone
@@ -223,7 +224,9 @@ def distilled(folder: Path, source: Source, *overrides: str) -> tuple[dict[str, 
     folder.mkdir()
     config = tiny(f"runs={folder}", *overrides)
     job = Job((), "distill train", None, None)
-    return distill(config, job, source, folder, watch.session), watch
+    plan = make_plan(config, source)
+    check_weights(plan)
+    return distill(plan, job, folder, watch.session), watch
 
 
 def test_a_student_learns_where_nothing_is_labelled(fitted: Path, tmp_path: Path) -> None:
