@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import json
 import os
@@ -20,19 +21,12 @@ from PIL import Image
 
 from distillcli.report import console
 from distillcli.report.curves import draw_curves
-from distillcli.report.format import (
-    DASH,
-    best_sentence,
-    clean,
-    count,
-    gap_sentence,
-    load_line,
-    lost_classes_grid,
-    number,
-    seconds,
-    size_words,
-)
+from distillcli.report.format import DASH, clean, count, seconds, size_words
+from distillcli.report.grids import lost_classes_grid
 from distillcli.report.markdown import escaped, fenced, write_report
+from distillcli.report.sections import load_expression
+from distillcli.report.sentences import best_sentence, gap_sentence
+from distillcli.runs.result import Measured, Result, from_json
 
 EVIL = [
     "[bold]x[/bold]",
@@ -143,13 +137,6 @@ def test_sizes_are_compared_in_the_direction_that_is_true() -> None:
     assert size_words(1e6, 1e6, 0, 0) == "same size"
 
 
-@pytest.mark.parametrize("value", [None, "93.5", True, float("nan"), float("inf"), [1]])
-def test_what_is_not_a_finite_number_is_missing(value: Any) -> None:
-    assert number({"student": {"top1": value}}, "student", "top1") is None
-    assert number({"student": None}, "student", "top1") is None
-    assert number({}, "student", "top1") is None
-
-
 def test_clean_text_has_no_control_characters() -> None:
     hostile = "".join(map(chr, range(0x2100))) + "\ud800\u2028\u202e\u2066"
     assert not {unicodedata.category(char) for char in clean(hostile)} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -161,12 +148,18 @@ def test_clean_text_has_no_control_characters() -> None:
     ("student", "teacher", "control", "words"),
     [
         (93.5, 96.0, 91.0, "closed 50 % of the gap"),
-        (90.0, 96.0, 91.0, "1.0 points below the same student without teacher: distillation did not help"),
+        (
+            90.0,
+            96.0,
+            91.0,
+            "below the control (the same student trained without a teacher): distillation did not help",
+        ),
         (91.0, 96.0, 91.0, "none of the gap"),
-        (97.0, 96.0, 91.0, "1.0 points above the teacher and 6.0 points above the same student"),
-        (92.0, 91.0, 91.0, "there is no gap to close. The distilled student is 1.0 points above"),
-        (90.0, 89.0, 91.0, "there is no gap to close. The distilled student is 1.0 points below"),
+        (97.0, 96.0, 91.0, "1.0 points above the teacher and 6.0 points above the control"),
+        (92.0, 91.0, 91.0, "there is no gap to close. The student is 1.0 points above"),
+        (90.0, 89.0, 91.0, "there is no gap to close. The student is 1.0 points below"),
         (93.5, 96.0, None, "There is no control"),
+        (96.0, 96.0, None, "The student is as accurate as the teacher"),
         (93.5, None, None, "There is no control"),
         (93.5, None, 91.0, "the teacher was not measured"),
         (None, 96.0, 91.0, "not measured"),
@@ -175,22 +168,22 @@ def test_clean_text_has_no_control_characters() -> None:
 def test_the_gap_is_told_honestly(
     student: float | None, teacher: float | None, control: float | None, words: str
 ) -> None:
-    said = gap_sentence(make_result(student, teacher, control))
+    said = gap_sentence(from_json(make_result(student, teacher, control)))
     assert words in said
     assert ("closed 50 %" in said) == (words.startswith("closed"))
 
 
 def test_a_best_epoch_chosen_on_the_reported_data_says_so() -> None:
-    result = make_result()
+    result = from_json(make_result())
     assert "chosen on val (94.5 % there): epoch 9 of 10, top-1 93.7 % on test" in best_sentence(result)
     assert "optimistic" not in best_sentence(result)
-    result["evaluated_on"] = "val"
-    assert "chosen on the data it is reported on" in best_sentence(result)
+    on_val = dataclasses.replace(result, evaluated_on="val")
+    assert "chosen on the data it is reported on" in best_sentence(on_val)
 
 
 def test_the_line_that_loads_the_student_is_python_for_any_path() -> None:
     for name in ["runs/a b", "it's", 'quo"te', "new\nline", "émile"]:
-        line = load_line(Path(name))
+        line = load_expression(Path(name))
         assert "\n" not in line
         found = eval(line, {"timm": type("Timm", (), {"create_model": staticmethod(lambda path, pretrained: path)})})
         assert found == f"local-dir:{name}/student"
@@ -202,7 +195,7 @@ def test_the_line_that_loads_the_student_is_python_for_any_path() -> None:
 def test_closing_table_holds_every_number_at_any_width(
     tmp_path: Path, width: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    console.closing_table(make_result(), write_run(tmp_path / "run", None))
+    console.closing_table(from_json(make_result()), write_run(tmp_path / "run", None))
     out = capsys.readouterr().out
     for words in [
         "93.5",
@@ -214,18 +207,17 @@ def test_closing_table_holds_every_number_at_any_width(
         "23.5 M",
         "57.0 M",
         "4.2",
-        "student distilled",
+        "control (no teacher)",
         "agreement",
     ]:
         assert words in out
-    assert f"  {load_line(tmp_path / 'run')}\n" in out  # in one piece, for copying
+    assert f"  student = {load_expression(tmp_path / 'run')}\n" in out  # in one piece, for copying
     assert all(len(line) <= width for line in out.splitlines() if "local-dir" not in line)
 
 
 @pytest.mark.parametrize("status", ["failed", "interrupted"])
 def test_a_run_that_did_not_finish_is_marked(status: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result: dict[str, Any] = {"status": status, "error": "the loss is [not] finite", "student": None, "role": "student"}
-    console.closing_table(result, tmp_path)
+    console.closing_table(Result(status=status, error="the loss is [not] finite", role="student"), tmp_path)
     out = capsys.readouterr().out
     assert "incomplete" in out
     assert ("the loss is [not] finite" in out) == (status == "failed")
@@ -233,11 +225,9 @@ def test_a_run_that_did_not_finish_is_marked(status: str, tmp_path: Path, capsys
 
 
 def test_missing_numbers_are_dashes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    result = make_result()
-    result["student"] = dict.fromkeys(result["student"])
-    console.closing_table(result, tmp_path)
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("student distilled"))
-    assert row.split()[2:] == [DASH] * 6
+    console.closing_table(dataclasses.replace(from_json(make_result()), student=Measured()), tmp_path)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("student "))
+    assert row.split()[1:] == [DASH] * 6
 
 
 @pytest.mark.parametrize("evil", EVIL)
@@ -248,9 +238,10 @@ def test_user_text_reaches_the_terminal_as_text(evil: str, tmp_path: Path, capsy
     console.warn(evil)
     result = make_result()
     result["student"]["model"] = result["dataset"]["name"] = evil
-    console.closing_table(result, tmp_path)
-    console.evaluation_table([result["student"]])
-    console.evaluation_table([{**result["student"], "name": evil}, result["student"]])
+    typed = from_json(result)
+    assert typed.student is not None
+    console.closing_table(typed, tmp_path)
+    console.evaluation_table([(evil, typed.student), ("b", typed.student)])
     out, err = capsys.readouterr()
     assert clean(evil) in out
     assert clean(evil) in err
@@ -350,7 +341,9 @@ def test_a_terminal_without_unicode_gets_plain_letters() -> None:
 def test_evaluation_of_one_model_has_two_columns_and_all_metrics(
     width: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    console.evaluation_table([model("mobilenetv3_small_100", 93.5)])
+    student = from_json(make_result()).student
+    assert student is not None
+    console.evaluation_table([("mobilenetv3_small_100", student)])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines[2:]] == [
         "93.5",
@@ -408,10 +401,10 @@ def test_report_holds_the_numbers_the_picture_and_the_way_to_use_it(tmp_path: Pa
     assert "curves.png" not in without
     assert "(curves.png)" in report
     for words in [
-        "| student distilled | 93.5 | 99.7 | 94.0 |",
+        "| student | 93.5 | 99.7 | 94.0 |",
         "closed 50 % of the gap",
         "- the teacher was trained with BCE",
-        load_line(folder),
+        load_expression(folder),
         f"distill eval checkpoint='{folder}'",
         "| temperature | 4 |",
         "torch 2.15.0",
@@ -451,7 +444,7 @@ def test_null_everywhere_breaks_nothing(tmp_path: Path) -> None:
     for key in full:
         holed = copy.deepcopy(full)
         holed[key] = None
-        console.closing_table(holed, tmp_path)
+        console.closing_table(from_json(holed), tmp_path)
         folder = write_run(tmp_path / key, holed)
         draw_curves(folder) if key in {"student", "teacher", "baseline", "best", "name"} else None
         write_report(folder)
@@ -462,8 +455,8 @@ def test_the_classes_the_student_loses_most_in() -> None:
     top1 = {"student": [50.0, 90.0, 99.0, 0.0], "teacher": [60.0, 90.0, 90.0, 80.0]}
     for name, values in top1.items():
         result[name]["per_class"] = {f"*{k}*": {"top1": value, "count": 10 + k} for k, value in enumerate(values)}
-    assert lost_classes_grid(result)[1:] == [
+    assert lost_classes_grid(from_json(result))[1:] == [
         ["*3*", "13", "80.0", "0.0", "-80.0"],
         ["*0*", "10", "60.0", "50.0", "-10.0"],
     ]
-    assert len(lost_classes_grid(make_result())) == 1
+    assert len(lost_classes_grid(from_json(make_result()))) == 1

@@ -14,14 +14,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from distillcli.config.schema import TrainConfig
-from distillcli.distillation.facts import describe_folder, export_student, run_facts
 from distillcli.distillation.recipes import recipe_fingerprint
+from distillcli.distillation.results import result_of_fit
 from distillcli.distillation.students import new_backbone
-from distillcli.runs.folder import (
-    locked,
-    read_result,
-    write_result,
-)
+from distillcli.models.weights import export
+from distillcli.runs.folder import describe_folder, locked
+from distillcli.runs.result import read_result, write_result
 from distillcli.runtime import any_rank, barrier, seed_everything
 from distillcli.teachers.cached import with_cache
 from distillcli.teachers.frozen import FrozenTeacher, Teacher
@@ -55,29 +53,24 @@ def fit_once(
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, wait=True) if runtime.is_main else nullcontext():
         result = read_result(folder) if runtime.is_main else None
-        if any_rank(result is not None and result["status"] == "ok", runtime):
+        if any_rank(result is not None and result.finished, runtime):
             session.say(f"{role}: {config.student.name} found in {folder}")
         else:
             whom = "the labels" if teacher is None else teacher.backbone.spec.name
             session.say(f"{role}: fitting {config.student.name} to {whom}, {config.trainer.epochs} epochs")
             started = time.monotonic()
             if runtime.is_main:
-                describe_folder(folder, config, session.command, [], data)
+                describe_folder(folder, dataclasses.asdict(config), session.command, [], data.source.classes)
             fitted = fit(config, data, student, objective, targets, folder, recipe, role, session)
-            outcome = run_facts(config, data, fitted, folder, recipe, objective, runtime) | {
-                "status": "ok",
-                "error": None,
-                "role": role,
-                "command": session.command,
-                "overrides": [],
-                "teacher": None,
-                "baseline": None,
-                "gap_closed": None,
-                "warnings": [],
-                "seconds": time.monotonic() - started,
-            }
+            outcome = dataclasses.replace(
+                result_of_fit(config, data, fitted, folder, recipe, objective),
+                role=role,
+                command=session.command,
+                cache=rounding,
+                seconds=time.monotonic() - started,
+            )
             if runtime.is_main:
-                export_student(fitted.backbone, folder / "student", config, data)
+                export(fitted.backbone, folder / "student", data.source.classes, config.dataset.crop_fraction)
                 write_result(folder, outcome)
     barrier(runtime)
     return folder

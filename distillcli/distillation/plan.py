@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import timm
 
@@ -74,13 +73,13 @@ def family_warnings(terms: Collection[str], student: Spec, teacher: Spec) -> lis
     ]
 
 
-def start_warnings(student: dict[str, Any], teacher: dict[str, Any], split: str) -> list[str]:
-    """Whether a student that does not start from scratch has anything to learn from its teacher."""
-    if student.get("top1") is None or teacher["top1"] is None or teacher["top1"] > student["top1"]:
+def start_warnings(student: float | None, teacher: float | None, split: str) -> list[str]:
+    """Whether a student that does not start from scratch has anything to learn from its teacher: top-1 of both."""
+    if student is None or teacher is None or teacher > student:
         return []
     return [
-        f"the teacher (top-1 {teacher['top1']:.2f} on {split}) is no better than the student is before the first step "
-        f"({student['top1']:.2f})"
+        f"the teacher (top-1 {teacher:.2f} on {split}) is no better than the student is before the first step "
+        f"({student:.2f})"
     ]
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.distillation.assistants import assistants_of, describe_assistants, hand_down
-from distillcli.distillation.facts import measure
 from distillcli.distillation.fits import fit_once, open_cache_or_warn
 from distillcli.distillation.recipes import teacher_recipe
 from distillcli.errors import NumericError, UserError
@@ -17,6 +15,7 @@ from distillcli.models.backbone import describe
 from distillcli.models.class_names import teacher_classes
 from distillcli.models.ensemble import join_specs
 from distillcli.models.imagenet import pretrained_classes
+from distillcli.runs.result import Measured
 from distillcli.sources.source import Source
 from distillcli.teachers.frozen import (
     FrozenTeacher,
@@ -27,6 +26,7 @@ from distillcli.teachers.frozen import (
 )
 from distillcli.terms.objective import needs_teacher, trains_head
 from distillcli.training.engine import Session
+from distillcli.training.evaluation import measure
 from distillcli.types import Spec, Taps
 from distillcli.views.loader import Data
 
@@ -44,8 +44,8 @@ class Teaching:
     nearest: FrozenTeacher | None = None
     targets: Teacher | None = None
     rounding: str = "off"
-    facts: dict[str, Any] | None = None
-    chain: list[dict[str, Any]] = field(default_factory=list)
+    facts: Measured | None = None
+    chain: tuple[Measured, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -93,20 +93,20 @@ def prepare_teaching(config: TrainConfig, data: Data, taps: Taps, session: Sessi
     teacher, runs = find_teacher(config, data, taps, session)
     timings = {"teacher": time.monotonic() - begun}
     facts = measure(teacher.backbone, data, runtime, teacher.precision)
-    facts |= {"run": runs[0] if len(runs) == 1 else None, "runs": runs}
-    if facts["nll"] is not None and math.isnan(facts["nll"]):
+    facts = replace(facts, run=runs[0] if len(runs) == 1 else None, runs=tuple(runs))
+    if facts.nll is not None and math.isnan(facts.nll):
         raise NumericError(f"teacher {config.teacher.name}: its answers are not finite; it teaches nothing")
     if config.teacher.head:
         session.say(f"teacher: {_accuracy(facts, data.source)}")
-    begun, nearest, chain = time.monotonic(), teacher, []
+    begun, nearest, chain = time.monotonic(), teacher, list[Measured]()
     for nearest, run in hand_down(config, data, teacher, session):
-        chain.append(measure(nearest.backbone, data, runtime, nearest.precision, teacher) | {"run": run})
+        chain.append(replace(measure(nearest.backbone, data, runtime, nearest.precision, teacher), run=run))
         session.say(f"assistant: {_accuracy(chain[-1], data.source)}")
     if chain:
         timings["assistants"] = time.monotonic() - begun
     nearest = replace(nearest, taps=taps)
     targets, rounding = open_cache_or_warn(config, data, nearest, session)
-    return Teaching(teacher, nearest, targets, rounding, facts, chain, timings)
+    return Teaching(teacher, nearest, targets, rounding, facts, tuple(chain), timings)
 
 
 def find_teacher(
@@ -149,7 +149,7 @@ def _find_weights(config: TrainConfig, data: Data, session: Session) -> str | No
     return str(fit_once(teacher_recipe(config, session.runtime), "teacher", data, session))
 
 
-def _accuracy(facts: dict[str, Any], source: Source) -> str:
-    if facts["top1"] is None:
+def _accuracy(facts: Measured, source: Source) -> str:
+    if facts.top1 is None:
         return f"top-1 not known, the {source.evaluated_on} part has no labels"
-    return f"top-1 {facts['top1']:.2f} on {source.evaluated_on}"
+    return f"top-1 {facts.top1:.2f} on {source.evaluated_on}"

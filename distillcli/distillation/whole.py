@@ -6,14 +6,13 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
-from distillcli.distillation.facts import describe_folder, export_student, measure, run_facts
 from distillcli.distillation.fits import fit_once
 from distillcli.distillation.plan import (
     check_class_maps,
@@ -25,15 +24,18 @@ from distillcli.distillation.plan import (
 )
 from distillcli.distillation.recipes import control_recipe, recipe_fingerprint
 from distillcli.distillation.reopening import reopen_model
+from distillcli.distillation.results import result_of_fit
 from distillcli.distillation.students import new_backbone, student_model, with_teachers_head
 from distillcli.distillation.teaching import Teaching, check_chain, prepare_teaching, teaching_models, teaching_specs
 from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone, describe, place
 from distillcli.models.memory_layout import settle_layout
+from distillcli.models.weights import export
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
 from distillcli.report.markdown import write_report
-from distillcli.runs.folder import read_result, write_result
+from distillcli.runs.folder import describe_folder
+from distillcli.runs.result import Measured, Result, read_result, top1_of, write_result
 from distillcli.runtime import Runtime, resolve_precision, seed_everything, start
 from distillcli.signals import listening
 from distillcli.sources.source import Source
@@ -41,7 +43,7 @@ from distillcli.teachers.frozen import with_classes
 from distillcli.terms.base import Setting
 from distillcli.terms.objective import Objective, check_labels, check_terms, learns_labels, trains_head
 from distillcli.training.engine import Session, fit
-from distillcli.training.evaluation import evaluate
+from distillcli.training.evaluation import evaluate, measure
 from distillcli.training.probe import probe
 from distillcli.types import Spec
 from distillcli.views.loader import Data, open_data
@@ -83,7 +85,7 @@ def _say_nothing(_words: str) -> None:
     pass
 
 
-def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session: Session) -> dict[str, Any]:
+def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session: Session) -> Result:
     """Fit or find the teacher, distil the student, fit or find the control; returns what ``result.json`` then holds."""
     started = time.monotonic()
     runtime = session.runtime
@@ -117,7 +119,7 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
         config, learner = settled, replace(learner, trainer=settled.trainer)
         overrides.append(f"trainer.channels_last={str(config.trainer.channels_last).lower()}")  # for resume=
     if runtime.is_main:
-        describe_folder(folder, config, job.command, overrides, data)
+        describe_folder(folder, asdict(config), job.command, overrides, source.classes)
         introduce(config, source, student_spec, teachers[0] if teachers else None, objective, runtime, folder)
 
     teaching = prepare_teaching(config, data, objective.teacher_taps, session)
@@ -129,7 +131,8 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     student = new_backbone(config, config.student, seen, "student")
     if teaching.facts is not None and (config.student.pretrained or config.student.checkpoint is not None):
         place(student, runtime.device, config.trainer.channels_last)
-        warnings += start_warnings(evaluate(student, data.evaluation, runtime), teaching.facts, source.evaluated_on)
+        before = evaluate(student, data.evaluation, runtime).get("top1")
+        warnings += start_warnings(before, teaching.facts.top1, source.evaluated_on)
     if learner.student != config.student:
         student = with_teachers_head(learner, student, teaching.nearest)
     for warning in warnings:
@@ -142,29 +145,35 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     recipe = recipe_fingerprint(learner, seen, student, runtime, above, teaching.rounding, peers)
     fitted = fit(learner, seen, student, objective, teaching.targets, folder, recipe, "student", session, peers)
     timings = teaching.timings | {"student": time.monotonic() - begun}
-    facts = run_facts(learner, seen, fitted, folder, recipe, objective, runtime, teaching.teacher)
-    facts["dataset"]["classes"] = classes
-    peer_facts = [measure(peer, data, runtime) for peer in peers]
+    result = result_of_fit(learner, data, fitted, folder, recipe, objective, teaching.teacher)
+    peer_numbers = tuple(measure(peer, data, runtime) for peer in peers)
     if runtime.is_main:
-        export_student(fitted.backbone, folder / "student", config, seen)
+        export(fitted.backbone, folder / "student", learned.classes, config.dataset.crop_fraction)
         for number, peer in enumerate(peers, 1):
-            export_student(peer, folder / "peers" / str(number), config, data)
+            export(peer, folder / "peers" / str(number), source.classes, config.dataset.crop_fraction)
 
     begun = time.monotonic()
     baseline = find_control(config, data, session) if config.baseline and teachers else None
     if baseline is not None:
         timings["control"] = time.monotonic() - begun
+    result = replace(result, teacher=teaching.facts, chain=teaching.chain, peers=peer_numbers, baseline=baseline)
     if with_probe and runtime.is_main:
-        add_probes(config, data, fitted.backbone, facts["student"], teaching, baseline, runtime)
+        result = with_probes(result, config, data, fitted.backbone, teaching, runtime)
 
-    late = comparison_warnings(facts["student"], teaching.facts)
+    late = comparison_warnings(result)
     for warning in late:
         session.warn(warning)
-    result = {"status": "ok", "error": None, "role": "student", **facts}
-    result |= {"command": job.command, "overrides": list(job.overrides)}
-    result |= {"teacher": teaching.facts, "chain": teaching.chain, "peers": peer_facts, "baseline": baseline}
-    result |= {"gap_closed": gap_closed(facts["student"], teaching.facts, baseline), "cache": teaching.rounding}
-    result |= {"warnings": warnings + late, "timings": timings, "seconds": time.monotonic() - started}
+    result = replace(
+        result,
+        role="student",
+        command=job.command,
+        overrides=job.overrides,
+        gap_closed=gap_closed(result),
+        cache=teaching.rounding,
+        warnings=(*warnings, *late),
+        timings=timings,
+        seconds=time.monotonic() - started,
+    )
     if runtime.is_main:
         write_result(folder, result)
         draw_curves(folder)
@@ -188,7 +197,7 @@ def build_objective(config: TrainConfig, source: Source, chain: list[Spec]) -> O
     return taught(chain[-1], chain[-2] if len(chain) > 1 else None)
 
 
-def find_control(config: TrainConfig, data: Data, session: Session) -> dict[str, Any] | None:
+def find_control(config: TrainConfig, data: Data, session: Session) -> Measured | None:
     """The numbers of the same student without a teacher, fitted or found; None where there are no labels to fit."""
     if not data.source.train.labelled:
         session.say("control: none, as no training image has a label")
@@ -196,26 +205,28 @@ def find_control(config: TrainConfig, data: Data, session: Session) -> dict[str,
     folder = fit_once(control_recipe(config), "control", data, session)
     result = read_result(folder)
     assert result is not None
-    facts: dict[str, Any] = result["student"] | {"run": str(folder), "best": result["best"]}
-    return facts
+    assert result.student is not None
+    return replace(result.student, run=str(folder), best=result.best)
 
 
-def add_probes(
-    config: TrainConfig,
-    data: Data,
-    student: Backbone,
-    facts: dict[str, Any],
-    teaching: Teaching,
-    baseline: dict[str, Any] | None,
-    runtime: Runtime,
-) -> None:
-    """Add k-NN and linear probes of the embeddings to the facts of student, teacher and control."""
-    facts |= probe(student, data)
-    if teaching.teacher is not None and teaching.facts is not None and isinstance(teaching.teacher.backbone, Backbone):
-        teaching.facts.update(probe(teaching.teacher.backbone, data))
-    if baseline is not None:
+def with_probes(
+    result: Result, config: TrainConfig, data: Data, student: Backbone, teaching: Teaching, runtime: Runtime
+) -> Result:
+    """``result`` with k-NN and linear probes of the embeddings of student, teacher and control."""
+
+    def probed(numbers: Measured, backbone: Backbone) -> Measured:
+        found = probe(backbone, data)
+        return replace(numbers, knn_top1=found["knn_top1"], probe_top1=found["probe_top1"])
+
+    assert result.student is not None
+    teacher, control = result.teacher, result.baseline
+    if teacher is not None and teaching.teacher is not None and isinstance(teaching.teacher.backbone, Backbone):
+        teacher = probed(teacher, teaching.teacher.backbone)
+    if control is not None:
+        assert control.run is not None
         channels_last = config.trainer.channels_last
-        baseline |= probe(reopen_model(baseline["run"], data.source, config.dataset, channels_last, runtime), data)
+        control = probed(control, reopen_model(control.run, data.source, config.dataset, channels_last, runtime))
+    return replace(result, student=probed(result.student, student), teacher=teacher, baseline=control)
 
 
 def wants_probe(config: TrainConfig, source: Source) -> bool:
@@ -268,21 +279,16 @@ def data_warnings(source: Source) -> list[str]:
     ]
 
 
-def comparison_warnings(student: dict[str, Any], teacher: dict[str, Any] | None) -> list[str]:
-    if teacher is not None and _known(teacher, student) and teacher["top1"] <= student["top1"]:
-        return [f"the teacher ({teacher['top1']:.2f}) is no better than the student ({student['top1']:.2f})"]
-    return []
+def comparison_warnings(result: Result) -> list[str]:
+    student, teacher = top1_of(result.student), top1_of(result.teacher)
+    if student is None or teacher is None or teacher > student:
+        return []
+    return [f"the teacher ({teacher:.2f}) is no better than the student ({student:.2f})"]
 
 
-def gap_closed(student: dict[str, Any], teacher: dict[str, Any] | None, control: dict[str, Any] | None) -> float | None:
+def gap_closed(result: Result) -> float | None:
     """(student - control) / (teacher - control) in top-1; None without a control, labels or a gap to close."""
-    if teacher is None or control is None or not _known(student, teacher, control):
+    student, teacher, control = top1_of(result.student), top1_of(result.teacher), top1_of(result.baseline)
+    if student is None or teacher is None or control is None or teacher <= control:
         return None
-    if teacher["top1"] <= control["top1"]:
-        return None
-    share: float = (student["top1"] - control["top1"]) / (teacher["top1"] - control["top1"])
-    return share
-
-
-def _known(*models: dict[str, Any]) -> bool:
-    return all(model["top1"] is not None for model in models)
+    return (student - control) / (teacher - control)
