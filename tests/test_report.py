@@ -24,7 +24,16 @@ from distillcli.report.curves import draw_curves
 from distillcli.report.format import DASH, clean, count, seconds, size_words
 from distillcli.report.grids import lost_classes_grid
 from distillcli.report.markdown import escaped, fenced, write_report
-from distillcli.report.sections import load_expression
+from distillcli.report.sections import (
+    Bullets,
+    Code,
+    Picture,
+    Section,
+    Sentence,
+    Table,
+    load_expression,
+    report_sections,
+)
 from distillcli.report.sentences import best_sentence, gap_sentence
 from distillcli.runs.result import Measured, Result, from_json
 
@@ -431,6 +440,61 @@ def test_user_text_is_text_in_the_report(evil: str, tmp_path: Path) -> None:
     for line in report.splitlines():
         if line.startswith("| "):
             assert line.replace("\\|", "").count("|") in {3, 8}  # a pipe in a name makes no further column
+
+
+def test_what_the_terminal_shows_is_in_the_report_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Same sentences and same cells: a section is written once."""
+    folder = write_run(tmp_path / "run", make_result())
+    result = from_json(make_result())
+    console.closing_table(result, folder)
+    out = " ".join(capsys.readouterr().out.split())
+    report = write_report(folder).read_text(encoding="utf-8")
+    shown = [block for section in report_sections(result, folder) if section.brief for block in section.blocks]
+    assert {type(block) for block in shown} == {Sentence, Table, Code}
+    for block in shown:
+        match block:
+            case Sentence(words):
+                assert words in out
+                assert words in report
+            case Table(grid):
+                cells = [cell for row in grid for cell in row]
+                assert all(" ".join(cell.split()) in report for cell in cells)
+                assert all(cell in out for row in grid[1:] for cell in row)
+            case Code(text):
+                assert text in report
+                assert " ".join(text.split()) in out
+
+
+def test_a_section_keeps_user_text_as_it_is_and_the_renderers_make_it_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "<b>*x*\x1b[31m"
+    blocks = (
+        Sentence(evil),
+        Table([["", evil], [evil, "1"]]),
+        Bullets((evil,)),
+        Code(evil, "sh"),
+        Picture(tmp_path, evil),
+    )
+
+    def sections(*_: object) -> list[Section]:
+        return [Section("All of them", blocks, brief=True)]
+
+    monkeypatch.setattr("distillcli.report.markdown.report_sections", sections)
+    monkeypatch.setattr(console, "report_sections", sections)
+    console.closing_table(Result(), tmp_path)
+    assert capsys.readouterr().out.count("<b>*x*[31m") == 6
+    report = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "\x1b" not in report
+    assert report.count("&lt;b&gt;\\*x\\*\\[31m") == 5
+    assert report.count("<b>") == 1, "in the code block, where it is text"
+
+
+def test_a_section_that_has_nothing_to_show_is_left_out(tmp_path: Path) -> None:
+    titles = [section.title for section in report_sections(Result(), tmp_path)]
+    assert titles == [""]  # that the run is incomplete
+    full = [section.title for section in report_sections(from_json(make_result()), write_run(tmp_path / "run", None))]
+    assert full == ["", "", "Result", "Use the student", "", "Settings", "Run it again"]
 
 
 def test_escaping_leaves_model_names_readable_and_fences_closed() -> None:

@@ -105,7 +105,21 @@ def places(node: Any) -> Iterator[tuple[Any, Any]]:
             yield from places(node[key])
 
 
-WRONG: list[Any] = [None, True, "x", -1, 2.5, 10**400, float("nan"), float("inf"), [], [1, None, {}], {}, {"a": 1}, [[{}]]]
+WRONG: list[Any] = [
+    None,
+    True,
+    "x",
+    -1,
+    2.5,
+    10**400,
+    float("nan"),
+    float("inf"),
+    [],
+    [1, None, {}],
+    {},
+    {"a": 1},
+    [[{}]],
+]
 
 
 def test_nothing_that_stands_in_a_result_breaks_its_reader() -> None:

@@ -1,7 +1,7 @@
-"""What a person sees on the terminal: the opening panel, the epochs, the closing table, warnings.
+"""Everything printed on the terminal: the opening panel, epoch lines, the closing table, warnings.
 
-Printing never ends a training: a closed pipe, a full disk behind ``> log`` or a terminal without Unicode only costs
-the output. Class names, paths and config values are user text and are never read as markup or escape codes.
+Printing never ends a run: a closed pipe, a full disk behind ``> log`` or a terminal without Unicode only loses output.
+Class names, paths and config values are user text and are never read as markup or escape codes.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class _Stream:
             os.dup2(null, stream.fileno())
             os.close(null)
         if self.name == "stdout" and not isinstance(error, BrokenPipeError):
-            warn(f"nothing more is written to stdout: {error}")
+            warn(f"stdout cannot be written, so nothing more is printed: {error}")
 
 
 def _console(name: str) -> Console:
@@ -104,14 +104,14 @@ def _console(name: str) -> Console:
 CONSOLE = _console("stdout")
 ERRORS = _console("stderr")
 
-LOG = logging.getLogger("distillcli")  # train.log gets what was said, and the traceback of what failed
+LOG = logging.getLogger("distillcli")  # train.log gets every printed line, and the traceback of a failure
 
-_live: list[Bar] = []  # the bar that is on the terminal now, at most one
+_live: list[Bar] = []  # the progress bar on the terminal now, at most one
 
 
 @contextlib.contextmanager
 def _bar_paused() -> Iterator[None]:
-    """Take the bar off the terminal while something is written to the other stream."""
+    """Remove the bar from the terminal while the other stream is written."""
     for bar in _live:
         bar.stop()
     try:
@@ -122,7 +122,7 @@ def _bar_paused() -> Iterator[None]:
 
 
 def say(words: str = "") -> None:
-    """One line on stdout, never broken, so that it can be copied and searched."""
+    """One line on stdout, never wrapped, so that it can be copied and searched."""
     LOG.info("%s", words)
     CONSOLE.print(Text(clean(words)), soft_wrap=True)
 
@@ -135,14 +135,14 @@ def warn(words: str) -> None:
 
 
 def sentence(words: str, style: str = "") -> None:
-    """A sentence on stdout, broken between words at the terminal's width; nothing when it is empty."""
+    """A sentence on stdout, wrapped at the terminal's width; nothing when it is empty."""
     if words:
         CONSOLE.print(Text(clean(words), style=style))
 
 
 @dataclass(frozen=True)
 class Opening:
-    """The facts of a run before its first step. ``teacher`` is None for the run of a teacher or a control."""
+    """What is known of a run before its first step. ``teacher`` is None where no teacher is needed."""
 
     student: str  # timm name
     student_params: int | None
@@ -209,9 +209,9 @@ def epoch_line(label: str, epochs: int, train: Mapping[str, Any], evaluation: Ma
 
 
 class Progress:
-    """The running epoch as a bar, on a terminal only, and one plain line per finished epoch, always.
+    """A bar for the current epoch, on terminals only, and one plain line per finished epoch, always.
 
-    ``done`` is the number of optimizer steps a resumed run has behind it.
+    ``done``: optimizer steps a resumed run has already taken.
     """
 
     def __init__(self, label: str, epochs: int, steps_per_epoch: int, done: int = 0) -> None:
@@ -255,7 +255,7 @@ class Progress:
             self.bar = None
 
     def step(self, loss: float | None) -> None:
-        """After every optimizer step. None leaves the loss shown as it is: reading it may cost a synchronisation."""
+        """Call after every optimizer step. None keeps the loss on display: reading it may force a synchronisation."""
         if self.bar is None:
             return
         if loss is None:
@@ -264,7 +264,7 @@ class Progress:
             self.bar.update(self.task, advance=1, loss=f"loss {loss:.3f}")
 
     def epoch(self, train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
-        """After every epoch, with the two objects that go to ``metrics.jsonl``; ``evaluation`` may be empty."""
+        """Call after every epoch with its two rows of ``metrics.jsonl``; ``evaluation`` may be empty."""
         say(epoch_line(self.label, self.epochs, train, evaluation))
         self.finished += 1
         if self.bar is not None:
@@ -275,7 +275,7 @@ class Progress:
 
 
 def grid_width(grid: Grid) -> int:
-    """Columns of the terminal that a grid needs without breaking a cell."""
+    """Terminal columns that a grid needs without wrapping a cell."""
     widths = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in transposed(grid)]
     return sum(widths) + 2 * (len(widths) - 1)
 
@@ -287,7 +287,7 @@ def _cleaned_lines(words: str) -> str:
 def print_grid(grid: Grid, numbers_from: int = 1, upright: bool = True) -> None:
     """A plain table; columns from ``numbers_from`` on are right-aligned.
 
-    With ``upright=False`` the rows become the columns, and line breaks of the header become spaces.
+    ``upright=False`` turns rows into columns, and line breaks in the header into spaces.
     """
     grid = [[_cleaned_lines(cell) for cell in grid[0]], *([clean(cell) for cell in row] for row in grid[1:])]
     if not upright:

@@ -1,4 +1,4 @@
-"""``curves.png``: how the student learned, beside its control and its teacher.
+"""``curves.png``: the student's accuracy and loss per epoch, beside its control and its teacher.
 
 matplotlib is used through its objects and never through pyplot, whose state is global and which may ask for a display.
 It takes a good part of a second to import and is therefore imported where something is drawn.
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart with any colour vision, and in grey by its brightness.
+# Okabe and Ito's palette: distinct with any colour vision, and by brightness in greyscale.
 COLOURS = {"student": "#0072B2", "baseline": "#D55E00", "teacher": "#000000"}
 TERM_COLOURS = ["#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"]
 DPI = 120
 
 
 def plot_text(words: str) -> str:
-    """User text for matplotlib, which reads what stands between dollar signs as mathematics."""
+    """User text for matplotlib, which takes text between dollar signs for mathematics."""
     return clean(words).replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG. A letter that the font does not have is drawn as a box and is no reason for a warning."""
+    """Write a PNG. A letter that the font lacks is drawn as a box, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(path, format="png")
@@ -47,7 +47,7 @@ def tidy(axes: Axes) -> None:
 
 
 def points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of one number, without the rows that lack it."""
+    """Epochs and values of one metric, skipping rows without it."""
     pairs = [(finite(row.get("epoch")), finite(row.get(key))) for row in rows]
     known = [(epoch, value) for epoch, value in pairs if epoch is not None and value is not None]
     return [epoch for epoch, _ in known], [value for _, value in known]
@@ -60,12 +60,12 @@ def _evaluations(folder: Path) -> list[dict[str, Any]]:
 
 
 def _other_run(model: Measured | None) -> list[dict[str, Any]]:
-    """The evaluations of the control's or the teacher's own run folder, as far as it is still there."""
+    """The evaluations in the run folder of the control or the teacher; none if the folder is gone."""
     return _evaluations(Path(model.run)) if model is not None and model.run else []
 
 
 def _draw_accuracy(axes: Axes, folder: Path, result: Result, marker: str | None) -> None:
-    if points(_evaluations(folder), "kl_to_teacher")[0]:  # it is measured there where no labels are
+    if points(_evaluations(folder), "kl_to_teacher")[0]:  # measured only where there are no labels
         _draw_divergence(axes, folder, marker)
         return
     for name, rows in {"baseline": _other_run(result.baseline), "student": _evaluations(folder)}.items():
@@ -133,8 +133,8 @@ def _draw_loss(axes: Axes, folder: Path, marker: str | None) -> None:
 def draw_curves(folder: Path) -> Path:
     """Draw ``curves.png`` from ``metrics.jsonl``: validation accuracy per epoch, and the loss with its terms.
 
-    The control's and the teacher's curves come from the run folders that ``result.json`` names. A run that has no
-    result yet, or no metrics, gives a picture that says so.
+    The curves of control and teacher come from the run folders named in ``result.json``. Without metrics the picture
+    says that no epoch is finished.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""``report.md``: one run, readable on its own by someone who was not there."""
+"""``report.md``: one run, for readers who know nothing else about it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The end of a sweep: one table over its jobs on screen, as CSV, as JSON and as Markdown, and a picture.
+"""The end of a sweep: its jobs in one table, on screen, as CSV, JSON and Markdown, and as a picture.
 
-It is called whatever became of the jobs, so a job may have failed, been interrupted, or left no result at all.
+Any job may have failed, been interrupted, or left no result at all.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from distillcli.report.sweep_plot import draw_sweep, swept_number
 from distillcli.runs.folder import write_json, write_text
 from distillcli.runs.result import EpochNumbers, Measured, to_json
 
-# On a narrow terminal these columns go first; the files always have them.
+# Columns a narrow terminal leaves out, in this order; the files have them all.
 _LEAST_IMPORTANT = ["ECE", "NLL", "top-5\n%", "seconds", "best\n%", "agreement\n%"]
 _LONGEST_VALUE = 28  # columns of the terminal for one overridden value
 
@@ -75,7 +75,7 @@ def _table(jobs: Sequence[SweepJob], keys: Sequence[str]) -> Grid:
 
 
 def _stacked(header: Sequence[str]) -> list[str]:
-    """Dotted keys over several lines: their values are much shorter."""
+    """Dotted keys broken over several lines, because their values are much shorter."""
     return [name.replace(".", ".\n") for name in header]
 
 
@@ -87,7 +87,7 @@ def _without(grid: Grid, column: str) -> Grid:
 
 
 def _fitted(grid: Grid, keys: int) -> tuple[Grid, list[str]]:
-    """The grid for the terminal's width, and the names of the columns that had no room."""
+    """The grid as it fits the terminal, and the names of the columns left out."""
     grid = [_stacked(grid[0]), *([row[0], *map(_elide, row[1 : 1 + keys]), *row[1 + keys :]] for row in grid[1:])]
     dropped = []
     for column in _LEAST_IMPORTANT:

@@ -1,4 +1,4 @@
-"""A sweep as CSV: a line per job and every number of it."""
+"""``sweep.csv``: one line per job, with all its numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distillcli.report.format import clean
 from distillcli.report.sweep_jobs import SweepJob, by_accuracy, value_of
 from distillcli.runs.result import Result, to_json
 
-_FORMULA = set("=+-@\uff1d\uff0b\uff0d\uff20")  # the last four are their full-width forms, which Excel accepts too
+_FORMULA = set("=+-@\uff1d\uff0b\uff0d\uff20")  # the last four are full-width forms, which Excel takes too
 
 
 def csv_cell(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep as they were left: what they measured, where they differ, and their spread over seeds."""
+"""The jobs of a sweep: what they measured, how their settings differ, and how they vary over seeds."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def read_jobs(folder: Path) -> list[SweepJob]:
 
 
 def varying_keys(jobs: Sequence[SweepJob]) -> list[str]:
-    """The overrides whose value is not the same in all jobs, or that some jobs lack, in the order they were given."""
+    """The overrides that differ between jobs or that some jobs lack, in the order they were given."""
     known = [job.overrides for job in jobs if job.result.status is not None]
     keys = dict.fromkeys(key for overrides in known for key in overrides)
     return [key for key in keys if len({overrides.get(key) for overrides in known}) > 1]

@@ -1,4 +1,4 @@
-"""A sweep over numbers as a picture."""
+"""``sweep.png``: accuracy over the swept value, where that is a number."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _numeric(words: str) -> float | None:
 
 
 def swept_number(jobs: Sequence[SweepJob], keys: Sequence[str]) -> str | None:
-    """The one key besides the seed that varies (or the seed, when it alone does) if all its values are numbers."""
+    """The only varying key besides the seed (or the seed, if only that varies), if all its values are numbers."""
     candidates = [key for key in keys if key != "seed"] or list(keys)
     shown = [job for job in jobs if job.top1() is not None]
     if len(candidates) != 1 or not shown:
