@@ -174,24 +174,23 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(kind: Any, value: object) -> Any:
-    """``value`` as what an annotation says, its parts that are something else left out; None if it is no such thing."""
+    """``value`` as the annotation ``kind`` says, else None; what does not fit in a list or an object is left out."""
     if get_origin(kind) is UnionType:  # all of them are "X | None"
         kind = next(choice for choice in get_args(kind) if choice is not type(None))
     inner = get_args(kind)
-    if is_dataclass(kind):
-        if not isinstance(value, dict):
-            return None
+    if isinstance(value, dict) and is_dataclass(kind):
         hints = get_type_hints(kind)
         found = {entry.name: _typed(hints[entry.name], value.get(entry.name)) for entry in fields(kind)}
-        return kind(**{name: content for name, content in found.items() if content is not None})  # type: ignore[operator]
-    if get_origin(kind) is tuple:
-        may_be_none = get_origin(inner[0]) is UnionType
-        items = [_typed(inner[0], item) for item in value] if isinstance(value, list) else None
-        return None if items is None else tuple(item for item in items if item is not None or may_be_none)
-    if get_origin(kind) is dict:
-        pairs = {key: _typed(inner[1], item) for key, item in value.items()} if isinstance(value, dict) else None
-        return None if pairs is None else {key: item for key, item in pairs.items() if item is not None}
-    if kind in (int, float):
+        return kind(**{name: item for name, item in found.items() if item is not None})  # type: ignore[operator]
+    if isinstance(value, dict) and get_origin(kind) is dict:
+        pairs = {key: _typed(inner[1], item) for key, item in value.items()}
+        return {key: item for key, item in pairs.items() if item is not None}
+    if isinstance(value, list) and get_origin(kind) is tuple:
+        items = [_typed(inner[0], item) for item in value]
+        return tuple(item for item in items if item is not None or get_origin(inner[0]) is UnionType)
+    if kind is float:
+        return finite(value)
+    if kind is int:
         number = finite(value)
-        return number if kind is float or number is None else int(number) if number == int(number) else None
-    return value if isinstance(value, kind) else None
+        return int(number) if number is not None and number == int(number) else None
+    return value if kind in (str, bool) and isinstance(value, kind) else None
