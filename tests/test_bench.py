@@ -49,7 +49,7 @@ def test_rates_are_images_over_time_with_and_without_the_teacher() -> None:
         (EVEN, "arithmetic"),
     ],
 )
-def test_the_suggestion_is_about_the_part_that_holds_the_step_back(found: Profile, key: str) -> None:
+def test_the_suggestion_is_about_the_bottleneck(found: Profile, key: str) -> None:
     assert key in suggestion(found)
 
 
@@ -63,7 +63,7 @@ def test_the_shares_of_the_table_sum_to_the_step() -> None:
     ]
     assert sum(float(row[2].removesuffix(" %")) for row in rows[1:-1]) == pytest.approx(100)
     assert (rows[2][3], rows[4][3]) == ("70.0 %", "50.0 %")
-    assert "8000 once the teacher's answers are cached" in summary(EVEN)[0]
+    assert "8000 once the teacher's outputs are cached" in summary(EVEN)[0]
 
 
 @pytest.mark.parametrize("objective", ["kd", "none"])

@@ -21,7 +21,7 @@ from distillcli.errors import UserError
 from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import build, describe
 from distillcli.models.weights import load_into, read_weights
-from distillcli.runs.folder import read_result
+from distillcli.runs.result import read_result, top1_of
 from distillcli.sources.channels import with_channels
 from distillcli.sources.decode import decode, luma
 from distillcli.sources.open import open_source
@@ -214,16 +214,17 @@ def test_a_run_from_the_data_to_the_exported_model(
     assert cli.run(["train", *arguments]) == 0, capsys.readouterr().err
     result = read_result(tmp_path / "run")
     assert result is not None
-    assert result["baseline"]["top1"] is not None
+    assert top1_of(result.baseline) is not None
+    assert result.student is not None
     capsys.readouterr()
     for what in ("run", "run/student", "run/checkpoints/last.pt"):
         assert cli.run(["eval", f"checkpoint={what}", "format=json", *QUICK[:2]]) == 0, capsys.readouterr().err
         numbers = json.loads(capsys.readouterr().out)
-        assert [numbers[key] for key in ("top1", "nll", "ece")] == [
-            result["student"][key] for key in ("top1", "nll", "ece")
-        ]
+        student = result.student
+        assert [numbers[key] for key in ("top1", "nll", "ece")] == [student.top1, student.nll, student.ece]
     exported = timm.create_model("local-dir:run/student", pretrained=True).eval()
-    trained = timm.create_model("test_efficientnet", num_classes=result["dataset"]["classes"], in_chans=channels).eval()
+    classes = (tmp_path / "run" / "classes.txt").read_text().splitlines()
+    trained = timm.create_model("test_efficientnet", num_classes=len(classes), in_chans=channels).eval()
     trained.load_state_dict(last(tmp_path / "run")["student"])
     images = torch.rand(2, channels, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -18,7 +18,7 @@ from distillcli.config.overrides import normalise, path_value
 from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.errors import Interrupted, UserError
 from distillcli.launch.launch import launch
-from distillcli.runs.folder import read_result
+from distillcli.runs.result import Result, read_result
 
 
 @pytest.fixture(autouse=True)
@@ -320,12 +320,11 @@ def test_a_failing_job_does_not_stop_the_others(capsys: pytest.CaptureFixture[st
         launch("train", ["-m", "seed=0,1,2,3", "out=my sweep"], sometimes)
     assert stop.value.code == 1
     assert [config.seed for config, _ in action.calls] == [0, 3]
-    assert read_result(Path("my sweep/1")) == {
-        "status": "failed",
-        "error": "seed 1 is unlucky",
-        "overrides": ["seed=1"],
-    }
-    assert read_result(Path("my sweep/2"))["error"] == "RuntimeError: a bug"
+    unlucky = Result(status="failed", error="seed 1 is unlucky", overrides=("seed=1",))
+    assert read_result(Path("my sweep/1")) == unlucky
+    assert read_result(Path("my sweep/2")) == Result(
+        status="failed", error="RuntimeError: a bug", overrides=("seed=2",)
+    )
     assert "error: job 1: seed 1 is unlucky" in capsys.readouterr().err
 
     # The same command again: finished jobs are skipped, the others run.

@@ -16,7 +16,8 @@ from distillcli.distillation.fits import fit_once
 from distillcli.distillation.recipes import control_recipe, teacher_recipe
 from distillcli.distillation.teaching import find_teacher
 from distillcli.errors import Interrupted, UserError
-from distillcli.runs.folder import locked, read_result
+from distillcli.runs.folder import locked
+from distillcli.runs.result import read_result
 from distillcli.teachers.frozen import members_of
 from distillcli.types import LOGITS_ONLY
 
@@ -50,7 +51,7 @@ def test_a_fit_is_a_run_folder(known: dict[str, Path], runs: Path) -> None:
         assert folder.parent == runs / f"{role}s"
         result = read_result(folder)
         assert result is not None
-        assert (result["status"], result["role"], result["objective"]) == ("ok", role, "1·ce")
+        assert (result.status, result.role, result.objective) == ("ok", role, "1·ce")
         expected = {"config.yaml", "command.txt", "environment.json", "classes.txt", "metrics.jsonl"}
         expected |= {"checkpoints/last.pt", "checkpoints/best.pt", "student/config.json", "student/model.safetensors"}
         assert expected <= set(files(folder))

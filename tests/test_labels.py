@@ -27,6 +27,7 @@ from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import build, describe
 from distillcli.models.weights import read_weights
 from distillcli.runs.folder import read_metrics
+from distillcli.runs.result import Measured, Result, top1_of
 from distillcli.runtime import seed_everything
 from distillcli.sources.labels import keep_labels
 from distillcli.sources.open import open_source
@@ -219,7 +220,7 @@ def without_labels(source: Source, *parts: str) -> Source:
     return dataclasses.replace(source, **splits, classes=() if len(parts) == 3 else source.classes)
 
 
-def distilled(folder: Path, source: Source, *overrides: str) -> tuple[dict[str, Any], Watch]:
+def distilled(folder: Path, source: Source, *overrides: str) -> tuple[Result, Watch]:
     watch = Watch()
     folder.mkdir()
     config = tiny(f"runs={folder}", *overrides)
@@ -232,19 +233,23 @@ def distilled(folder: Path, source: Source, *overrides: str) -> tuple[dict[str, 
 def test_a_student_learns_where_nothing_is_labelled(fitted: Path, tmp_path: Path) -> None:
     source = without_labels(open_source(tiny().dataset), "train", "val", "test")
     result, watch = distilled(tmp_path / "run", source, "distill.alpha=1", f"teacher.checkpoint={fitted}")
-    student = result["student"]
-    assert [student[name] for name in ("top1", "top5", "nll", "ece")] == [None] * 4
-    assert 0 <= student["agreement"] <= 100
-    assert student["kl_to_teacher"] > 0
-    assert (result["baseline"], result["gap_closed"], watch.labels) == (None, None, ["student"])
-    assert result["dataset"] | {"classes": 4, "labelled": 0} == result["dataset"]
+    student, dataset = result.student, result.dataset
+    assert student is not None
+    assert dataset is not None
+    assert [student.top1, student.top5, student.nll, student.ece] == [None] * 4
+    assert student.agreement is not None
+    assert student.kl_to_teacher is not None
+    assert 0 <= student.agreement <= 100
+    assert student.kl_to_teacher > 0
+    assert (result.baseline, result.gap_closed, watch.labels) == (None, None, ["student"])
+    assert (dataset.classes, dataset.labelled) == (4, 0)
     assert (tmp_path / "run" / "classes.txt").read_text() == (fitted / "classes.txt").read_text()
     rows = [row for row in read_metrics(tmp_path / "run") if row["kind"] == "eval"]
     best = min(rows, key=lambda row: row["kl_to_teacher"])
-    assert result["best"]["epoch"] == best["epoch"]
-    assert result["best"]["val_kl_to_teacher"] == best["kl_to_teacher"]
+    assert result.best is not None
+    assert (result.best.epoch, result.best.val_kl_to_teacher) == (best["epoch"], best["kl_to_teacher"])
     report = (tmp_path / "run" / "report.md").read_text("utf-8")
-    assert "Nothing on test is labelled: student and teacher agree on " in report
+    assert "No test image has a label; student and teacher agree on " in report
     assert "Best epoch chosen on val, closest to the teacher" in report
 
 
@@ -252,8 +257,10 @@ def test_a_control_needs_labels_and_so_does_a_comparison(fitted: Path, tmp_path:
     source = without_labels(open_source(tiny().dataset), "test")
     result, watch = distilled(tmp_path / "run", source, f"teacher.checkpoint={fitted}")
     assert watch.labels == ["student", "control"]
-    assert (result["student"]["top1"], result["baseline"]["top1"], result["gap_closed"]) == (None, None, None)
-    assert result["best"]["val_top1"] is not None
+    assert result.baseline is not None
+    assert (top1_of(result.student), result.baseline.top1, result.gap_closed) == (None, None, None)
+    assert result.best is not None
+    assert result.best.val_top1 is not None
 
 
 def test_the_best_epoch() -> None:
@@ -281,8 +288,13 @@ def test_classes_come_from_the_teacher_where_nothing_names_them(fitted: Path) ->
 
 # --- a teacher without a head --------------------------------------------------------------------------------------
 
-PROBES = ("knn_top1", "probe_top1")
 HEADLESS = ("teacher.head=false", "distill=embedding")
+
+
+def probes(result: Result) -> list[float]:
+    """What the probes of student, teacher and control gave."""
+    models = [model or Measured() for model in (result.student, result.teacher, result.baseline)]
+    return [top1 for model in models for top1 in (model.knn_top1, model.probe_top1) if top1 is not None]
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_100", "regnetx_002"])
@@ -342,12 +354,15 @@ def test_an_embedding_is_learned_from_a_teacher_without_head(fitted: Path, tmp_p
     source = open_source(tiny().dataset)
     result, watch = distilled(tmp_path / "run", source, *HEADLESS, "probe=true", f"teacher.checkpoint={fitted}")
     assert watch.labels == ["student", "control"]
-    assert all(0 <= result[who][name] <= 100 for who in ("student", "teacher", "baseline") for name in PROBES)
+    assert all(0 <= accuracy <= 100 for accuracy in probes(result))
     report = (tmp_path / "run" / "report.md").read_text("utf-8")
-    assert f"{result['student']['knn_top1']:.1f} | {result['student']['probe_top1']:.1f} |" in report
-    assert [result["teacher"][name] for name in ("top1", "nll", "agreement", "kl_to_teacher")] == [None] * 4
-    assert result["student"]["top1"] is not None
-    assert [result["student"][name] for name in ("agreement", "kl_to_teacher")] == [None] * 2
+    student, teacher = result.student, result.teacher
+    assert student is not None
+    assert teacher is not None
+    assert f"{student.knn_top1:.1f} | {student.probe_top1:.1f} |" in report
+    assert [teacher.top1, teacher.nll, teacher.agreement, teacher.kl_to_teacher] == [None] * 4
+    assert student.top1 is not None
+    assert [student.agreement, student.kl_to_teacher] == [None] * 2
 
 
 def test_without_head_and_labels_the_student_is_a_feature_extractor(fitted: Path, tmp_path: Path) -> None:
@@ -355,9 +370,11 @@ def test_without_head_and_labels_the_student_is_a_feature_extractor(fitted: Path
     result, _ = distilled(
         tmp_path / "run", source, *HEADLESS, "distill.terms.ce.weight=0", f"teacher.checkpoint={fitted}"
     )
-    assert result["best"]["epoch"] == 2  # the last: nothing tells which is better
-    assert result["dataset"]["classes"] == 0
-    assert not set(PROBES) & set(result["student"])
+    assert result.best is not None
+    assert result.dataset is not None
+    assert result.best.epoch == 2  # the last: nothing tells which is better
+    assert result.dataset.classes == 0
+    assert probes(result) == []
     exported = read_weights(str(tmp_path / "run"))
     assert exported.classes == ()
     assert not any(name.startswith("classifier") for name in exported.state)
@@ -370,18 +387,20 @@ def test_a_head_that_nothing_trains_is_left_out(fitted: Path, tmp_path: Path) ->
     source = open_source(tiny().dataset)
     config = ("distill=embedding", "distill.terms.ce.weight=0", f"teacher.checkpoint={fitted}")
     result, _ = distilled(tmp_path / "run", source, *config)
-    assert (result["student"]["top1"], result["best"]["epoch"], result["gap_closed"]) == (None, 2, None)
-    assert result["teacher"]["top1"] is not None
-    assert result["baseline"]["top1"] is not None
-    assert result["dataset"]["classes"] == 4
-    assert all(result[who][name] is not None for who in ("student", "teacher", "baseline") for name in PROBES)
-    assert "see what a k-NN and a linear probe read" in (tmp_path / "run" / "report.md").read_text("utf-8")
+    assert result.best is not None
+    assert result.dataset is not None
+    assert (top1_of(result.student), result.best.epoch, result.gap_closed) == (None, 2, None)
+    assert top1_of(result.teacher) is not None
+    assert top1_of(result.baseline) is not None
+    assert result.dataset.classes == 4
+    assert len(probes(result)) == 6
+    assert "see how accurate a k-NN and a linear probe are" in (tmp_path / "run" / "report.md").read_text("utf-8")
     assert reopen_model(str(tmp_path / "run"), source, tiny().dataset, True, CPU).spec.classes == 0
     off, _ = distilled(tmp_path / "off", source, *config, "probe=false", "baseline=false")
-    assert not set(PROBES) & set(off["student"])
+    assert probes(off) == []
     # It can be given a head later.
     tuned, _ = distilled(tmp_path / "tuned", source, "distill=none", f"student.checkpoint={tmp_path / 'run'}")
-    assert tuned["student"]["top1"] is not None
+    assert top1_of(tuned.student) is not None
 
 
 @pytest.mark.parametrize(
@@ -402,10 +421,12 @@ def test_a_probe_needs_labels(fitted: Path, tmp_path: Path) -> None:
 def test_each_class_is_counted_for_itself(fitted: Path, tmp_path: Path) -> None:
     source = open_source(tiny().dataset)
     result, _ = distilled(tmp_path / "run", source, f"teacher.checkpoint={fitted}", "baseline=false")
-    for model in (result["student"], result["teacher"]):
-        of_class = model["per_class"]
-        assert list(of_class) == list(source.classes)
-        assert [of_class[name]["count"] for name in of_class] == np.bincount(source.evaluation.labels).tolist()
-        weighted = sum(entry["top1"] * entry["count"] for entry in of_class.values()) / 16
-        assert weighted == pytest.approx(model["top1"])
-        assert model["balanced_accuracy"] == pytest.approx(np.mean([entry["top1"] for entry in of_class.values()]))
+    for model in (result.student, result.teacher):
+        assert model is not None
+        assert model.per_class is not None
+        assert list(model.per_class) == list(source.classes)
+        top1 = [of_class.top1 for of_class in model.per_class.values()]
+        counts = [of_class.count for of_class in model.per_class.values()]
+        assert counts == np.bincount(source.evaluation.labels).tolist()
+        assert model.top1 == pytest.approx(np.average(top1, weights=counts))  # type: ignore[arg-type]
+        assert model.balanced_accuracy == pytest.approx(np.mean(top1))  # type: ignore[arg-type]

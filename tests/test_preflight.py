@@ -26,8 +26,8 @@ def test_maps_of_two_families_are_warned_of_whichever_teaches(term: str) -> None
 
 
 def test_an_equal_teacher_has_nothing_to_teach() -> None:
-    assert start_warnings({"top1": 50.0}, {"top1": 51.0}, "test") == []
-    (warning,) = start_warnings({"top1": 50.0}, {"top1": 50.0}, "val")
+    assert start_warnings(50.0, 51.0, "test") == []
+    (warning,) = start_warnings(50.0, 50.0, "val")
     assert "50.00 on val" in warning
 
 

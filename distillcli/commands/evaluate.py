@@ -11,6 +11,7 @@ from distillcli.config.job import Job
 from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.errors import UserError
 from distillcli.report.console import evaluation_table, say, sentence
+from distillcli.runs.result import to_json
 from distillcli.sources.open import open_source
 
 
@@ -25,10 +26,10 @@ def run(config: EvalConfig, job: Job) -> None:
         raise UserError(f"checkpoint={what}: no config.yaml next to it, so the dataset is unknown; add dataset=NAME")
     source = open_source(dataset)
 
-    from distillcli.distillation.facts import measure
     from distillcli.distillation.reopening import reopen_model, reopen_teacher
     from distillcli.runtime import start
     from distillcli.teachers.frozen import with_classes
+    from distillcli.training.evaluation import measure
     from distillcli.views.loader import open_data
 
     with start(config.trainer) as runtime:
@@ -41,15 +42,14 @@ def run(config: EvalConfig, job: Job) -> None:
         numbers = measure(backbone, data, runtime, teacher=teacher)
         if not runtime.is_main:
             return
-    numbers["name"] = what
     images = len(source.evaluation.labels)
     facts = {"checkpoint": what, "dataset": source.name, "evaluated_on": source.evaluated_on, "images": images}
     if config.format == "json":
-        for line in json.dumps(facts | numbers, ensure_ascii=False, indent=2).splitlines():
+        for line in json.dumps(facts | to_json(numbers) | {"name": what}, ensure_ascii=False, indent=2).splitlines():
             say(line)
         return
     sentence(f"{what} on the {source.evaluated_on} part of {source.name}, {images:,} images", "bold")
-    evaluation_table([numbers])
+    evaluation_table([(what, numbers)])
 
 
 def read_config(folder: Path) -> TrainConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from distillcli.config import search
 from distillcli.errors import UserError, did_you_mean
+from distillcli.runs.result import Measured, Result, read_result
 
 Rows = list[tuple[str, ...]]
 
@@ -190,31 +190,30 @@ def _runs() -> tuple[tuple[str, ...], Rows]:
         if any(part.is_symlink() for part in file.parents):
             continue
         try:
-            result = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError):
+            result = read_result(file.parent)
+        except OSError:  # somebody else's
             continue
-        if isinstance(result, dict):
+        if result is not None:
             rows.append(_run_row(result, file.parent))
     return ("name", "status", "student", "top-1", "teacher", "its top-1", "gap closed", "folder"), rows
 
 
-def _run_row(result: dict[str, Any], folder: Path) -> tuple[str, ...]:
-    student, teacher = result.get("student") or {}, result.get("teacher") or {}
-    gap = result.get("gap_closed")
+def _run_row(result: Result, folder: Path) -> tuple[str, ...]:
+    student, teacher = result.student or Measured(), result.teacher or Measured()
     return (
-        str(result.get("name", "")),
-        str(result.get("status", "")),
-        str(student.get("model", "")),
-        _percent(student.get("top1")),
-        str(teacher.get("model", "")),
-        _percent(teacher.get("top1")),
-        f"{gap:.0%}" if isinstance(gap, (int, float)) else "-",
+        result.name or "",
+        result.status or "",
+        student.model or "",
+        _percent(student.top1),
+        teacher.model or "",
+        _percent(teacher.top1),
+        "-" if result.gap_closed is None else f"{result.gap_closed:.0%}",
         str(folder),
     )
 
 
-def _percent(value: Any) -> str:
-    return f"{value:.2f}%" if isinstance(value, (int, float)) else "-"
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}%"
 
 
 TOPICS: dict[str, Callable[[], tuple[tuple[str, ...], Rows]]] = {

@@ -7,7 +7,8 @@ from pathlib import Path
 from distillcli.config.job import Job, is_main_process
 from distillcli.config.schema import TrainConfig
 from distillcli.report.console import closing_table, say
-from distillcli.runs.folder import claim, claim_new, locked, read_result
+from distillcli.runs.folder import claim, claim_new, locked
+from distillcli.runs.result import read_result
 from distillcli.sources.open import open_source
 
 
@@ -28,13 +29,13 @@ def run(config: TrainConfig, job: Job) -> None:
 
     if not is_main_process():
         done = None if config.resume is None else read_result(Path(config.resume))
-        if done is None or done["status"] != "ok":
+        if done is None or not done.finished:
             whole.run(plan, job, None)
         return
     folder = _folder(config, job)
     with locked(folder):
         done = read_result(folder)
-        if done is not None and done["status"] == "ok":
+        if done is not None and done.finished:
             say(f"{folder} is finished already")
             closing_table(done, folder)
             return

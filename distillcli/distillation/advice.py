@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import timm
 
 from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.distillation.kinds import kind_of
 from distillcli.distillation.plan import Plan
+from distillcli.runs.result import Result, top1_of
 from distillcli.sources.source import Source
 from distillcli.teachers.frozen import members_of
 from distillcli.types import Spec
@@ -68,21 +68,22 @@ def family_warnings(terms: Collection[str], student: Spec, teacher: Spec) -> lis
     ]
 
 
-def start_warnings(student: dict[str, Any], teacher: dict[str, Any], split: str) -> list[str]:
-    """Whether a student that does not start from scratch has anything to learn from its teacher."""
-    if student.get("top1") is None or teacher["top1"] is None or teacher["top1"] > student["top1"]:
+def start_warnings(student: float | None, teacher: float | None, split: str) -> list[str]:
+    """Whether a student that does not start from scratch has anything to learn from its teacher: top-1 of both."""
+    if student is None or teacher is None or teacher > student:
         return []
     return [
-        f"the teacher (top-1 {teacher['top1']:.2f} on {split}) is no better than the student is before the first step "
-        f"({student['top1']:.2f})"
+        f"the teacher (top-1 {teacher:.2f} on {split}) is no better than the student is before the first step "
+        f"({student:.2f})"
     ]
 
 
-def comparison_warnings(student: dict[str, Any], teacher: dict[str, Any] | None) -> list[str]:
-    """Whether the teacher turned out to be worth its cost."""
-    if teacher is None or None in (teacher["top1"], student["top1"]) or teacher["top1"] > student["top1"]:
+def comparison_warnings(result: Result) -> list[str]:
+    """Whether the student has overtaken its teacher."""
+    student, teacher = top1_of(result.student), top1_of(result.teacher)
+    if student is None or teacher is None or teacher > student:
         return []
-    return [f"the teacher ({teacher['top1']:.2f}) is no better than the student ({student['top1']:.2f})"]
+    return [f"the teacher ({teacher:.2f}) is no better than the student ({student:.2f})"]
 
 
 def _is_plain(spec: Spec) -> bool:

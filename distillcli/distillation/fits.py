@@ -13,10 +13,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from distillcli.config.schema import TrainConfig
-from distillcli.distillation.facts import describe_folder, export_student, run_facts
 from distillcli.distillation.recipes import Above, Recipe, recipe_fingerprint
-from distillcli.distillation.students import new_backbone
-from distillcli.runs.folder import locked, read_result, write_result
+from distillcli.distillation.results import result_of_fit
+from distillcli.distillation.students import export_for_timm, new_backbone
+from distillcli.runs.folder import describe_folder, locked
+from distillcli.runs.result import read_result, write_result
 from distillcli.runtime import any_rank, barrier, seed_everything
 from distillcli.teachers.cached import with_cache
 from distillcli.teachers.frozen import FrozenTeacher, Teacher
@@ -42,7 +43,7 @@ def fit_once(recipe: Recipe, data: Data, session: Session, teacher: FrozenTeache
     # 2. The main rank alone holds the folder; the others go along with what it finds there.
     with locked(folder, wait=True) if runtime.is_main else nullcontext():
         result = read_result(folder) if runtime.is_main else None
-        if any_rank(result is not None and result["status"] == "ok", runtime):
+        if any_rank(result is not None and result.finished, runtime):
             session.say(f"{role}: reusing {name} from {folder}")
         else:
             session.say(_training_words(recipe, teacher))
@@ -72,25 +73,15 @@ def _fit_of(recipe: Recipe, data: Data, session: Session, teacher: FrozenTeacher
 
 def _carry_out(wanted: Fit, session: Session) -> None:
     """Fit, export and leave a result."""
-    config, folder, runtime, started = wanted.config, wanted.folder, session.runtime, time.monotonic()
+    config, classes, runtime, started = wanted.config, wanted.data.source.classes, session.runtime, time.monotonic()
     if runtime.is_main:
-        describe_folder(folder, config, session.command, [], wanted.data.source.classes)
+        describe_folder(wanted.folder, dataclasses.asdict(config), session.command, [], classes)
     fitted = fit(wanted, session)
-    outcome = run_facts(wanted, fitted, runtime) | {
-        "status": "ok",
-        "error": None,
-        "role": wanted.role,
-        "command": session.command,
-        "overrides": [],
-        "teacher": None,
-        "baseline": None,
-        "gap_closed": None,
-        "warnings": [],
-        "seconds": time.monotonic() - started,
-    }
+    result = result_of_fit(wanted, fitted)
     if runtime.is_main:
-        export_student(fitted.backbone, folder / "student", wanted.data)
-        write_result(folder, outcome)
+        export_for_timm(fitted.backbone, wanted.folder / "student", wanted.data)
+        seconds = time.monotonic() - started
+        write_result(wanted.folder, dataclasses.replace(result, command=session.command, seconds=seconds))
 
 
 def _training_words(recipe: Recipe, teacher: FrozenTeacher | None) -> str:

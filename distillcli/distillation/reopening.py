@@ -9,7 +9,7 @@ from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone, build, place
 from distillcli.models.imagenet import open_pretrained, pretrained_classes
 from distillcli.models.weights import HUB_PREFIX, Weights, knows_classes, load_into, read_weights
-from distillcli.runs.folder import read_result
+from distillcli.runs.result import read_result
 from distillcli.runtime import Runtime
 from distillcli.sources.source import Source
 from distillcli.teachers.frozen import FrozenTeacher, members_of, open_teacher
@@ -75,8 +75,8 @@ def reopen_teacher(
     Raises UserError when the run had a teacher whose weights are gone.
     """
     result = read_result(run)
-    if result is None or result.get("teacher") is None:
+    if result is None or result.teacher is None or result.teacher.runs is None:
         return None
-    members = zip(result["teacher"]["runs"], members_of(config), strict=True)
+    members = zip(result.teacher.runs, members_of(config), strict=True)
     weights_from = [fit or member.config.teacher.checkpoint for fit, member in members]
     return open_teacher(config, weights_from, source.classes, taps, runtime)

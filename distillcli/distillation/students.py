@@ -1,12 +1,14 @@
-"""The model that is trained, as it is before the first step."""
+"""The model that is trained: as it is before the first step, and as it leaves the run."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from distillcli.config.schema import ModelConfig, StudentConfig, TrainConfig
 from distillcli.distillation.recipes import as_student
 from distillcli.errors import UserError
+from distillcli.export.formats import export
 from distillcli.models.backbone import Backbone, build, describe
 from distillcli.models.freezing import freeze
 from distillcli.models.weights import knows_classes, load_into, read_weights
@@ -16,6 +18,8 @@ from distillcli.teachers.frozen import FrozenTeacher, describe_teacher
 from distillcli.terms.objective import reused_head_options
 from distillcli.types import Inputs
 from distillcli.views.loader import Data
+
+CHECKED_IMAGES = 4
 
 
 def new_backbone(config: TrainConfig, data: Data, key: str) -> Backbone:
@@ -44,6 +48,12 @@ def new_peers(config: TrainConfig, data: Data) -> tuple[Backbone, ...]:
 def peer_config(config: TrainConfig, number: int) -> TrainConfig:
     """The run as if a peer were its student."""
     return dataclasses.replace(config, seed=config.seed + number + 1, student=as_student(config.peers[number]))
+
+
+def export_for_timm(backbone: Backbone, folder: Path, data: Data) -> None:
+    """Write a trained model into ``folder`` in timm's format, and check it on some validation images."""
+    images = next(data.val.plain()).images[:CHECKED_IMAGES]
+    export(backbone, folder, data.source.classes, data.val.config.crop_fraction, images)
 
 
 def student_model(config: TrainConfig, inputs: Inputs) -> StudentConfig:

@@ -6,16 +6,16 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from distillcli.config.schema import TrainConfig
-from distillcli.distillation.facts import measure
 from distillcli.distillation.fits import fit_once, open_cache_or_warn
 from distillcli.distillation.kinds import kind_of
 from distillcli.distillation.recipes import assistant_recipes, recipe_to_fit
 from distillcli.errors import NumericError
+from distillcli.runs.result import Measured
 from distillcli.sources.source import Source
 from distillcli.teachers.frozen import FrozenTeacher, Teacher, members_of, open_single, open_teacher
+from distillcli.training.evaluation import measure
 from distillcli.training.session import Session
 from distillcli.types import LOGITS_ONLY, Taps
 from distillcli.views.loader import Data
@@ -34,8 +34,8 @@ class Teaching:
     nearest: FrozenTeacher | None = None
     targets: Teacher | None = None
     cache_format: str = "off"
-    facts: dict[str, Any] | None = None
-    chain: list[dict[str, Any]] = field(default_factory=list)
+    facts: Measured | None = None
+    chain: tuple[Measured, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -51,24 +51,25 @@ def find_teaching(config: TrainConfig, data: Data, taps: Taps, session: Session)
     teacher, runs = find_teacher(config, data, taps, session)
     timings = {"teacher": time.monotonic() - begun}
     facts = measure(teacher.backbone, data, runtime, teacher.precision)
-    facts |= {"run": runs[0] if len(runs) == 1 else None, "runs": runs}
-    if facts["nll"] is not None and math.isnan(facts["nll"]):
+    facts = dataclasses.replace(facts, run=runs[0] if len(runs) == 1 else None, runs=tuple(runs))
+    if facts.nll is not None and math.isnan(facts.nll):
         raise NumericError(
             f"teacher {config.teacher.name}: its outputs are not finite, so nothing can be learned from it"
         )
     if config.teacher.head:
         session.say(f"teacher: {_accuracy(facts, data.source)}")
     # 2. Its assistants, each the teacher of the next.
-    begun, nearest, chain = time.monotonic(), teacher, []
+    begun, nearest, chain = time.monotonic(), teacher, list[Measured]()
     for nearest, run in hand_down(config, data, teacher, session):
-        chain.append(measure(nearest.backbone, data, runtime, nearest.precision, teacher) | {"run": run})
+        numbers = measure(nearest.backbone, data, runtime, nearest.precision, teacher)
+        chain.append(dataclasses.replace(numbers, run=run))
         session.say(f"assistant: {_accuracy(chain[-1], data.source)}")
     if chain:
         timings["assistants"] = time.monotonic() - begun
     # 3. Whoever is nearest to the student is asked for what its objective compares.
     nearest = dataclasses.replace(nearest, taps=taps)
     targets, cache_format = open_cache_or_warn(config, data, nearest, session)
-    return Teaching(teacher, nearest, targets, cache_format, facts, chain, timings)
+    return Teaching(teacher, nearest, targets, cache_format, facts, tuple(chain), timings)
 
 
 def find_teacher(
@@ -95,7 +96,7 @@ def hand_down(
     return chain
 
 
-def _accuracy(facts: dict[str, Any], source: Source) -> str:
-    if facts["top1"] is None:
+def _accuracy(facts: Measured, source: Source) -> str:
+    if facts.top1 is None:
         return f"top-1 not known, the {source.evaluated_on} part has no labels"
-    return f"top-1 {facts['top1']:.2f} on {source.evaluated_on}"
+    return f"top-1 {facts.top1:.2f} on {source.evaluated_on}"

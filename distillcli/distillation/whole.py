@@ -13,12 +13,12 @@ from typing import Any
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
 from distillcli.distillation.advice import comparison_warnings, planned_warnings, start_warnings
-from distillcli.distillation.facts import describe_folder, export_student, measure, run_facts
 from distillcli.distillation.fits import fit_once
 from distillcli.distillation.plan import Plan
 from distillcli.distillation.recipes import Above, control_recipe, recipe_fingerprint
 from distillcli.distillation.reopening import reopen_model
-from distillcli.distillation.students import new_backbone, new_peers, with_teachers_head
+from distillcli.distillation.results import result_of_fit
+from distillcli.distillation.students import export_for_timm, new_backbone, new_peers, with_teachers_head
 from distillcli.distillation.teaching import Teaching, find_teaching
 from distillcli.errors import Interrupted
 from distillcli.models.backbone import Backbone, place
@@ -26,11 +26,12 @@ from distillcli.models.memory_layout import settle_layout
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
 from distillcli.report.markdown import write_report
-from distillcli.runs.folder import point_latest, read_result, write_result
+from distillcli.runs.folder import describe_folder, point_latest
+from distillcli.runs.result import Measured, Result, read_result, top1_of, write_result
 from distillcli.runtime import Runtime, from_main, resolve_precision, start
 from distillcli.signals import listening
 from distillcli.training.engine import fit
-from distillcli.training.evaluation import evaluate
+from distillcli.training.evaluation import evaluate, measure
 from distillcli.training.fit import Fit
 from distillcli.training.probe import probe
 from distillcli.training.session import Session
@@ -79,26 +80,26 @@ def run(plan: Plan, job: Job, claimed: Path | None) -> None:
     ``claimed``: None in the other processes of ``torchrun``, which learn it from the main one.
     """
     config = plan.config
-    facts: dict[str, Any] = {"name": config.name, "role": "student", "command": job.command}
-    facts |= {"overrides": list(job.overrides), "seed": config.seed}
+    known = Result(name=config.name, role="student", command=job.command, overrides=job.overrides, seed=config.seed)
     with session(config, job.command, claimed) as current:
         folder = Path(from_main(str(claimed) if claimed else None, current.runtime))
         try:
             distill(plan, job, folder, current)
         except (Interrupted, KeyboardInterrupt) as stop:
             if current.runtime.is_main:
-                write_result(folder, facts | {"status": "interrupted", "error": None})
+                write_result(folder, dataclasses.replace(known, status="interrupted"))
             if isinstance(stop, KeyboardInterrupt):
                 raise
             raise Interrupted(f"interrupted; continue with: distill train resume={folder}", stop.exit_code) from None
         except Exception as error:
             if current.runtime.is_main:
                 LOG.exception("failed")
-                write_result(folder, facts | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+                why = f"{type(error).__name__}: {error}"
+                write_result(folder, dataclasses.replace(known, status="failed", error=why))
             raise
 
 
-def distill(plan: Plan, job: Job, folder: Path, session: Session) -> dict[str, Any]:
+def distill(plan: Plan, job: Job, folder: Path, session: Session) -> Result:
     """Fit or find the teacher, distil the student, fit or find the control; returns what ``result.json`` then holds."""
     started, runtime = time.monotonic(), session.runtime
     # 1. The memory layout, which enters every fingerprint below.
@@ -108,7 +109,7 @@ def distill(plan: Plan, job: Job, folder: Path, session: Session) -> dict[str, A
         overrides.append(f"trainer.channels_last={str(plan.config.trainer.channels_last).lower()}")  # for resume=
     # 2. The run describes itself: from here on it can be resumed. Then its data, decoded if it fits into memory.
     if runtime.is_main:
-        describe_folder(folder, plan.config, job.command, overrides, plan.source.classes)
+        describe_folder(folder, dataclasses.asdict(plan.config), job.command, overrides, plan.source.classes)
     data = open_data(plan.source, plan.config.dataset, plan.config.trainer.workers, runtime)
     if runtime.is_main:
         if plan.config.out is None and job.folder is None:
@@ -116,22 +117,29 @@ def distill(plan: Plan, job: Job, folder: Path, session: Session) -> dict[str, A
         opening(_opening(plan, runtime, folder))
     # 3. Who teaches, then the student, then its control: each uses what the one before has left.
     teaching = find_teaching(plan.config, data, plan.objective.teacher_taps, session)
-    facts, student, warnings, student_seconds = _fit_student(plan, data, teaching, folder, session)
+    warnings, begun = planned_warnings(plan), time.monotonic()
+    student, result = _fit_student(plan, data, teaching, warnings, folder, session)
+    timings = teaching.timings | {"student": time.monotonic() - begun}
     begun = time.monotonic()
-    baseline = _find_control(plan.config, data, session) if plan.config.baseline and plan.teachers else None
-    timings = teaching.timings | {"student": student_seconds}
-    timings |= {} if baseline is None else {"control": time.monotonic() - begun}
+    control = _find_control(plan.config, data, session) if plan.config.baseline and plan.teachers else None
+    timings |= {} if control is None else {"control": time.monotonic() - begun}
     # 4. The evidence.
+    result = dataclasses.replace(result, teacher=teaching.facts, chain=teaching.chain, baseline=control)
     if plan.with_probe and runtime.is_main:
-        _add_probes(plan.config, data, student, facts["student"], teaching, baseline, runtime)
-    late = comparison_warnings(facts["student"], teaching.facts)
-    for warning in late:
+        result = _with_probes(result, plan.config, data, student, teaching, runtime)
+    for warning in comparison_warnings(result):
         session.warn(warning)
-    result = {"status": "ok", "error": None, "role": "student", **facts}
-    result |= {"command": job.command, "overrides": list(job.overrides)}
-    result |= {"teacher": teaching.facts, "chain": teaching.chain, "baseline": baseline}
-    result |= {"gap_closed": gap_closed(facts["student"], teaching.facts, baseline), "cache": teaching.cache_format}
-    result |= {"warnings": warnings + late, "timings": timings, "seconds": time.monotonic() - started}
+        warnings.append(warning)
+    result = dataclasses.replace(
+        result,
+        command=job.command,
+        overrides=job.overrides,
+        gap_closed=gap_closed(result),
+        cache=teaching.cache_format,
+        warnings=tuple(warnings),
+        timings=timings,
+        seconds=time.monotonic() - started,
+    )
     if runtime.is_main:
         write_result(folder, result)
         draw_curves(folder)
@@ -141,37 +149,35 @@ def distill(plan: Plan, job: Job, folder: Path, session: Session) -> dict[str, A
 
 
 def _fit_student(
-    plan: Plan, data: Data, teaching: Teaching, folder: Path, session: Session
-) -> tuple[dict[str, Any], Backbone, list[str], float]:
-    """Train, measure and export the student: its facts, itself, warnings, and the seconds of its training."""
-    runtime, begun = session.runtime, time.monotonic()
+    plan: Plan, data: Data, teaching: Teaching, warnings: list[str], folder: Path, session: Session
+) -> tuple[Backbone, Result]:
+    """Train, measure and export the student and its peers. Adds to ``warnings`` what its start gives rise to."""
+    runtime = session.runtime
     student_data = dataclasses.replace(data, source=plan.student_source)
     # 1. The student and whoever learns with it, as they are before step 1.
     student = new_backbone(plan.config, student_data, "student")
-    warnings = planned_warnings(plan) + _start_warnings(plan, student, data, teaching, runtime)
+    warnings += _start_warnings(plan, student, data, teaching, runtime)
     for warning in warnings:
         session.warn(warning)
     if plan.student_run.student != plan.config.student:
         assert teaching.nearest is not None
         student = with_teachers_head(plan.student_run.student, student, teaching.nearest, plan.config)
     peers = new_peers(plan.config, data)
-    # 2. The fit.
+    # 2. The fit, named by all that decides the weights afterwards.
     above = Above(teaching.nearest.backbone, teaching.cache_format) if teaching.nearest else None
     fingerprint = recipe_fingerprint(plan.student_run, student_data, student, runtime, above, peers)
     wanted = Fit(
         plan.student_run, student_data, student, plan.objective, folder, fingerprint, "student", teaching.targets, peers
     )
     fitted = fit(wanted, session)
-    seconds = time.monotonic() - begun
-    # 3. What came of it.
-    facts = run_facts(wanted, fitted, runtime, teaching.teacher)
-    facts["dataset"]["classes"] = len(plan.source.classes)
-    facts["peers"] = [measure(peer, data, runtime) for peer in peers]
+    # 3. What came of it. The classes that are reported are those of the data, also where the student has no head.
+    result = result_of_fit(dataclasses.replace(wanted, data=data), fitted, teaching.teacher)
+    result = dataclasses.replace(result, peers=tuple(measure(peer, data, runtime) for peer in peers))
     if runtime.is_main:
-        export_student(fitted.backbone, folder / "student", student_data)
+        export_for_timm(fitted.backbone, folder / "student", student_data)
         for number, peer in enumerate(peers, 1):
-            export_student(peer, folder / "peers" / str(number), data)
-    return facts, fitted.backbone, warnings, seconds
+            export_for_timm(peer, folder / "peers" / str(number), data)
+    return fitted.backbone, result
 
 
 def _start_warnings(plan: Plan, student: Backbone, data: Data, teaching: Teaching, runtime: Runtime) -> list[str]:
@@ -180,10 +186,11 @@ def _start_warnings(plan: Plan, student: Backbone, data: Data, teaching: Teachin
     if teaching.facts is None or not (config.student.pretrained or config.student.checkpoint):
         return []
     place(student, runtime.device, config.trainer.channels_last)
-    return start_warnings(evaluate(student, data.evaluation, runtime), teaching.facts, plan.source.evaluated_on)
+    before = evaluate(student, data.evaluation, runtime).get("top1")
+    return start_warnings(before, teaching.facts.top1, plan.source.evaluated_on)
 
 
-def _find_control(config: TrainConfig, data: Data, session: Session) -> dict[str, Any] | None:
+def _find_control(config: TrainConfig, data: Data, session: Session) -> Measured | None:
     """The numbers of the same student without a teacher, fitted or found; None where there are no labels to fit."""
     if not data.source.train.labelled:
         session.say("control: none, as no training image has a label")
@@ -191,26 +198,28 @@ def _find_control(config: TrainConfig, data: Data, session: Session) -> dict[str
     folder = fit_once(control_recipe(config), data, session)
     result = read_result(folder)
     assert result is not None
-    facts: dict[str, Any] = result["student"] | {"run": str(folder), "best": result["best"]}
-    return facts
+    assert result.student is not None
+    return dataclasses.replace(result.student, run=str(folder), best=result.best)
 
 
-def _add_probes(
-    config: TrainConfig,
-    data: Data,
-    student: Backbone,
-    facts: dict[str, Any],
-    teaching: Teaching,
-    baseline: dict[str, Any] | None,
-    runtime: Runtime,
-) -> None:
-    """Add k-NN and linear probes of the embeddings to the facts of student, teacher and control."""
-    facts |= probe(student, data)
-    if teaching.teacher is not None and teaching.facts is not None and isinstance(teaching.teacher.backbone, Backbone):
-        teaching.facts.update(probe(teaching.teacher.backbone, data))
-    if baseline is not None:
+def _with_probes(
+    result: Result, config: TrainConfig, data: Data, student: Backbone, teaching: Teaching, runtime: Runtime
+) -> Result:
+    """``result`` with k-NN and linear probes of the embeddings of student, teacher and control."""
+
+    def probed(numbers: Measured, backbone: Backbone) -> Measured:
+        found = probe(backbone, data)
+        return dataclasses.replace(numbers, knn_top1=found["knn_top1"], probe_top1=found["probe_top1"])
+
+    assert result.student is not None
+    teacher, control = result.teacher, result.baseline
+    if teacher is not None and teaching.teacher is not None and isinstance(teaching.teacher.backbone, Backbone):
+        teacher = probed(teacher, teaching.teacher.backbone)
+    if control is not None:
+        assert control.run is not None
         channels_last = config.trainer.channels_last
-        baseline |= probe(reopen_model(baseline["run"], data.source, config.dataset, channels_last, runtime), data)
+        control = probed(control, reopen_model(control.run, data.source, config.dataset, channels_last, runtime))
+    return dataclasses.replace(result, student=probed(result.student, student), teacher=teacher, baseline=control)
 
 
 def _opening(plan: Plan, runtime: Runtime, folder: Path) -> Opening:
@@ -236,11 +245,9 @@ def _opening(plan: Plan, runtime: Runtime, folder: Path) -> Opening:
     )
 
 
-def gap_closed(student: dict[str, Any], teacher: dict[str, Any] | None, control: dict[str, Any] | None) -> float | None:
+def gap_closed(result: Result) -> float | None:
     """(student - control) / (teacher - control) in top-1; None without a control, labels or a gap to close."""
-    if teacher is None or control is None or None in (student["top1"], teacher["top1"], control["top1"]):
+    student, teacher, control = top1_of(result.student), top1_of(result.teacher), top1_of(result.baseline)
+    if student is None or teacher is None or control is None or teacher <= control:
         return None
-    if teacher["top1"] <= control["top1"]:
-        return None
-    share: float = (student["top1"] - control["top1"]) / (teacher["top1"] - control["top1"])
-    return share
+    return (student - control) / (teacher - control)

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.errors import NumericError, UserError
 from distillcli.launch.arguments import Arguments, parse
 from distillcli.launch.resume import NEUTRAL_KEYS, check_unchanged, merge, recorded_overrides
-from distillcli.runs.folder import claim_new, read_result, write_result
+from distillcli.runs.folder import claim_new
+from distillcli.runs.result import Result, read_result, write_result
 
 Config = TrainConfig | EvalConfig
 Action = Callable[[Any, Job], None]  # Any: train takes a TrainConfig, eval an EvalConfig
@@ -110,7 +111,7 @@ def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: s
         close_sweep(folder)
     # Launchers may run jobs in other processes, so the files are what counts.
     results = [read_result(folder / str(number)) for number in range(len(jobs))]
-    if any(result is None or result["status"] != "ok" for result in results):
+    if any(result is None or not result.finished for result in results):
         raise SystemExit(1)
 
 
@@ -121,7 +122,7 @@ def _run_job(primary: str, composed: DictConfig, command: str, sweep_folder: Pat
     overrides = _task_overrides()
     folder = sweep_folder / str(HydraConfig.get().job.num)
     old = read_result(folder)
-    if old is not None and old["status"] == "ok":
+    if old is not None and old.finished:
         print(f"job {folder.name}: done already, skipped ({shlex.join(overrides)})", flush=True)
         return
     try:
@@ -137,11 +138,11 @@ def _run_job(primary: str, composed: DictConfig, command: str, sweep_folder: Pat
         _record_failure(folder, f"{type(error).__name__}: {error}", overrides, old)
 
 
-def _record_failure(folder: Path, error: str, overrides: tuple[str, ...], old: dict[str, Any] | None) -> None:
+def _record_failure(folder: Path, error: str, overrides: tuple[str, ...], old: Result | None) -> None:
     """Write the job's result.json unless the job itself did."""
     if read_result(folder) != old:
         return
-    write_result(folder, {"status": "failed", "error": error, "overrides": list(overrides)})
+    write_result(folder, Result(status="failed", error=error, overrides=overrides))
 
 
 def _take_folder(overrides: list[str]) -> tuple[list[str], Path | None]:
@@ -210,13 +211,13 @@ def _preflight(primary: str, jobs: list[list[str]], hydra_overrides: list[str]) 
 def _check_old_jobs(folder: Path, jobs: list[list[str]]) -> None:
     """Refuse to continue a sweep folder whose jobs had other overrides."""
     for number, job in enumerate(jobs):
-        recorded = (read_result(folder / str(number)) or {}).get("overrides")
-        if recorded is not None and _identity(recorded) != _identity(job):
-            was, now = shlex.join(recorded), shlex.join(job)
+        old = read_result(folder / str(number))
+        if old is not None and _identity(old.overrides) != _identity(job):
+            was, now = shlex.join(old.overrides), shlex.join(job)
             raise UserError(f"out={folder}: job {number} was {was}, now it would be {now}; use a new folder")
 
 
-def _identity(overrides: list[str]) -> set[str]:
+def _identity(overrides: Sequence[str]) -> set[str]:
     return {override for override in overrides if key_of(override) not in NEUTRAL_KEYS}
 
 

@@ -12,12 +12,39 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassCalibrationError
 
 from distillcli.models.ensemble import Classifier
+from distillcli.runs.result import ClassAccuracy, Measured
 from distillcli.runtime import Runtime, autocast, sum_over_ranks
 from distillcli.teachers.frozen import FrozenTeacher
-from distillcli.views.loader import Loader
+from distillcli.views.loader import Data, Loader
 
 ECE_BINS = 15
 LATENCY_RUNS = 30
+
+
+def measure(
+    backbone: Classifier,
+    data: Data,
+    runtime: Runtime,
+    precision: str = "fp32",
+    teacher: FrozenTeacher | None = None,
+) -> Measured:
+    """All numbers of one model on the evaluated part of ``data``; those that cannot be known are None."""
+    numbers, by_class = evaluate_by_class(backbone, data.evaluation, runtime, precision, teacher)
+    names = data.source.classes
+    return Measured(
+        model=backbone.spec.name,
+        params=backbone.spec.params,
+        macs=backbone.spec.macs,
+        top1=numbers.get("top1"),
+        top5=numbers.get("top5"),
+        balanced_accuracy=numbers.get("balanced_accuracy"),
+        nll=numbers.get("nll"),
+        ece=numbers.get("ece"),
+        agreement=numbers.get("agreement"),
+        kl_to_teacher=numbers.get("kl_to_teacher"),
+        per_class={names[k]: ClassAccuracy(top1, count) for k, (top1, count) in by_class.items()} or None,
+        latency_ms=latency(backbone, runtime.device),
+    )
 
 
 def evaluate(
