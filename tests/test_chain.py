@@ -172,8 +172,8 @@ PEERS = ("peers=[{name: test_vit}]", "distill=kd", "distill.alpha=null")
 def test_peers_are_measured_kept_and_resumed_bit_for_bit(tmp_path: Path) -> None:
     whole, watch = run(tmp_path / "whole", *PEERS)
     assert watch.labels == ["student", "control"]
-    assert whole["teacher"] is None
-    assert [row["model"] for row in whole["peers"]] == ["test_vit"]
+    assert whole.teacher is None
+    assert [peer.model for peer in whole.peers] == ["test_vit"]
 
     with pytest.raises(Interrupted):
         run(tmp_path / "stopped", *PEERS, watch=Watch(stop_after=3))

@@ -32,12 +32,19 @@ def status_sentence(result: Result) -> str:
 
 
 def gap_sentence(result: Result) -> str:
-    """What the teacher was worth, in one honest sentence; empty for the run of a teacher, an assistant or a control."""
+    """What the teacher was worth, in one honest sentence.
+
+    Empty where there is nothing to compare with, and for the run of a teacher, an assistant or a control.
+    """
     if not result.finished or result.role not in (None, "student"):
         return ""
     student, teacher, control = top1_of(result.student), top1_of(result.teacher), top1_of(result.baseline)
     if student is None:
         return _without_accuracy(result)
+    if result.teacher is None:  # plain training, or a teacher that trains with the student
+        return (
+            "" if control is None else f"The student is {_difference(student, control)} the control ({_SAME_STUDENT})."
+        )
     if control is None:
         return _without_control(student, teacher)
     gain = _difference(student, control)
@@ -77,7 +84,7 @@ def _without_accuracy(result: Result) -> str:
 def _without_control(student: float, teacher: float | None) -> str:
     unknown = "the share of the gap that was closed is unknown."
     if teacher is None:
-        return f"There is no control ({_SAME_STUDENT}), and the accuracy of the teacher was not measured: {unknown}"
+        return f"There is no control ({_SAME_STUDENT}), and the teacher's accuracy was not measured: {unknown}"
     return (
         f"There is no control ({_SAME_STUDENT}), so {unknown} "
         f"The student is {_difference(student, teacher)} the teacher."
