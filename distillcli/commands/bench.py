@@ -31,10 +31,8 @@ def run(arguments: list[str]) -> None:
     from distillcli.distillation.bench import profile
     from distillcli.models.memory_layout import settle_layout
     from distillcli.runtime import start
-    from distillcli.terms.objective import check_terms
     from distillcli.views.loader import open_data
 
-    check_terms(config.distill)
     with start(config.trainer) as runtime:
         config = settle_layout(config, len(source.classes), runtime)
         found = profile(config, open_data(source, config.dataset, config.trainer.workers, runtime), runtime)

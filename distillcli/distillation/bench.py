@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from distillcli.config.schema import ModelConfig, TrainConfig
+from distillcli.config.terms import needs_teacher
 from distillcli.distillation.students import student_model
 from distillcli.models.backbone import build, describe, place
 from distillcli.report.bench import Profile
 from distillcli.runtime import PRECISIONS, Runtime, autocast, resolve_precision, seed_everything
 from distillcli.teachers.frozen import FrozenTeacher, as_teacher, describe_teacher, members_of
 from distillcli.terms.base import Setting
-from distillcli.terms.objective import Objective, needs_teacher
+from distillcli.terms.objective import Objective
 from distillcli.training.learners import Distillation
 from distillcli.training.optim import build_optimizer
 from distillcli.types import Batch, Taps

@@ -9,10 +9,10 @@ from typing import Any
 import timm
 
 from distillcli.config.schema import DatasetConfig, ModelConfig, TrainConfig
+from distillcli.config.terms import needs_teacher
 from distillcli.errors import UserError
 from distillcli.models.backbone import build
 from distillcli.teachers.frozen import members_of
-from distillcli.terms.objective import needs_teacher
 from distillcli.types import Spec
 
 # timm's recipes of "ResNet strikes back" train with binary cross-entropy; their softmax is not calibrated.

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from distillcli.config.schema import CacheConfig, ModelConfig, StudentConfig, TrainConfig
+from distillcli.config.terms import labels_only, needs_teacher
 from distillcli.models.backbone import Backbone
 from distillcli.models.ensemble import Classifier
 from distillcli.models.weights import weights_fingerprint
@@ -18,7 +19,6 @@ from distillcli.runs.folder import (
 )
 from distillcli.runtime import Runtime, resolve_precision
 from distillcli.teachers.frozen import answer_settings
-from distillcli.terms.objective import labels_only, needs_teacher
 from distillcli.views.loader import Data
 
 # Raise this number when a change of the code changes what the same recipe trains.

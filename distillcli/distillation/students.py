@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distillcli.config.schema import ModelConfig, StudentConfig, TrainConfig
+from distillcli.config.terms import reused_head_options
 from distillcli.distillation.recipes import as_student
 from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone, build, describe
@@ -11,7 +12,6 @@ from distillcli.models.weights import knows_classes, load_into, read_weights
 from distillcli.reused_head import join, start_from
 from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher, describe_teacher
-from distillcli.terms.objective import reused_head_options
 from distillcli.views.loader import Data
 
 

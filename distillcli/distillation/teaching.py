@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distillcli.config.schema import ModelConfig, TrainConfig
+from distillcli.config.terms import needs_teacher, trains_head
 from distillcli.distillation.assistants import assistants_of, describe_assistants, hand_down
 from distillcli.distillation.facts import measure
 from distillcli.distillation.fits import fit_once, open_cache_or_warn
@@ -25,7 +26,6 @@ from distillcli.teachers.frozen import (
     members_of,
     open_teacher,
 )
-from distillcli.terms.objective import needs_teacher, trains_head
 from distillcli.training.engine import Session
 from distillcli.types import Spec, Taps
 from distillcli.views.loader import Data

@@ -13,6 +13,7 @@ from typing import Any
 
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
+from distillcli.config.terms import check_labels, learns_labels, trains_head
 from distillcli.distillation.facts import describe_folder, export_student, measure, run_facts
 from distillcli.distillation.fits import fit_once
 from distillcli.distillation.plan import (
@@ -39,7 +40,7 @@ from distillcli.signals import listening
 from distillcli.sources.source import Source
 from distillcli.teachers.frozen import with_classes
 from distillcli.terms.base import Setting
-from distillcli.terms.objective import Objective, check_labels, check_terms, learns_labels, trains_head
+from distillcli.terms.objective import Objective
 from distillcli.training.engine import Session, fit
 from distillcli.training.evaluation import evaluate
 from distillcli.training.probe import probe
@@ -87,10 +88,9 @@ def distill(config: TrainConfig, job: Job, source: Source, folder: Path, session
     """Fit or find the teacher, distil the student, fit or find the control; returns what ``result.json`` then holds."""
     started = time.monotonic()
     runtime = session.runtime
-    check_terms(config.distill)
     check_sizes(config)
     check_chain(config)
-    check_labels(config.distill, source.train)
+    check_labels(config.distill, source.train.labelled, len(source.train.labels))
     source = with_classes(source, config)
     classes = len(source.classes)
     with_probe = wants_probe(config, source)
