@@ -36,13 +36,14 @@ from torchvision.transforms.functional import to_pil_image
 
 from distillcli.config.compose import compose
 from distillcli.config.schema import TrainConfig
+from distillcli.config.terms import labels_only
 from distillcli.models.backbone import build, describe, place
 from distillcli.runtime import Runtime, start
 from distillcli.sources.open import open_source
 from distillcli.teachers.cached import with_cache
 from distillcli.teachers.frozen import Teacher, as_teacher
 from distillcli.terms.base import Setting
-from distillcli.terms.objective import Objective, labels_only
+from distillcli.terms.objective import Objective
 from distillcli.training.learners import Distillation
 from distillcli.training.optim import build_optimizer
 from distillcli.training.step import Update, train_step

@@ -11,11 +11,12 @@ import torch
 from distillcli.config.compose import compose
 from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.config.search import builtin_folder
+from distillcli.config.terms import check_terms, labels_only, needs_teacher
 from distillcli.distillation.kinds import kind_of
 from distillcli.distillation.students import student_model
 from distillcli.models.backbone import describe
 from distillcli.sources.open import DATASETS
-from distillcli.terms.objective import Objective, check_terms, labels_only, needs_teacher
+from distillcli.terms.objective import Objective
 from distillcli.training.optim import build_optimizer, build_schedule
 from distillcli.types import Inputs
 from tests.tiny import setting

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig, ModelConfig
+from distillcli.config.terms import KNOWN_TERMS, parse_options
 from distillcli.errors import UserError
 from distillcli.models.backbone import build
 from distillcli.runtime import seed_everything
@@ -28,7 +29,7 @@ from distillcli.terms.feature import (
     neuron_selectivity,
     variational_information,
 )
-from distillcli.terms.objective import Objective, parse_options
+from distillcli.terms.objective import Objective
 from distillcli.terms.stages import AdapterNorm, stage_pairs, unit
 from distillcli.training.learners import Distillation
 from distillcli.types import Batch, Inputs, Output, Spec
@@ -409,7 +410,7 @@ def test_no_term_compares_the_samples_of_a_batch(name: str) -> None:
     parts = [value_of(term, take(student, rows), take(teacher, rows)) for rows in ([0, 1], [2, 3])]
     singles = [value_of(term, take(student, [row]), take(teacher, [row])) for row in range(4)]
     again = [0, 1, 2, 3] * 2
-    assert not term.whole_batch
+    assert not KNOWN_TERMS[name].whole_batch
     for other in (sum(parts) / 2, sum(singles) / 4, value_of(term, take(student, again), take(teacher, again))):
         torch.testing.assert_close(other, whole, rtol=1e-12, atol=0)
 

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig
+from distillcli.config.terms import KNOWN_TERMS, StandardizeOptions, labels_only, needs_teacher, parse_options
 from distillcli.errors import UserError
 from distillcli.terms import TERMS
-from distillcli.terms.base import StandardizeOptions, standardized
+from distillcli.terms.base import standardized
 from distillcli.terms.labelled import (
     hand_made_logits,
     label_of,
@@ -36,7 +37,7 @@ from distillcli.terms.logit import (
     reverse_kl,
     symmetric_kl,
 )
-from distillcli.terms.objective import Objective, labels_only, needs_teacher, parse_options
+from distillcli.terms.objective import Objective
 from distillcli.types import Batch, Output, Spec
 from tests.tiny import setting
 
@@ -295,7 +296,7 @@ def test_a_shift_of_each_row_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_mean_over_samples_is_the_mean_of_its_halves_and_ignores_duplication(name: str) -> None:
     student, teacher, labels = seeded(6, 5), seeded(6, 5, seed=1), labels_of(6, 5)
-    assert not TERMS[name].whole_batch
+    assert not KNOWN_TERMS[name].whole_batch
     whole = value_of(name, student, teacher, labels)
     halves = [value_of(name, student[rows], teacher[rows], labels[rows]) for rows in (slice(0, 3), slice(3, 6))]
     torch.testing.assert_close(sum(halves) / 2, whole, rtol=1e-12, atol=0)
@@ -306,7 +307,7 @@ def test_a_mean_over_samples_is_the_mean_of_its_halves_and_ignores_duplication(n
 @pytest.mark.parametrize("name", BATCHWISE)
 def test_a_batchwise_term_depends_on_which_samples_share_a_batch(name: str) -> None:
     student, teacher = 3 * seeded(6, 5), 3 * seeded(6, 5, seed=1)
-    assert TERMS[name].whole_batch
+    assert KNOWN_TERMS[name].whole_batch
     whole = value_of(name, student, teacher)
     halves = (value_of(name, student[:3], teacher[:3]) + value_of(name, student[3:], teacher[3:])) / 2
     assert abs(halves - whole) > 0.02 * whole
@@ -724,7 +725,7 @@ def test_a_standardised_row_has_mean_0_and_spread_1_and_a_bounded_peak() -> None
 
 
 def test_every_term_that_compares_logits_can_standardise_and_no_other() -> None:
-    able = {name for name, term in TERMS.items() if issubclass(term.Options, StandardizeOptions)}
+    able = {name for name, term in KNOWN_TERMS.items() if issubclass(term.options, StandardizeOptions)}
     assert able == set(WITH_TEACHER)
     for name in ("ce", "tfkd", "hard"):
         with pytest.raises(UserError, match=rf"distill\.terms\.{name}\.standardize"):

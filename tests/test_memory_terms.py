@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distillcli.config.schema import DistillConfig
+from distillcli.config.terms import parse_options
 from distillcli.errors import Interrupted, UserError
 from distillcli.runtime import Runtime, seed_everything
 from distillcli.terms.base import Setting
 from distillcli.terms.memory import MEMORY_TERMS, OtherClasses, contrast, queue_divergence, queue_length
-from distillcli.terms.objective import Objective, parse_options
+from distillcli.terms.objective import Objective
 from distillcli.types import Batch, Output, Spec
 from tests.tiny import Watch, digest, last, setting, tiny, train
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillcli.config.schema import DistillConfig, ModelConfig
+from distillcli.config.terms import KNOWN_TERMS, parse_options
 from distillcli.errors import UserError
 from distillcli.models.backbone import build
 from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher
-from distillcli.terms.objective import Objective, parse_options
+from distillcli.terms.objective import Objective
 from distillcli.terms.relation import (
     RELATION_TERMS,
     angle_loss,
@@ -360,7 +361,7 @@ def test_terms_depend_on_which_samples_share_a_batch_and_say_so(case: str) -> No
     name, options = CASES[case]
     term, student, teacher = built(name, **options), output(STUDENT), output(TEACHER, seed=1)
     parts = [value_of(term, take(student, rows), take(teacher, rows)) for rows in ([0, 1, 2], [3, 4, 5])]
-    assert term.whole_batch
+    assert KNOWN_TERMS[name].whole_batch
     whole = value_of(term, student, teacher)
     assert abs(sum(parts) / 2 - whole) > 1e-2 * whole
 

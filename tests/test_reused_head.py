@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distillcli.config.schema import ModelConfig
+from distillcli.config.terms import ReusedHeadOptions, parse_options
 from distillcli.distillation.students import student_model, with_teachers_head
 from distillcli.errors import UserError
 from distillcli.export.timm_folder import write as export
@@ -23,7 +24,6 @@ from distillcli.reused_head import ReusedHead, join, start_from
 from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.terms import TERMS
-from distillcli.terms.base import Setting
 from distillcli.types import Batch, Inputs, Output, Spec, Taps
 from tests.conftest import Distill
 from tests.tiny import setting, tiny
@@ -50,7 +50,7 @@ def images(count: int = 2) -> Tensor:
 
 
 def term(student: Spec, teacher: Spec) -> Any:
-    return TERMS["simkd"](TERMS["simkd"].Options(), setting(student, teacher))
+    return TERMS["simkd"](ReusedHeadOptions(), setting(student, teacher))
 
 
 # --- the loss -----------------------------------------------------------------------------------------------------
@@ -189,9 +189,8 @@ def test_an_objective_without_it_leaves_the_student_as_it_is() -> None:
 
 
 def test_reduction_is_checked() -> None:
-    spec = Spec("model", 5, 8, ((4, 8, 6),), 0, 0, (6, 4, 3))
     with pytest.raises(UserError, match=r"^distill\.terms\.simkd\.reduction=0"):
-        TERMS["simkd"](TERMS["simkd"].Options(reduction=0), Setting(spec, spec, np.zeros(1, np.int64), 1))
+        parse_options("simkd", {"reduction": 0})
 
 
 # --- the command --------------------------------------------------------------------------------------------------

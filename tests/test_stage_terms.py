@@ -13,6 +13,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig, ModelConfig
+from distillcli.config.terms import parse_options
 from distillcli.errors import Interrupted, UserError
 from distillcli.models.backbone import Backbone, build, describe
 from distillcli.runtime import seed_everything
@@ -21,7 +22,7 @@ from distillcli.terms import TERMS
 from distillcli.terms.ab import boundary_loss
 from distillcli.terms.cat_kd import class_map_distance
 from distillcli.terms.ft import factor_distance
-from distillcli.terms.objective import Objective, parse_options
+from distillcli.terms.objective import Objective
 from distillcli.terms.ofd import partial_distance
 from distillcli.types import Batch, Inputs, Output, Spec, Taps
 from tests.tiny import STEPS, Watch, digest, last, setting, tiny, train

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,14 +12,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from distillcli.config.terms import (
+    KNOWN_TERMS,
+    HintOptions,
+    LogitOptions,
+    RKDOptions,
+    StandardizeOptions,
+    TermOptions,
+    check_terms,
+    labels_only,
+    needs_teacher,
+    parse_options,
+)
 from distillcli.errors import UserError
 from distillcli.models.backbone import build
 from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.terms import TERMS
+from distillcli.terms.base import LogitTerm
 from distillcli.terms.feature import Hint
 from distillcli.terms.logit import cross_entropy, hard_label, kl_divergence
-from distillcli.terms.objective import Objective, labels_only, needs_teacher, parse_options
+from distillcli.terms.objective import Objective
 from distillcli.terms.relation import RKD, angles, distances
 from distillcli.training.learners import Distillation
 from distillcli.training.optim import build_optimizer
@@ -102,14 +116,14 @@ def np_rkd(student: NDArray[np.float64], teacher: NDArray[np.float64]) -> float:
 
 
 def rkd(student: Tensor, teacher: Tensor) -> Tensor:
-    term = RKD(RKD.Options(), setting(SPEC, WIDE))
+    term = RKD(RKDOptions(), setting(SPEC, WIDE))
     value: Tensor = term(Output(student, student, {}), Output(teacher, teacher, {}), batch_of(len(student)), 1.0)
     return value
 
 
 def hint(options: dict[str, Any] | None = None, student: Spec = SPEC, teacher: Spec = WIDE) -> Hint:
     seed_everything(0)
-    return Hint(Hint.Options(**(options or {"stage": -1})), setting(student, teacher)).double()
+    return Hint(HintOptions(**(options or {"stage": -1})), setting(student, teacher)).double()
 
 
 def hint_value(term: Hint, student: Tensor, teacher: Tensor) -> Tensor:
@@ -367,7 +381,7 @@ def test_logit_terms_ignore_a_shift_of_each_row() -> None:
 def test_a_mean_over_samples_ignores_duplication_of_the_batch(name: str) -> None:
     term = TERMS[name](parse_options(name, ALL_TERMS[name]), setting(SPEC, WIDE))
     student, teacher, batch = output(SPEC), output(WIDE, seed=1), batch_of()
-    assert not term.whole_batch
+    assert not KNOWN_TERMS[name].whole_batch
     torch.testing.assert_close(
         term(
             _take(student, [*range(6)] * 2), _take(teacher, [*range(6)] * 2), _take_batch(batch, [*range(6)] * 2), 4.0
@@ -392,7 +406,7 @@ def test_a_mean_over_samples_is_the_mean_of_its_halves(name: str) -> None:
 def test_rkd_depends_on_which_samples_share_a_batch() -> None:
     student, teacher = seeded(8, 8), seeded(8, 11, seed=1)
     halves = (rkd(student[:4], teacher[:4]) + rkd(student[4:], teacher[4:])) / 2
-    assert RKD.whole_batch
+    assert KNOWN_TERMS["rkd"].whole_batch
     assert abs(halves - rkd(student, teacher)) > 0.1
 
 
@@ -613,6 +627,36 @@ def test_the_control_learns_from_the_label_terms_alone_at_full_weight() -> None:
     assert labels_only(config({"ce": {"weight": 0.0}, "kl": {}})).terms == {"ce": {}}
 
 
+# --- what is known without torch ----------------------------------------------------------------------------------
+
+
+def test_every_known_term_is_computed_and_every_computed_term_is_known() -> None:
+    assert list(TERMS) == list(KNOWN_TERMS)
+
+
+@pytest.mark.parametrize("name", [name for name, term in TERMS.items() if issubclass(term, LogitTerm)])
+def test_a_logit_term_is_known_to_compare_logits_with_the_teacher(name: str) -> None:
+    assert KNOWN_TERMS[name].compares_logits
+    assert KNOWN_TERMS[name].compares == "teacher"
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_is_built_from_the_options_it_is_known_by(name: str) -> None:
+    """A term without an ``__init__`` of its own reads no options but those its base reads."""
+    known, wanted = KNOWN_TERMS[name].options, get_type_hints(TERMS[name].__init__)["options"]
+    if "__init__" in vars(TERMS[name]):
+        assert known is wanted
+    else:
+        assert issubclass(known, wanted)
+        assert known in (TermOptions, StandardizeOptions, LogitOptions)
+
+
+@pytest.mark.parametrize("name", KNOWN_TERMS)
+def test_the_defaults_of_a_term_are_allowed(name: str) -> None:
+    defaults = KNOWN_TERMS[name].options()
+    assert parse_options(name, dataclasses.asdict(defaults)) == parse_options(name, {}) == defaults
+
+
 # --- options ------------------------------------------------------------------------------------------------------
 
 
@@ -637,8 +681,6 @@ def test_the_control_learns_from_the_label_terms_alone_at_full_weight() -> None:
         ({"hint": {"stage": 2}}, ["distill.terms.hint.stage=2", "student", "0 to 1"]),
         ({"hint": {"stage": 0, "teacher_stage": -3}}, ["distill.terms.hint.teacher_stage=-3", "teacher"]),
         ({"rkd": {"angle": -1}}, ["distill.terms.rkd.angle=-1"]),
-        ({"ce": {"weight": 0}, "kl": {"weight": 0}}, ["distill.alpha", "weight 0"]),
-        ({}, ["distill.alpha", "weight 0"]),
     ],
 )
 def test_a_wrong_option_is_one_helpful_line(terms: dict[str, Any], said: list[str]) -> None:
@@ -648,6 +690,12 @@ def test_a_wrong_option_is_one_helpful_line(terms: dict[str, Any], said: list[st
     assert "\n" not in message
     for words in said:
         assert words in message
+
+
+@pytest.mark.parametrize(("terms", "alpha"), [({"ce": {"weight": 0}, "kl": {"weight": 0}}, None), ({"kl": {}}, 0.0)])
+def test_an_objective_in_which_nothing_has_weight_is_refused(terms: dict[str, Any], alpha: float | None) -> None:
+    with pytest.raises(UserError, match=rf"^distill\.alpha={alpha}: every term has weight 0"):
+        check_terms(config(terms, alpha))
 
 
 # --- with real models ---------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 
 from distillcli.config.compose import compose
 from distillcli.config.schema import ModelConfig, TrainConfig
+from distillcli.config.terms import needs_teacher
 from distillcli.distillation.recipes import Above, recipe_fingerprint
 from distillcli.distillation.students import new_backbone
 from distillcli.models.backbone import build, describe, place
@@ -22,7 +23,7 @@ from distillcli.signals import Stop
 from distillcli.sources.open import open_source
 from distillcli.teachers.frozen import FrozenTeacher, Teacher
 from distillcli.terms.base import Setting
-from distillcli.terms.objective import Objective, needs_teacher
+from distillcli.terms.objective import Objective
 from distillcli.training.checkpoint import read_checkpoint
 from distillcli.training.engine import fit
 from distillcli.training.fit import Fit, Fitted

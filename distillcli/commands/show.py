@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distillcli.config import search
+from distillcli.config.terms import KNOWN_TERMS, KnownTerm
 from distillcli.errors import UserError, did_you_mean
 from distillcli.runs.result import Measured, Result, read_result
 
@@ -130,13 +131,14 @@ def _terms() -> tuple[tuple[str, ...], Rows]:
     from distillcli.terms import TERMS
 
     rows: Rows = []
-    for name, term in sorted(TERMS.items()):
-        summary = (term.__doc__ or "").strip().split("\n")[0]
-        rows.append((name, "\n".join([summary, f"  needs {_term_inputs(term)}", *_term_options(term)])))
+    for name, known in sorted(KNOWN_TERMS.items()):
+        summary = (TERMS[name].__doc__ or "").strip().split("\n")[0]
+        inputs = _term_inputs(known, TERMS[name])
+        rows.append((name, "\n".join([summary, f"  needs {inputs}", *_term_options(known)])))
     return ("term", "what it is, what it needs, and its options with their defaults"), rows
 
 
-def _term_inputs(term: Any) -> str:
+def _term_inputs(known: KnownTerm, term: Any) -> str:
     """What a term, with its defaults, asks of models, labels and batches; it is built for two models of one kind."""
     import numpy as np
 
@@ -144,30 +146,30 @@ def _term_inputs(term: Any) -> str:
     from distillcli.types import Spec
 
     spec = Spec("model", 10, 64, ((16, 8, 8),) * 5, 0, 0, (16, 8, 8), ("",) * 5)
-    built = term(term.Options(), Setting(spec, spec, np.arange(20) % 10, 10))
+    built = term(known.options(), Setting(spec, spec, np.arange(20) % 10, 10))
     taps = built.student_taps
     kinds = {
-        "logits": term.compares == "labels" or term.compares_logits,
+        "logits": known.compares == "labels" or known.compares_logits,
         "embeddings": taps.embedding,
         "maps of stages": bool(taps.stages),
         "class maps": taps.class_maps,
         "the features before the head": taps.features,
     }
-    whose = "of the student" if term.compares == "labels" else "of both models"
+    whose = "of the student" if known.compares == "labels" else "of both models"
     inputs = [f"{' and '.join(kind for kind, wanted in kinds.items() if wanted)} {whose}"]
     if built.teacher_taps.preactivations:
         inputs.append("the teacher's before their activation")
-    if term.compares == "labels" or term.needs_labels:
+    if known.compares == "labels" or known.needs_labels:
         inputs.append("labels")
-    if term.whole_batch:
+    if known.whole_batch:
         inputs.append("whole batches")
-    if term.remembers:
+    if known.remembers:
         inputs.append("one process")
     return ", ".join(inputs)
 
 
-def _term_options(term: Any) -> Iterator[str]:
-    for option in dataclasses.fields(term.Options):
+def _term_options(known: KnownTerm) -> Iterator[str]:
+    for option in dataclasses.fields(known.options):
         if option.default is not dataclasses.MISSING:
             default = option.default
         elif option.default_factory is not dataclasses.MISSING:

@@ -10,6 +10,7 @@ import re
 from distillcli.config.model_names import HUB_PREFIXES, deprecated_names, model_names
 from distillcli.config.ranges import above_zero, at_least, check_existing, one_of
 from distillcli.config.schema import MemberConfig, ModelConfig, TeacherConfig, TrainConfig
+from distillcli.config.terms import reused_head_options
 from distillcli.errors import UserError, did_you_mean
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -99,8 +100,7 @@ def check_kinds_of_teachers(config: TrainConfig) -> None:
 
 def check_reused_head(config: TrainConfig) -> None:
     """SimKD's student ends in the classifier of one teacher that stays as it is."""
-    options = config.distill.terms.get("simkd")
-    if options is None or options.get("weight") == 0:
+    if reused_head_options(config.distill) is None:
         return
     others = {
         "peers": bool(config.peers),

@@ -30,6 +30,7 @@ from distillcli.config.schema import (
     TrainConfig,
     TrainerConfig,
 )
+from distillcli.config.terms import check_terms
 from distillcli.errors import UserError, did_you_mean
 
 FORMATS = ("table", "json")
@@ -107,6 +108,7 @@ def _check_distill(config: DistillConfig) -> None:
         raise UserError(f"distill.alpha={config.alpha}: must be in [0, 1], or null for a plain weighted sum")
     if not config.terms:
         raise UserError("distill.terms is empty: add at least one, e.g. distill.terms.kl.weight=1 (distill show terms)")
+    check_terms(config)
 
 
 def _check_optimizer(config: OptimizerConfig) -> None:

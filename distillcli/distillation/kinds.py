@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from distillcli.config.schema import ModelConfig, TrainConfig
+from distillcli.config.terms import needs_teacher
 from distillcli.distillation.recipes import assistant_recipes
 from distillcli.models.backbone import describe
 from distillcli.models.ensemble import join_specs
 from distillcli.teachers.frozen import describe_teacher, members_of
-from distillcli.terms.objective import needs_teacher
 from distillcli.types import Inputs, Spec
 
 Described = Callable[[TrainConfig, Spec, Inputs], list[Spec]]

@@ -12,6 +12,7 @@ from torch import nn
 
 from distillcli.config.checks import check_schedule
 from distillcli.config.schema import ModelConfig, TrainConfig
+from distillcli.config.terms import check_labels, learns_labels, trains_head
 from distillcli.distillation.kinds import kind_of
 from distillcli.distillation.recipes import assistant_recipes, assistants_of, recipe_to_fit
 from distillcli.distillation.students import student_model
@@ -27,7 +28,7 @@ from distillcli.teachers.cached import is_cacheable
 from distillcli.teachers.frozen import Member, members_of, weights_for, with_classes
 from distillcli.teachers.rows import check_mode
 from distillcli.terms.base import Setting
-from distillcli.terms.objective import Objective, check_labels, learns_labels, trains_head
+from distillcli.terms.objective import Objective
 from distillcli.training.optim import build_optimizer
 from distillcli.types import Inputs, Spec
 
@@ -68,7 +69,7 @@ def make_plan(config: TrainConfig, source: Source) -> Plan:
     _check_sizes(config)
     _check_chain(config)
     # 2. What the objective asks of the data.
-    check_labels(config.distill, source.train)
+    check_labels(config.distill, source.train.labelled, len(source.train.labels))
     source = with_classes(source, config)
     with_probe = _wants_probe(config, source)
     # 3. Models, described on the meta device.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from distillcli.config.schema import AssistantConfig, CacheConfig, ModelConfig, StudentConfig, TrainConfig
+from distillcli.config.terms import labels_only, needs_teacher
 from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone
 from distillcli.models.class_names import teacher_classes
@@ -25,7 +26,6 @@ from distillcli.runs.folder import fingerprint
 from distillcli.runtime import Runtime, resolve_precision
 from distillcli.sources.source import Source
 from distillcli.teachers.frozen import Member, answer_settings
-from distillcli.terms.objective import labels_only, needs_teacher
 from distillcli.views.loader import Data
 
 # Raise this number when a change of the code changes what the same recipe trains.

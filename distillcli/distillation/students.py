@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from distillcli.config.schema import ModelConfig, StudentConfig, TrainConfig
+from distillcli.config.terms import reused_head_options
 from distillcli.distillation.recipes import as_student
 from distillcli.errors import UserError
 from distillcli.export.formats import export
@@ -15,7 +16,6 @@ from distillcli.models.weights import knows_classes, load_into, read_weights
 from distillcli.reused_head import join, start_from
 from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher, describe_teacher
-from distillcli.terms.objective import reused_head_options
 from distillcli.types import Inputs
 from distillcli.views.loader import Data
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillcli.errors import UserError
+from distillcli.config.terms import ActivationBoundariesOptions
 from distillcli.terms.base import Setting, Term
-from distillcli.terms.stages import StageOptions, projector, same_size, stage_pairs, taps_of
+from distillcli.terms.stages import projector, same_size, stage_pairs, taps_of
 from distillcli.types import Batch, Output
 
 _PUBLISHED_SCALE = 3 / 1000
@@ -36,16 +35,8 @@ class ActivationBoundaries(Term):
     uses this loss alone, in 30 epochs before training: ``fade`` comes close.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        margin: float = 1.0
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: ActivationBoundariesOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        if options.margin == 0:
-            raise UserError("distill.terms.ab.margin=0: must be above 0, or a student of zeros has learned everything")
         self.pairs = stage_pairs(options, "ab", *setting.models)
         self.student_taps, self.teacher_taps = taps_of(self.pairs)
         self.projectors = nn.ModuleList(projector(pair.student_shape[0], pair.teacher_shape[0]) for pair in self.pairs)

@@ -1,8 +1,8 @@
 """What a loss term is.
 
 A term is a pure function of tensors wrapped in a final class that picks the function's arguments from the outputs of
-student and teacher. Its ``Options`` are the keys under ``distill.terms.NAME``. Nothing is inherited but the contract
-and, by terms that compare logits, what happens to logits before any of them.
+student and teacher. Its options, and what has to be known of it before it is built, are in ``config/terms.py``.
+Terms inherit the contract alone and, where they compare logits, what happens to logits before any comparison.
 """
 
 from __future__ import annotations
@@ -10,46 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distillcli.config.terms import StandardizeOptions, TermOptions
 from distillcli.errors import UserError
 from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
-
-
-@dataclass(frozen=True)
-class TermOptions:
-    """Options of every term.
-
-    ``ramp``: first epochs, over which the weight grows linearly from 0. ``fade``: last epochs, over which it falls to 0
-    again. 0 for none.
-    """
-
-    weight: float = 1.0
-    ramp: float = 0.0
-    fade: float = 0.0
-
-
-@dataclass(frozen=True)
-class SoftOptions(TermOptions):
-    """Options of every term that softens logits. ``temperature``: None takes ``distill.temperature``."""
-
-    temperature: float | None = None
-
-
-@dataclass(frozen=True)
-class StandardizeOptions(TermOptions):
-    """Options of every term that compares logits. ``standardize``: both sides, before the temperature."""
-
-    standardize: bool = False
-
-
-@dataclass(frozen=True)
-class LogitOptions(SoftOptions, StandardizeOptions):
-    """Options of every term that compares logits at one temperature."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +42,8 @@ class Setting:
 class Term(nn.Module, ABC):
     """One summand of the objective, built once from its options and its setting.
 
-    ``compares``: whether it compares the student with the labels, weighted by 1 - alpha, or with the teacher, weighted
-    by alpha. ``whole_batch``: its value depends on which samples share a batch, so micro-batches would change it.
-    ``remembers``: it keeps what it saw in buffers, of which every process would have its own. ``compares_logits``:
-    with those of the teacher, which must have a head then. ``needs_labels``: it asks for the class of every sample, so
-    it has no use for images without a label. ``reuses_head``: the student it trains ends in the teacher's head.
     Parameters it registers are trained with the student and left behind at export.
     """
-
-    Options: ClassVar[type[TermOptions]]
-    compares: ClassVar[Literal["labels", "teacher"]]
-    whole_batch: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
-    compares_logits: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False
-    reuses_head: ClassVar[bool] = False
 
     student_taps: Taps = LOGITS_ONLY
     teacher_taps: Taps = LOGITS_ONLY
@@ -134,10 +89,7 @@ class LogitTerm(Term, ABC):
     A student with a distillation token answers to the teacher with the token's logits.
     """
 
-    Options: ClassVar[type[StandardizeOptions]]
-    compares = "teacher"
     student_taps = Taps(token=True)
-    compares_logits = True
 
     def __init__(self, options: StandardizeOptions, setting: Setting) -> None:
         super().__init__(options, setting)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
 from torch.nn import functional
 
-from distillcli.errors import UserError
-from distillcli.terms.base import Setting, Term, TermOptions
+from distillcli.config.terms import ClassActivationOptions
+from distillcli.terms.base import Setting, Term
 from distillcli.terms.stages import unit
 from distillcli.types import Batch, Output, Taps
 
@@ -34,20 +33,11 @@ class ClassActivation(Term):
     decades: 0.7 to 15 for maps as they are, 15 to 600 for normalised ones.
     """
 
-    compares = "teacher"
-    compares_logits = True  # of every position
     student_taps = Taps(class_maps=True)
     teacher_taps = Taps(class_maps=True)
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        size: int = 2
-        normalize: bool = False
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: ClassActivationOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        if options.size < 1:
-            raise UserError(f"distill.terms.cat_kd.size={options.size}: 1 or more positions each way; 2 is usual")
         self.size = options.size
         self.normalize = options.normalize
 

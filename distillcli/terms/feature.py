@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distillcli.config.terms import AttentionTransferOptions, EmbeddingOptions, HintOptions, StageOptions
 from distillcli.errors import UserError
-from distillcli.terms.base import Setting, Term, TermOptions
-from distillcli.terms.stages import (
-    StageOptions,
-    check_choice,
-    projector,
-    same_size,
-    stage_pairs,
-    stage_shape,
-    taps_of,
-    unit,
-)
+from distillcli.terms.base import Setting, Term
+from distillcli.terms.stages import projector, same_size, stage_pairs, stage_shape, taps_of, unit
 from distillcli.types import Batch, Output, Taps
 
 _VID_START = 5.0  # variance of every channel at the start
@@ -41,14 +32,7 @@ class Hint(Term):
     negative; both stages of the original, hint and distillation, are one.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        stage: int = -2
-        teacher_stage: int | None = None  # None: the same number
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: HintOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.stage = options.stage
@@ -87,22 +71,13 @@ class AttentionTransfer(Term):
     published weight 1000 belongs to ``code``, whose mean over positions makes it depend on the resolution.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        power: float = 2.0
-        form: str = "code"  # or paper
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: AttentionTransferOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
-        if options.power == 0:
-            raise UserError("distill.terms.at.power=0: must be above 0; 2 is the published one")
         self.pairs = stage_pairs(options, "at", student, teacher)
         self.student_taps, self.teacher_taps = taps_of(self.pairs)
         self.power = options.power
-        self.form = check_choice(options.form, ("code", "paper"), "distill.terms.at.form")
+        self.form = options.form
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
@@ -133,13 +108,7 @@ class NeuronSelectivity(Term):
     Student and teacher may differ in channels.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: StageOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.pairs = stage_pairs(options, "nst", student, teacher)
@@ -165,13 +134,7 @@ class FSP(Term):
     epochs before training. Where channels differ, student stages pass a 1 x 1 convolution and batch norm.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: StageOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.pairs = stage_pairs(options, "fsp", student, teacher)
@@ -214,13 +177,7 @@ class VariationalInformation(Term):
     the start. Summed over stages; not zero where the means are exact, and negative once variances fall below 1.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: StageOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.pairs = stage_pairs(options, "vid", student, teacher)
@@ -271,13 +228,7 @@ class ReviewKD(Term):
     their activation.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: StageOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.pairs = stage_pairs(options, "reviewkd", student, teacher)[::-1]
@@ -320,18 +271,13 @@ class Embedding(Term):
     most.
     """
 
-    compares = "teacher"
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        form: str = "cosine"  # or mse
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: EmbeddingOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
-        self.form = check_choice(options.form, ("cosine", "mse"), "distill.terms.embedding.form")
+        self.form = options.form
         mine, wanted = student.embedding_width, teacher.embedding_width
         self.projector = nn.Identity() if mine == wanted else nn.Linear(mine, wanted)
 

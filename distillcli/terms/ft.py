@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillcli.errors import UserError
-from distillcli.terms.base import PreparedTerm, Setting, TermOptions
+from distillcli.config.terms import FactorTransferOptions
+from distillcli.terms.base import PreparedTerm, Setting
 from distillcli.terms.stages import AdapterNorm, same_size, stage_shape, unit
 from distillcli.types import Batch, Output, Taps
 
@@ -58,26 +57,13 @@ class FactorTransfer(PreparedTerm):
     paper; one published code compares their attention maps instead.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        stage: int = -1
-        teacher_stage: int | None = None  # None: the same number
-        rate: float = 0.5  # channels of a factor, as a share of the teacher's
-        prepare_epochs: int = 30  # of the paraphraser
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: FactorTransferOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.stage = options.stage
         self.teacher_stage = options.stage if options.teacher_stage is None else options.teacher_stage
         channels = stage_shape(student, self.stage, "distill.terms.ft.stage")[0]
         wanted = stage_shape(teacher, self.teacher_stage, "distill.terms.ft.teacher_stage")[0]
-        if options.rate == 0:
-            raise UserError("distill.terms.ft.rate=0: must be above 0; 0.5 is the published one")
-        if options.prepare_epochs < 1:
-            raise UserError(f"distill.terms.ft.prepare_epochs={options.prepare_epochs}: 1 or more; 30 are published")
         self.student_taps, self.teacher_taps = Taps(stages=(self.stage,)), Taps(stages=(self.teacher_stage,))
         width = max(1, round(options.rate * wanted))
         self.translator = translator(channels, width)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distillcli.errors import UserError
-from distillcli.terms.base import LogitOptions, LogitTerm, Setting, SoftOptions, Term
+from distillcli.config.terms import DKDOptions, NKDOptions, TfKDOptions
+from distillcli.terms.base import LogitTerm, Setting, Term
 from distillcli.terms.logit import kl_divergence
 from distillcli.types import Batch, Output
 
@@ -100,14 +99,7 @@ class DKD(LogitTerm):
     KL is TCKD + (1 - p_t(y)) NCKD of each sample; here NCKD counts fully for samples the teacher is sure of.
     """
 
-    needs_labels = True
-
-    @dataclass(frozen=True)
-    class Options(LogitOptions):
-        alpha: float = 1.0
-        beta: float = 8.0
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: DKDOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         self.alpha = options.alpha
         self.beta = options.beta
@@ -121,13 +113,7 @@ class DKD(LogitTerm):
 class NKD(LogitTerm):
     """Normalised KD (Yang et al., ICCV 2023): cross-entropies at the label, and among the other classes."""
 
-    needs_labels = True
-
-    @dataclass(frozen=True)
-    class Options(LogitOptions):
-        gamma: float = 1.5
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: NKDOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         self.gamma = options.gamma
 
@@ -138,12 +124,6 @@ class NKD(LogitTerm):
 @final
 class WSLD(LogitTerm):
     """Weighted soft labels (Zhou et al., ICLR 2021): samples the student knows already count less."""
-
-    needs_labels = True
-
-    @dataclass(frozen=True)
-    class Options(LogitOptions):
-        pass
 
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         return weighted_soft_labels(student_BK, teacher_BK, batch.targets, temperature)
@@ -156,17 +136,8 @@ class TfKD(Term):
     Both sides are softened and T^2 is inside, as in any other term; at T = 1 it is label smoothing less a constant.
     """
 
-    compares = "labels"
-    needs_labels = True
-
-    @dataclass(frozen=True)
-    class Options(SoftOptions):
-        confidence: float = 0.99
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: TfKDOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        if not 0 < options.confidence < 1:
-            raise UserError(f"distill.terms.tfkd.confidence={options.confidence}: must lie between 0 and 1")
         self.confidence = options.confidence
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:

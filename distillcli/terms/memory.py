@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distillcli.config.terms import CRDOptions, QueueKLOptions
 from distillcli.errors import UserError
-from distillcli.terms.base import Setting, Term, TermOptions
+from distillcli.terms.base import Setting, Term
 from distillcli.terms.stages import unit
 from distillcli.types import Batch, Output, Taps
 
@@ -74,29 +74,14 @@ class CRD(Term):
     probabilities is taken from the first batch. Mixed images have no place in a memory and are refused.
     """
 
-    compares = "teacher"
-    remembers = True
-    needs_labels = True
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
     memories: Tensor
     log_scales: Tensor
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        negatives: int = 16384
-        width: int = 128
-        tau: float = 0.07
-        momentum: float = 0.5
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: CRDOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
-        for key in ("negatives", "width", "tau"):
-            if getattr(options, key) <= 0:
-                raise UserError(f"distill.terms.crd.{key}={getattr(options, key)}: must be above 0")
-        if options.momentum >= 1:
-            raise UserError(f"distill.terms.crd.momentum={options.momentum}: below 1, or the memory never changes")
         self.others = OtherClasses(setting.labels)
         if (self.others.size == len(setting.labels)).any():
             raise UserError("distill.terms.crd: the training images have one class; there are no others to contrast")
@@ -162,28 +147,18 @@ class QueueKL(Term):
     start the batch compares with itself; rows that were never filled have no part.
     """
 
-    compares = "teacher"
-    remembers = True
-    whole_batch = True
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
     queue: Tensor
     filled: Tensor
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        size: int | None = None  # None: by the number of training images, 8192 from 20480 on
-        tau: float = 0.07
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: QueueKLOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         images = len(setting.labels)
         size = queue_length(images) if options.size is None else options.size
         if not 0 < size < images:
             raise UserError(f"distill.terms.queue_kl.size={size}: from 1 to below the {images} training images")
-        if options.tau == 0:
-            raise UserError("distill.terms.queue_kl.tau=0: must be above 0; 0.07 is usual")
         self.map = nn.Linear(student.embedding_width, teacher.embedding_width)
         nn.init.trunc_normal_(self.map.weight, std=0.02)
         self.register_buffer("queue", torch.zeros(size, teacher.embedding_width))

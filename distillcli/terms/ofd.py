@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from distillcli.config.terms import StageOptions
 from distillcli.errors import UserError
 from distillcli.terms.base import PreparedTerm, Setting
-from distillcli.terms.stages import StageOptions, projector, same_size, stage_pairs
+from distillcli.terms.stages import projector, same_size, stage_pairs
 from distillcli.types import Batch, Output, Taps
 
 
@@ -41,15 +41,10 @@ class Overhaul(PreparedTerm):
     the authors' is in training mode. Transformers and others that end no stage so are refused as teachers.
     """
 
-    compares = "teacher"
     prepare_epochs = 1
     margins: Tensor  # of all channels of all stages, one after the other
 
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: StageOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.pairs = stage_pairs(options, "ofd", student, teacher)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from distillcli.config.terms import CorrelationCongruenceOptions, RKDOptions, SimilarityPreservingOptions, TermOptions
 from distillcli.errors import UserError
-from distillcli.terms.base import Setting, Term, TermOptions
-from distillcli.terms.stages import check_choice, stage_shape, unit
+from distillcli.terms.base import Setting, Term
+from distillcli.terms.stages import stage_shape, unit
 from distillcli.types import Batch, Output, Taps
 
 _SMALLEST_SQUARE = 1e-12  # below this a squared distance counts as this, so that its root has a gradient
@@ -34,15 +34,7 @@ class SimilarityPreserving(Term):
     Rows are normalised by their L2 norm. A stage is flattened; sizes, channels and widths may differ.
     """
 
-    compares = "teacher"
-    whole_batch = True
-
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        stage: int | None = -1  # None: the embedding of both
-        teacher_stage: int | None = None  # None: the same number
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: SimilarityPreservingOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         if options.stage is None and options.teacher_stage is not None:
@@ -86,22 +78,12 @@ class CorrelationCongruence(Term):
     train under this name is the term ``cc_neighbour``.
     """
 
-    compares = "teacher"
-    whole_batch = True
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        kernel: str = "gaussian"  # or bilinear
-        gamma: float = 0.4
-        order: int = 2
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: CorrelationCongruenceOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        self.kernel = check_choice(options.kernel, ("gaussian", "bilinear"), "distill.terms.cc.kernel")
-        if options.order < 1:
-            raise UserError(f"distill.terms.cc.order={options.order}: must be 1 or more; 2 is the published one")
+        self.kernel = options.kernel
         self.gamma = options.gamma
         self.order = options.order
 
@@ -130,16 +112,10 @@ class NeighbourCongruence(Term):
     order of the samples. One sample has no neighbour and gives 0.
     """
 
-    compares = "teacher"
-    whole_batch = True
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: TermOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.student_map = nn.Linear(student.embedding_width, _NEIGHBOUR_WIDTH)
@@ -173,14 +149,8 @@ class ProbabilisticTransfer(Term):
     Widths may differ. The mean is over B^2 pairs, which is why the published weight is 30000.
     """
 
-    compares = "teacher"
-    whole_batch = True
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
-
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        pass
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
@@ -257,17 +227,10 @@ class RKD(Term):
     relations to compare and give 0.
     """
 
-    compares = "teacher"
-    whole_batch = True
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        distance: float = 25.0
-        angle: float = 50.0
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: RKDOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         self.distance = options.distance
         self.angle = options.angle

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
 from torch.nn import functional
 
-from distillcli.errors import UserError
-from distillcli.terms.base import Setting, Term, TermOptions
+from distillcli.config.terms import ReusedHeadOptions
+from distillcli.terms.base import Setting, Term
 from distillcli.terms.stages import same_size
 from distillcli.types import Batch, Output, Taps
 
@@ -24,20 +23,11 @@ class ReusedHeadFeatures(Term):
     teachers whose features may be negative, e.g. ConvNeXt.
     """
 
-    compares = "teacher"
-    reuses_head = True
     student_taps = Taps(features=True)
     teacher_taps = Taps(features=True)
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        reduction: int = 2
-        relu: bool = True
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: ReusedHeadOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        if options.reduction < 1:
-            raise UserError(f"distill.terms.simkd.reduction={options.reduction}: 1 or more; 2, 4 and 8 are published")
         student, teacher = setting.models
         assert student.feature_shape is not None
         assert teacher.feature_shape is not None
