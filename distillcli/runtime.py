@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from distillcli.config.job import process_count
 from distillcli.config.schema import TrainerConfig
 from distillcli.errors import UserError
 
@@ -113,7 +114,7 @@ def start(trainer: TrainerConfig) -> Iterator[Runtime]:
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = process_count()
     if world == 1:
         yield Runtime(device)
         return

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+from distillcli.config.check_batches import check_batches
 from distillcli.config.check_data import check_augment, check_colours, check_dataset
 from distillcli.config.check_models import (
     PRECISIONS,
@@ -21,7 +22,7 @@ from distillcli.config.check_models import (
 )
 from distillcli.config.job import is_main_process
 from distillcli.config.model_names import SCHEDULES, optimizer_names
-from distillcli.config.ranges import above_zero, at_least, check_finite, known, one_of, two_shares
+from distillcli.config.ranges import above_zero, at_least, check_finite, known, one_of
 from distillcli.config.schema import (
     DistillConfig,
     EvalConfig,
@@ -61,28 +62,8 @@ def _check_train(config: TrainConfig) -> None:
     check_reused_head(config)
     check_dataset(config.dataset)
     check_colours(config.augment, config.dataset.channels)
-    _check_batches(config)
+    check_batches(config)
     _check_folders(config)
-
-
-def _check_batches(config: TrainConfig) -> None:
-    """What batches, views and models ask of each other."""
-    trainer, repeats = config.trainer, config.augment.repeats
-    if trainer.batch_size % repeats:
-        raise UserError(
-            f"augment.repeats={repeats}: trainer.batch_size={trainer.batch_size} is not divisible by it; the views "
-            "of an image must fit into one batch"
-        )
-    if trainer.progressive is None:
-        return
-    two_shares("trainer.progressive", trainer.progressive)
-    if round(trainer.progressive[0] * config.dataset.image_size) < 8:
-        raise UserError(
-            f"trainer.progressive={list(trainer.progressive)}: views of {config.dataset.image_size} pixels would begin "
-            "below 8; raise its first number or dataset.image_size"
-        )
-    if config.teacher.cache.views:
-        raise UserError("trainer.progressive: views that change in size cannot come again; use teacher.cache.views=0")
 
 
 def _check_eval(config: EvalConfig) -> None:

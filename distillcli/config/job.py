@@ -18,3 +18,8 @@ class Job:
 def is_main_process() -> bool:
     """Whether this process claims folders and speaks; ``torchrun`` numbers the others from 1."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def process_count() -> int:
+    """How many processes of ``torchrun`` train together; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import traceback
@@ -15,7 +14,7 @@ from omegaconf import DictConfig
 from distillcli.config import search
 from distillcli.config.compose import compose_raw, register, typed
 from distillcli.config.compose import parse as parse_override
-from distillcli.config.job import Job, is_main_process
+from distillcli.config.job import Job, is_main_process, process_count
 from distillcli.config.keys import dotted_keys
 from distillcli.config.overrides import SCHEMAS, key_of, normalise, quote, unknown_key
 from distillcli.config.schema import EvalConfig, TrainConfig
@@ -85,7 +84,7 @@ def _resumed(primary: str, overrides: list[str]) -> list[str]:
 def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: str, action: Action) -> None:
     if any(key_of(override) == "resume" for override in overrides):
         raise UserError("resume= continues one run; to continue a sweep repeat its command with out=SWEEP_FOLDER")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         raise UserError("torchrun starts every process of one run, -m many runs; start torchrun once per run")
     overrides, folder = _take_folder(overrides)
     jobs = _jobs(primary, overrides)
