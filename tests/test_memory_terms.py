@@ -311,7 +311,7 @@ def test_a_wrong_option_is_one_line(name: str, options: dict[str, Any], words: s
 
 def test_crd_refuses_mixed_images_and_data_of_one_class() -> None:
     mixed = Batch(torch.zeros(4, 3, 2, 2), torch.full((4, 5), 0.2), torch.arange(4))
-    with pytest.raises(UserError, match="crd: mixed images"):
+    with pytest.raises(UserError, match="crd: it cannot be used with mixup or CutMix"):
         step(built("crd"), output(STUDENT), output(TEACHER), mixed)
     with pytest.raises(UserError, match="one class"):
         MEMORY_TERMS["crd"](parse_options("crd", {}), Setting(STUDENT, TEACHER, np.zeros(9, np.int64), 1))

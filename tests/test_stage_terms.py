@@ -321,7 +321,7 @@ def test_ofd_joins_a_convolutional_teacher_with_students_of_any_size(student: st
 
 @pytest.mark.parametrize("name", ["test_vit", "convnext_atto", "swin_tiny_patch4_window7_224"])
 def test_a_teacher_without_stages_before_an_activation_is_refused_in_one_line(name: str) -> None:
-    said = rf"^distill\.terms\.ofd: stage -\d of {name} is not known before its activation.*ResNet$"
+    said = rf"^distill\.terms\.ofd: stage -\d of {name} ends neither in an activation .*ResNet$"
     teacher = describe(ModelConfig(name), 5, 224, "teacher")
     with pytest.raises(UserError, match=said):
         Objective(DistillConfig("test", alpha=None, terms={"ofd": {}}), setting(STUDENT, teacher))
