@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ class Setting:
 class Term(nn.Module, ABC):
     """One summand of the objective, built once from its options and its setting.
 
-    Parameters it registers are trained with the student and left behind at export.
+    Its parameters are trained with the student and left out of the export.
     """
 
     student_taps: Taps = LOGITS_ONLY
@@ -53,31 +54,44 @@ class Term(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        """The scalar value in float32; outputs arrive in float32, outside of autocast, the teacher's without graph.
+        """The value, a float32 scalar. Outputs arrive in float32, outside autocast, the teacher's without a graph.
 
-        ``teacher`` is None only for terms that compare with labels. ``temperature``: the term's own or the common one,
-        at this step.
+        ``teacher``: None only for terms that compare with labels. ``temperature``: the term's own or the common one, at
+        this step.
         """
 
 
-class PreparedTerm(Term, ABC):
-    """A term with parts that learn from the teacher alone, before the student's first step, and are frozen then.
+class TeacherTerm(Term, ABC):
+    """A term that compares embeddings, stages or other parts of both outputs, without a temperature."""
 
-    Checkpoints hold them like all parts of a term: a run that goes on from one prepares nothing.
+    @final  # type: ignore[misc]  # nn.Module declares forward as an attribute
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
+        assert teacher is not None
+        return self.compare(student, teacher, batch)
+
+    @abstractmethod
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        """The value, a scalar."""
+
+
+class PreparedTerm(TeacherTerm, ABC):
+    """A term with parts that learn from the teacher alone before the student's first step, and are then frozen.
+
+    Checkpoints contain these parts like all others of a term, so a resumed run does not prepare again.
     """
 
     prepare_epochs: int
 
     @abstractmethod
     def prepare(self, answers: Iterable[Output]) -> None:
-        """``answers``: the teacher's, to every batch of ``prepare_epochs`` epochs."""
+        """``answers``: the teacher's outputs for every batch of ``prepare_epochs`` epochs."""
 
 
 def standardized(logits_BK: Tensor) -> Tensor:
     """Logit standardisation (Sun et al., CVPR 2024): (z - mean z) / (1e-7 + std z) of every row, std over K - 1.
 
-    A row is its shape alone: the student need not match the teacher's mean or spread of logits. The gradient grows as
-    1 / std: a row that is nearly constant has a huge one.
+    Only the shape of a row is left: the student need not match the mean and spread of the teacher's logits. The
+    gradient grows as 1 / std, so a nearly constant row has a huge one.
     """
     centred = logits_BK - logits_BK.mean(dim=1, keepdim=True)
     return centred / (1e-7 + centred.std(dim=1, keepdim=True, correction=1))
@@ -86,7 +100,7 @@ def standardized(logits_BK: Tensor) -> Tensor:
 class LogitTerm(Term, ABC):
     """A term on the logits of student and teacher: ``compare`` gets both, standardized where the options say so.
 
-    A student with a distillation token answers to the teacher with the token's logits.
+    In a student with a distillation token, the token's logits are the ones compared.
     """
 
     student_taps = Taps(token=True)
@@ -95,11 +109,12 @@ class LogitTerm(Term, ABC):
         super().__init__(options, setting)
         if options.standardize and setting.student.classes < 3:
             raise UserError(
-                f"distill.terms.*.standardize=true: with {setting.student.classes} classes a standardized row is its"
-                " largest class alone, without a gradient; set it to false"
+                f"distill.terms.*.standardize=true: with {setting.student.classes} classes a standardized row says "
+                "only which class is largest and has no gradient; set it to false"
             )
         self.standardize = options.standardize
 
+    @final  # type: ignore[misc]  # nn.Module declares forward as an attribute
     def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         if self.standardize:
@@ -108,4 +123,4 @@ class LogitTerm(Term, ABC):
 
     @abstractmethod
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
-        """The scalar value."""
+        """The value, a scalar. ``temperature``: the term's own or the common one, at this step."""

@@ -1,4 +1,4 @@
-"""Factor transfer: the teacher's stage in fewer channels, as a paraphraser learned to write it down."""
+"""Factor transfer: the student imitates a teacher's stage as an autoencoder has compressed it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distillcli.terms.stages import AdapterNorm, same_size, stage_shape, unit
 from distillcli.types import Batch, Output, Taps
 
 _SLOPE = 0.1
-_PARAPHRASER_RATE = 1e-3  # of Adam, whose step does not depend on the size of the teacher's maps
+_PARAPHRASER_RATE = 1e-3  # of Adam, whose step does not depend on the scale of the teacher's maps
 
 
 def factor_distance(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
@@ -52,9 +52,9 @@ class Paraphraser(nn.Module):
 class FactorTransfer(PreparedTerm):
     """Factor transfer (Kim, Park, Kwak, NeurIPS 2018): the teacher's last stage, paraphrased in fewer channels.
 
-    The paraphraser learns to reconstruct the teacher's maps before the student's first step and is frozen then; the
-    translator, which writes the student's factor, is trained with the student. Factors are compared whole, as in the
-    paper; one published code compares their attention maps instead.
+    The paraphraser learns to reconstruct the teacher's maps before the student's first step and is then frozen; the
+    translator, which produces the student's factor, is trained with the student. Whole factors are compared, as in the
+    paper; one published implementation compares their attention maps instead.
     """
 
     def __init__(self, options: FactorTransferOptions, setting: Setting) -> None:
@@ -80,7 +80,6 @@ class FactorTransfer(PreparedTerm):
             optimizer.zero_grad()
         self.paraphraser.requires_grad_(False)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         factor = self.paraphraser.encoder(teacher.stages[self.teacher_stage])
         return factor_distance(self.translator(student.stages[self.stage]), factor)

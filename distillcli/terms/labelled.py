@@ -1,4 +1,4 @@
-"""Terms on logits that set the class of the label apart from the others."""
+"""Terms on logits that treat the class of the label apart from the others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def label_of(targets: Tensor) -> Tensor:
 
 
 def at_label(values_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """The entry of each row at its label. Raises on a label that is no class, as -1."""
+    """The entry of each row at its label. Raises on a label that is not a class, e.g. -1."""
     return values_BK.gather(1, labels_B[:, None])[:, 0]
 
 
@@ -69,7 +69,7 @@ def nkd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: f
 def sample_weights(student_BK: Tensor, teacher_BK: Tensor, targets: Tensor) -> Tensor:
     """1 - exp(-l_s / (l_t + 1e-7)), l the cross-entropies with the targets at T = 1; B, in [0, 1], without gradient.
 
-    A sample counts less the better the student knows it already, compared with the teacher.
+    The better the student already does on a sample, compared with the teacher, the less the sample counts.
     """
     with torch.no_grad():
         student, teacher = (functional.cross_entropy(z, targets, reduction="none") for z in (student_BK, teacher_BK))
@@ -133,7 +133,8 @@ class WSLD(LogitTerm):
 class TfKD(Term):
     """Teacher-free KD (Yuan et al., CVPR 2020): KL divergence to a hand-made teacher, sure of the label and fair else.
 
-    Both sides are softened and T^2 is inside, as in any other term; at T = 1 it is label smoothing less a constant.
+    Both sides are softened and the value includes T^2, as in any other term; at T = 1 it is label smoothing less a
+    constant.
     """
 
     def __init__(self, options: TfKDOptions, setting: Setting) -> None:

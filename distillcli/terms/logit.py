@@ -15,7 +15,7 @@ from distillcli.config.terms import (
     MultiTemperatureOptions,
     SymmetricKLOptions,
 )
-from distillcli.terms.base import LogitTerm, Setting, Term
+from distillcli.terms.base import LogitTerm, Setting, TeacherTerm, Term
 from distillcli.types import Batch, Output, Taps
 
 
@@ -63,8 +63,8 @@ def jensen_shannon(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -
 def pearson(first: Tensor, second: Tensor, dim: int) -> Tensor:
     """Pearson correlation along ``dim``; 1e-8 is added to the product of the norms.
 
-    So do the authors: slices that are small on both sides, such as classes absent from a batch, count as uncorrelated.
-    Clamping each norm instead would correlate them.
+    As in the authors' code: slices that are small on both sides, such as classes absent from a batch, then count as
+    uncorrelated. Clamping each norm instead would correlate them.
     """
     first, second = (side - side.mean(dim=dim, keepdim=True) for side in (first, second))
     norms: Tensor = torch.linalg.vector_norm(first, dim=dim) * torch.linalg.vector_norm(second, dim=dim)
@@ -101,7 +101,7 @@ def hard_label(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 class CrossEntropy(Term):
     """Cross-entropy (with label smoothing: Szegedy et al., CVPR 2016): the labels themselves, as far as there are any.
 
-    The mean is that of the labelled samples of a micro-batch on one rank: with few labels these weigh a little uneven.
+    The mean is over the labelled samples of one micro-batch on one rank, so with few labels samples weigh unequally.
     """
 
     def __init__(self, options: CrossEntropyOptions, setting: Setting) -> None:
@@ -149,16 +149,15 @@ class JensenShannon(LogitTerm):
 
 
 @final
-class HardLabel(Term):
+class HardLabel(TeacherTerm):
     """Hard-label distillation (Touvron et al., ICML 2021): cross-entropy with the teacher's decision.
 
-    A student with a distillation token learns it by the token's logits.
+    In a student with a distillation token, the token's logits learn it.
     """
 
     student_taps = Taps(token=True)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         return hard_label(student.taught_logits, teacher.logits)
 
 
@@ -177,8 +176,8 @@ class LogitMSE(LogitTerm):
 class DIST(LogitTerm):
     """Relation matching (Huang et al., NeurIPS 2022): correlation of the probabilities by sample and by class.
 
-    T^2 is in the authors' code for classification, not in their paper: ``squared`` false leaves it out. With more
-    classes than samples in a batch the intra part has a floor near the share of classes that hardly occur.
+    T^2 is in the authors' code for classification but not in their paper; ``squared=false`` leaves it out. With more
+    classes than samples in a batch, the intra part cannot fall far below the share of classes that hardly occur.
     """
 
     def __init__(self, options: DISTOptions, setting: Setting) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from typing import Any
 
 import torch
@@ -50,11 +52,11 @@ class Objective(nn.Module):
 
     @property
     def student_taps(self) -> Taps:
-        return _join([term.student_taps for term in self._all()])
+        return functools.reduce(operator.or_, (term.student_taps for term in self._all()), LOGITS_ONLY)
 
     @property
     def teacher_taps(self) -> Taps:
-        return _join([term.teacher_taps for term in self._all()])
+        return functools.reduce(operator.or_, (term.teacher_taps for term in self._all()), LOGITS_ONLY)
 
     @property
     def prepared_terms(self) -> dict[str, PreparedTerm]:
@@ -65,7 +67,7 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """``epoch``: how many epochs have passed, fractions included; it drives the weights and the temperature."""
         with torch.autocast(student.logits.device.type, enabled=False):
-            student, teacher = _float(student), None if teacher is None else _float(teacher)
+            student, teacher = student.float(), None if teacher is None else teacher.float()
             values = {
                 name: term(student, teacher, batch, self._temperature(name, epoch))
                 for name, term in zip(self.terms, self._all(), strict=True)
@@ -135,27 +137,3 @@ def _text(value: Any) -> str:
 
 def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _join(taps: list[Taps]) -> Taps:
-    return Taps(
-        tuple(sorted({stage for tap in taps for stage in tap.stages})),
-        embedding=any(tap.embedding for tap in taps),
-        token=any(tap.token for tap in taps),
-        class_maps=any(tap.class_maps for tap in taps),
-        features=any(tap.features for tap in taps),
-        preactivations=tuple(sorted({stage for tap in taps for stage in tap.preactivations})),
-    )
-
-
-def _float(output: Output) -> Output:
-    """Softmax, norms and squares overflow or vanish in half precision."""
-    return Output(
-        output.logits.float(),
-        None if output.embedding is None else output.embedding.float(),
-        {stage: maps.float() for stage, maps in output.stages.items()},
-        None if output.token_logits is None else output.token_logits.float(),
-        None if output.class_maps is None else output.class_maps.float(),
-        None if output.features is None else output.features.float(),
-        {stage: maps.float() for stage, maps in output.preactivations.items()},
-    )

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from distillcli.config.terms import CorrelationCongruenceOptions, RKDOptions, SimilarityPreservingOptions, TermOptions
 from distillcli.errors import UserError
-from distillcli.terms.base import Setting, Term
+from distillcli.terms.base import Setting, TeacherTerm, Term
 from distillcli.terms.stages import stage_shape, unit
-from distillcli.types import Batch, Output, Taps
+from distillcli.types import Batch, Output, Taps, tapped
 
 _SMALLEST_SQUARE = 1e-12  # below this a squared distance counts as this, so that its root has a gradient
 _MOST_ANGLES = 2**25  # elements of a tensor of angles, 128 MiB in float32: a batch of 322 at once, larger ones in slabs
@@ -28,7 +28,7 @@ def similarities(features: Tensor) -> Tensor:
 
 
 @final
-class SimilarityPreserving(Term):
+class SimilarityPreserving(TeacherTerm):
     """Similarity-preserving distillation (Tung & Mori, ICCV 2019): squared distance of the similarities, over B^2.
 
     Rows are normalised by their L2 norm. A stage is flattened; sizes, channels and widths may differ.
@@ -49,12 +49,9 @@ class SimilarityPreserving(Term):
             stage_shape(teacher, self.teacher_stage, "distill.terms.sp.teacher_stage")
             self.student_taps, self.teacher_taps = Taps(stages=(self.stage,)), Taps(stages=(self.teacher_stage,))
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        mine = student.embedding if self.stage is None else student.stages[self.stage]
-        its = teacher.embedding if self.teacher_stage is None else teacher.stages[self.teacher_stage]
-        assert mine is not None
-        assert its is not None
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        mine = tapped(student.embedding) if self.stage is None else student.stages[self.stage]
+        its = tapped(teacher.embedding) if self.teacher_stage is None else teacher.stages[self.teacher_stage]
         return functional.mse_loss(similarities(mine), similarities(its))
 
 
@@ -71,7 +68,7 @@ def gaussian(embeddings_BD: Tensor, gamma: float, order: int) -> Tensor:
 
 
 @final
-class CorrelationCongruence(Term):
+class CorrelationCongruence(TeacherTerm):
     """Correlation congruence (Peng et al., ICCV 2019), as in the paper: squared distance of two kernel matrices, / B^2.
 
     The kernel, ``bilinear`` or ``gaussian``, is of the embeddings as unit vectors; widths may differ. What benchmarks
@@ -87,11 +84,8 @@ class CorrelationCongruence(Term):
         self.gamma = options.gamma
         self.order = options.order
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        assert student.embedding is not None
-        assert teacher.embedding is not None
-        return functional.mse_loss(self._matrix(student.embedding), self._matrix(teacher.embedding))
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        return functional.mse_loss(self._matrix(tapped(student.embedding)), self._matrix(tapped(teacher.embedding)))
 
     def _matrix(self, embeddings_BD: Tensor) -> Tensor:
         vectors = unit(embeddings_BD, dim=1)
@@ -105,7 +99,7 @@ def neighbour_products(difference_BD: Tensor) -> Tensor:
 
 
 @final
-class NeighbourCongruence(Term):
+class NeighbourCongruence(TeacherTerm):
     """What benchmarks train as correlation congruence (Tian et al., ICLR 2020): products of neighbouring differences.
 
     Both embeddings pass a trained linear map to 128 dimensions, so both can shrink together; the value depends on the
@@ -121,11 +115,8 @@ class NeighbourCongruence(Term):
         self.student_map = nn.Linear(student.embedding_width, _NEIGHBOUR_WIDTH)
         self.teacher_map = nn.Linear(teacher.embedding_width, _NEIGHBOUR_WIDTH)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        assert student.embedding is not None
-        assert teacher.embedding is not None
-        difference: Tensor = self.student_map(student.embedding) - self.teacher_map(teacher.embedding)
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        difference: Tensor = self.student_map(tapped(student.embedding)) - self.teacher_map(tapped(teacher.embedding))
         return difference.sum() * 0 if len(difference) < 2 else neighbour_products(difference)
 
 
@@ -143,20 +134,17 @@ def probabilistic_transfer(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
 
 @final
-class ProbabilisticTransfer(Term):
+class ProbabilisticTransfer(TeacherTerm):
     """Probabilistic knowledge transfer (Passalis & Tefas, ECCV 2018): who is whose neighbour, as probabilities.
 
-    Widths may differ. The mean is over B^2 pairs, which is why the published weight is 30000.
+    Widths may differ. As the mean is over B^2 pairs, the published weight is 30000.
     """
 
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        assert student.embedding is not None
-        assert teacher.embedding is not None
-        return probabilistic_transfer(student.embedding, teacher.embedding)
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        return probabilistic_transfer(tapped(student.embedding), tapped(teacher.embedding))
 
 
 def distances(embeddings_BD: Tensor) -> Tensor:
@@ -174,7 +162,7 @@ def distances(embeddings_BD: Tensor) -> Tensor:
 def angles(embeddings_BD: Tensor) -> Tensor:
     """B x B x B cosines of the angle at i between j and k, from the Gram matrix: no B x B x D differences.
 
-    They are 0 where j or k coincides with i: there is no angle, and a cosine would be rounding over 1e-6.
+    They are 0 where j or k coincides with i: there is no angle, and a cosine would be rounding error over 1e-6.
     """
     return _angles_at(_centred_gram(embeddings_BD), 0, len(embeddings_BD))
 
@@ -182,8 +170,8 @@ def angles(embeddings_BD: Tensor) -> Tensor:
 def angle_loss(student_BD: Tensor, teacher_BD: Tensor, most: int = _MOST_ANGLES) -> Tensor:
     """Smooth L1 between the angles of both, mean over B^3, from tensors of ``most`` elements or fewer.
 
-    More angles are computed in slabs of vertices, at least one vertex each, and once more in the backward pass, so that
-    no two slabs are alive together.
+    Larger ones are computed in slabs of vertices, at least one vertex each, and again in the backward pass, so that
+    only one slab is in memory at a time.
     """
     count = len(student_BD)
     vertices = max(1, most // count**2)
@@ -220,11 +208,11 @@ def _angles_at(gram_BB: Tensor, first: int, last: int) -> Tensor:
 
 
 @final
-class RKD(Term):
+class RKD(TeacherTerm):
     """Relational knowledge distillation (Park et al., CVPR 2019): distances and angles between embeddings.
 
-    Embeddings are not normalised; the published weights 25 and 50 are inside. Batches of one or two samples have no
-    relations to compare and give 0.
+    Embeddings are not normalised; the value includes the published weights 25 and 50. Batches of one or two samples
+    have no relations to compare and give 0.
     """
 
     student_taps = Taps(embedding=True)
@@ -235,14 +223,12 @@ class RKD(Term):
         self.distance = options.distance
         self.angle = options.angle
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        assert student.embedding is not None
-        assert teacher.embedding is not None
-        if len(student.embedding) < 3:
-            return student.embedding.sum() * 0
-        apart = functional.smooth_l1_loss(distances(student.embedding), distances(teacher.embedding))
-        turned = angle_loss(student.embedding, teacher.embedding)
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        mine, its = tapped(student.embedding), tapped(teacher.embedding)
+        if len(mine) < 3:
+            return mine.sum() * 0
+        apart = functional.smooth_l1_loss(distances(mine), distances(its))
+        turned = angle_loss(mine, its)
         return self.distance * apart + self.angle * turned
 
 

@@ -12,7 +12,7 @@ from distillcli.config.terms import StageOptions
 from distillcli.errors import UserError
 from distillcli.types import Spec, Taps
 
-_SHORTEST = 1e-12  # a vector below this length has no direction: it stays as it is
+_SHORTEST = 1e-12  # a vector below this length has no direction and is left as it is
 _MOST_STAGES = 4  # a convolutional network has a stem and four stages
 
 
@@ -76,7 +76,7 @@ def taps_of(pairs: list[StagePair], embedding: bool = False) -> tuple[Taps, Taps
 
 
 class AdapterNorm(nn.BatchNorm2d):
-    """Batch norm that takes the running statistics for one value per channel: a single value has no variance."""
+    """Batch norm that uses its running statistics where a channel has a single value, which has no variance."""
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
         if self.training and maps_BCHW.numel() == maps_BCHW.shape[1]:
