@@ -5,7 +5,6 @@ Every refusal is a UserError of one line: key, value, fix.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from distillcli.config.check_models import (
 )
 from distillcli.config.job import is_main_process
 from distillcli.config.model_names import SCHEDULES, optimizer_names
-from distillcli.config.ranges import above_zero, at_least, check_finite, known, one_of, two_shares
+from distillcli.config.ranges import above_zero, at_least, known, one_of, two_shares
 from distillcli.config.schema import (
     DistillConfig,
     EvalConfig,
@@ -35,17 +34,9 @@ from distillcli.errors import UserError, did_you_mean
 FORMATS = ("table", "json")
 
 
-def check(config: TrainConfig | EvalConfig) -> None:
+def check_train(config: TrainConfig) -> None:
     """Raise UserError for the first thing in ``config`` that cannot work."""
-    check_finite(dataclasses.asdict(config))
     _check_trainer(config.trainer)
-    if isinstance(config, TrainConfig):
-        _check_train(config)
-    else:
-        _check_eval(config)
-
-
-def _check_train(config: TrainConfig) -> None:
     _check_run_name(config.name)
     at_least("seed", config.seed, 0)
     _check_distill(config.distill)
@@ -84,7 +75,9 @@ def _check_batches(config: TrainConfig) -> None:
         raise UserError("trainer.progressive: views that change in size cannot come again; use teacher.cache.views=0")
 
 
-def _check_eval(config: EvalConfig) -> None:
+def check_eval(config: EvalConfig) -> None:
+    """Raise UserError for the first thing in ``config`` that cannot work."""
+    _check_trainer(config.trainer)
     if config.checkpoint is None:
         raise UserError("distill eval needs checkpoint=...: a run folder, a checkpoint file or a timm model name")
     one_of("format", config.format, FORMATS)

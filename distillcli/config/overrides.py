@@ -8,10 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from distillcli.config.keys import dotted_keys, is_open
-from distillcli.config.schema import EvalConfig, TrainConfig
+from distillcli.config.primaries import PRIMARIES
 from distillcli.errors import UserError
-
-SCHEMAS: dict[str, type[TrainConfig] | type[EvalConfig]] = {"train": TrainConfig, "eval": EvalConfig}
 
 PATH_KEYS = frozenset(
     {
@@ -53,7 +51,7 @@ def normalise(primary: str, overrides: list[str], multirun: bool = False) -> lis
 
     Adds the ``+`` of ``experiment=``, the ``++`` of new keys in open mappings, and quotes around paths.
     """
-    known = dotted_keys(SCHEMAS[primary])
+    known = dotted_keys(PRIMARIES[primary].schema)
     found = []
     for override in overrides:
         prefix, key, value = split(override)
@@ -62,7 +60,7 @@ def normalise(primary: str, overrides: list[str], multirun: bool = False) -> lis
         if prefix == "~":
             found.append(override)
             continue
-        if key == "experiment" and primary == "train":
+        if key == "experiment" and PRIMARIES[primary].overlays:
             prefix = "+"
         elif is_open(key, known) or known.get(key) == "mapping":
             prefix = "++"

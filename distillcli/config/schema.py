@@ -188,12 +188,18 @@ class TrainerConfig:
 
 
 @dataclass
-class TrainConfig:
+class RunConfig:
+    """What every command that leaves a run folder can be told."""
+
     name: str = "distill"
     seed: int = 0
     runs: str = "runs"  # where run folders, sweeps and fitted teachers live
     out: Optional[str] = None  # explicit run folder instead of RUNS/NAME/TIMESTAMP
     resume: Optional[str] = None  # a run folder to continue
+
+
+@dataclass
+class TrainConfig(RunConfig):
     baseline: bool = True  # train the control: same student, same budget, no teacher
     generations: int = 1  # born-again: so many students in a row, each the teacher of the next
     peers: list[ModelConfig] = field(default_factory=list)  # mutual learning: they teach the student, and it them

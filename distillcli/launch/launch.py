@@ -17,15 +17,15 @@ from distillcli.config.compose import compose_raw, register, typed
 from distillcli.config.compose import parse as parse_override
 from distillcli.config.job import Job, is_main_process
 from distillcli.config.keys import dotted_keys
-from distillcli.config.overrides import SCHEMAS, key_of, normalise, quote, unknown_key
-from distillcli.config.schema import EvalConfig, TrainConfig
+from distillcli.config.overrides import key_of, normalise, quote, unknown_key
+from distillcli.config.primaries import PRIMARIES
+from distillcli.config.schema import RunConfig
 from distillcli.errors import NumericError, UserError
 from distillcli.launch.arguments import Arguments, parse
 from distillcli.launch.resume import NEUTRAL_KEYS, check_unchanged, merge, recorded_overrides
 from distillcli.runs.folder import claim_new, read_result, write_result
 
-Config = TrainConfig | EvalConfig
-Action = Callable[[Any, Job], None]  # Any: train takes a TrainConfig, eval an EvalConfig
+Action = Callable[[Any, Job], None]  # Any: each command takes the dataclass of its own primary config
 
 
 def launch(primary: str, arguments: list[str], action: Action) -> None:
@@ -38,8 +38,9 @@ def launch(primary: str, arguments: list[str], action: Action) -> None:
     search.use(parsed.config_folders)
     overrides = normalise(primary, parsed.overrides, parsed.multirun)
     command = shlex.join(["distill", primary, *arguments])
-    if parsed.package is not None and parsed.package not in dotted_keys(SCHEMAS[primary]):
-        raise UserError(f"--package {unknown_key(parsed.package, dotted_keys(SCHEMAS[primary]))}")
+    known = dotted_keys(PRIMARIES[primary].schema)
+    if parsed.package is not None and parsed.package not in known:
+        raise UserError(f"--package {unknown_key(parsed.package, known)}")
     if parsed.multirun:
         _run_sweep(primary, parsed, overrides, command, action)
     elif any(key_of(override) == "resume" for override in overrides):
@@ -65,8 +66,8 @@ def _run_single(primary: str, parsed: Arguments, overrides: list[str], command: 
 
 def _resumed(primary: str, overrides: list[str]) -> list[str]:
     """The recorded overrides with the typed ones on top, after comparing both configs."""
-    if primary != "train":
-        raise UserError("resume= continues a training; distill eval takes checkpoint=RUN")
+    if not issubclass(PRIMARIES[primary].schema, RunConfig):
+        raise UserError(f"resume= continues a run; distill {primary} has none to continue, leave resume= out")
     value = next(override for override in overrides if key_of(override) == "resume")
     resume = parse_override(value).value()
     if resume is None:
@@ -74,7 +75,7 @@ def _resumed(primary: str, overrides: list[str]) -> list[str]:
     run = Path(str(resume))
     overrides = merge(normalise(primary, recorded_overrides(run)), overrides)
     config = typed(primary, compose_raw(primary, overrides))
-    assert isinstance(config, TrainConfig)
+    assert isinstance(config, RunConfig)
     for line in check_unchanged(run, config):
         if is_main_process():
             print(f"resuming with {line}", file=sys.stderr)
@@ -89,7 +90,7 @@ def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: s
     overrides, folder = _take_folder(overrides)
     jobs = _jobs(primary, overrides)
     first = _preflight(primary, jobs, [override for override in overrides if _is_hydra(override)])
-    runs = first.runs if isinstance(first, TrainConfig) else "runs"
+    runs = first.runs if isinstance(first, RunConfig) else "runs"
     resuming = folder is not None and (folder / "multirun.yaml").exists()
     if folder is not None and not resuming and folder.exists() and not _is_empty_folder(folder):
         raise UserError(f"out={folder}: exists and is not the folder of a sweep; name another one")
@@ -126,7 +127,7 @@ def _run_job(primary: str, composed: DictConfig, command: str, sweep_folder: Pat
         return
     try:
         config = typed(primary, composed)
-        if isinstance(config, TrainConfig) and (folder / "checkpoints" / "last.pt").exists():
+        if isinstance(config, RunConfig) and (folder / "checkpoints" / "last.pt").exists():
             config.resume = str(folder)
         action(config, Job(overrides, command, sweep_folder, folder))
     except (UserError, NumericError) as error:
@@ -193,10 +194,10 @@ def _product(overrides: list[str]) -> list[list[str]]:
         raise UserError(f"cannot sweep: {' '.join(str(error).split())}") from error
 
 
-def _preflight(primary: str, jobs: list[list[str]], hydra_overrides: list[str]) -> Config:
+def _preflight(primary: str, jobs: list[list[str]], hydra_overrides: list[str]) -> object:
     """Compose and check jobs until each swept value was seen once: the sum of the values, not their product."""
     seen: set[str] = set()
-    first: Config | None = None
+    first: object = None
     for job in jobs:
         if first is None or not seen.issuperset(job):
             config = typed(primary, compose_raw(primary, [*normalise(primary, job), *hydra_overrides]))

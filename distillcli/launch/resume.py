@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from distillcli.config.overrides import key_of
 from distillcli.config.ranges import nearest_path
-from distillcli.config.schema import TrainConfig
+from distillcli.config.schema import RunConfig
 from distillcli.errors import UserError
 
 # What may differ between the parts of one run: it changes where and how fast, never what is computed.
@@ -59,7 +59,7 @@ def merge(recorded: list[str], typed: list[str]) -> list[str]:
     return [override for override in recorded if key_of(override) not in replaced] + typed
 
 
-def check_unchanged(run: Path, config: TrainConfig) -> list[str]:
+def check_unchanged(run: Path, config: RunConfig) -> list[str]:
     """Compare with the config that ``run`` saved; return the allowed differences as ``key: old -> new``.
 
     Raises UserError listing every other difference.
