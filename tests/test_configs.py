@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from distillcli.config.compose import compose
+from distillcli.config.datasets import DATASETS
 from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.config.search import builtin_folder
 from distillcli.distillation.students import student_model
 from distillcli.distillation.teaching import learns_with_student, teaching_specs
 from distillcli.models.backbone import describe
-from distillcli.sources.open import DATASETS
 from distillcli.terms.objective import Objective, check_terms, labels_only, needs_teacher
 from distillcli.training.optim import build_optimizer, build_schedule
 from distillcli.types import Spec

@@ -7,31 +7,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distillcli.config.datasets import DATASETS, OPTIONAL_KEYS, known_dataset
 from distillcli.config.ranges import ascending, at_least, check_existing, one_of, share
 from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.errors import UserError
 
 POLICIES = ("none", "randaugment", "trivial", "autoaugment_cifar")
 ON_ERROR = ("raise", "skip")
-# Whose dataset.root must be there: nothing downloads it.
-LOCAL_DATASETS = ("folder", "archive", "npz", "webdataset", "unlabeled")
-# The data sets that read a key. Others would ignore it without a word.
-READERS = {
-    "labels": ("folder", "archive"),
-    "class_map": ("folder", "archive", "webdataset"),
-    "path": ("hf",),
-    "image_column": ("hf",),
-    "label_column": ("hf",),
-}
 
 
 def check_dataset(config: DatasetConfig) -> None:
+    known = known_dataset(config.name)
     at_least("dataset.image_size", config.image_size, 8)
     at_least("dataset.channels", config.channels, 1)
-    if config.channels not in (1, 3) and config.name != "npz":
+    if config.channels not in (1, 3) and not known.any_channels:
+        readers = " or ".join(f"dataset={name}" for name, other in DATASETS.items() if other.any_channels)
         raise UserError(
             f"dataset.channels={config.channels}: dataset={config.name} has images of 1 or 3 channels; others are read "
-            "from dataset=npz"
+            f"from {readers}"
         )
     if not 0 < config.val_fraction < 1:
         raise UserError(f"dataset.val_fraction={config.val_fraction}: must be above 0 and below 1, e.g. 0.1")
@@ -43,11 +36,11 @@ def check_dataset(config: DatasetConfig) -> None:
     at_least("dataset.memory_gb", config.memory_gb, 0)
     at_least("dataset.classes", config.classes, 2)
     at_least("dataset.samples", config.samples, 2)
-    for key, readers in READERS.items():
-        if getattr(config, key) is not None and config.name not in readers:
+    for key in sorted(OPTIONAL_KEYS - set(known.keys)):
+        if getattr(config, key) is not None:
             raise UserError(f"dataset.{key}={getattr(config, key)}: dataset={config.name} does not read it; remove it")
     for key, path in (("root", config.root), ("labels", config.labels), ("class_map", config.class_map)):
-        if path is not None and (config.name in LOCAL_DATASETS or key != "root"):
+        if path is not None and (known.local or key != "root"):
             check_existing(f"dataset.{key}", path)
     if config.name == "folder":
         _check_image_folder(config)

@@ -33,7 +33,6 @@ Read = Callable[[Any], Any]
 class TorchvisionSet:
     """How to obtain one set. Exactly one of ``pixels`` and ``files`` is given."""
 
-    about: str  # what it is, for people
     cls: str  # the class in torchvision.datasets
     parts: dict[str, dict[str, Any]]  # train, and val and test if the set has them: arguments of the class
     count: int  # classes
@@ -200,35 +199,29 @@ _IMAGENET = (
 _CARS = "the folder stanford_cars with devkit/, cars_train/, cars_test/ and cars_test_annos_withlabels.mat"
 
 TORCHVISION_SETS: dict[str, TorchvisionSet] = {
-    "cifar10": TorchvisionSet("photographs of objects, 32 x 32", "CIFAR10", _FLAG, 10, _TARGETS, pixels=_DATA),
-    "cifar100": TorchvisionSet("photographs of objects, 32 x 32", "CIFAR100", _FLAG, 100, _TARGETS, pixels=_DATA),
-    "mnist": TorchvisionSet("handwritten digits, 28 x 28 gray", "MNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
-    "fashion_mnist": TorchvisionSet("clothes, 28 x 28 gray", "FashionMNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
-    "kmnist": TorchvisionSet("cursive Japanese characters, 28 x 28 gray", "KMNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
+    "cifar10": TorchvisionSet("CIFAR10", _FLAG, 10, _TARGETS, pixels=_DATA),
+    "cifar100": TorchvisionSet("CIFAR100", _FLAG, 100, _TARGETS, pixels=_DATA),
+    "mnist": TorchvisionSet("MNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
+    "fashion_mnist": TorchvisionSet("FashionMNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
+    "kmnist": TorchvisionSet("KMNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
     # Mirrored along the diagonal, as published and as torchvision gives it.
-    "emnist": TorchvisionSet("digits and letters, 28 x 28 gray", "EMNIST", _EMNIST, 47, _TARGETS, pixels=_DATA),
-    "qmnist": TorchvisionSet("MNIST with all 60,000 test digits", "QMNIST", _FLAG, 10, _qmnist_labels, pixels=_DATA),
-    "usps": TorchvisionSet("handwritten digits, 16 x 16 gray", "USPS", _FLAG, 10, _TARGETS, pixels=_DATA, names=None),
-    "svhn": TorchvisionSet(
-        "house numbers, 32 x 32", "SVHN", _TWO, 10, attrgetter("labels"), pixels=_channels_last, names=None
-    ),
-    "stl10": TorchvisionSet(
-        "photographs of objects, 96 x 96", "STL10", _TWO, 10, attrgetter("labels"), pixels=_channels_last
-    ),
-    "flowers102": TorchvisionSet("flowers", "Flowers102", _THREE, 102, _LABELS, files=_IMAGE_FILES),
+    "emnist": TorchvisionSet("EMNIST", _EMNIST, 47, _TARGETS, pixels=_DATA),
+    "qmnist": TorchvisionSet("QMNIST", _FLAG, 10, _qmnist_labels, pixels=_DATA),
+    "usps": TorchvisionSet("USPS", _FLAG, 10, _TARGETS, pixels=_DATA, names=None),
+    "svhn": TorchvisionSet("SVHN", _TWO, 10, attrgetter("labels"), pixels=_channels_last, names=None),
+    "stl10": TorchvisionSet("STL10", _TWO, 10, attrgetter("labels"), pixels=_channels_last),
+    "flowers102": TorchvisionSet("Flowers102", _THREE, 102, _LABELS, files=_IMAGE_FILES),
     "oxfordiiitpet": TorchvisionSet(
-        "breeds of cats and dogs",
         "OxfordIIITPet",
         {"train": {"split": "trainval"}, "test": {"split": "test"}},
         37,
         _LABELS,
         files=attrgetter("_images"),
     ),
-    "food101": TorchvisionSet("dishes", "Food101", _TWO, 101, _LABELS, files=_IMAGE_FILES),
-    "dtd": TorchvisionSet("textures (partition 1)", "DTD", _THREE, 47, _LABELS, files=_IMAGE_FILES),
-    "fgvc_aircraft": TorchvisionSet("variants of aircraft", "FGVCAircraft", _THREE, 100, _LABELS, files=_IMAGE_FILES),
+    "food101": TorchvisionSet("Food101", _TWO, 101, _LABELS, files=_IMAGE_FILES),
+    "dtd": TorchvisionSet("DTD", _THREE, 47, _LABELS, files=_IMAGE_FILES),
+    "fgvc_aircraft": TorchvisionSet("FGVCAircraft", _THREE, 100, _LABELS, files=_IMAGE_FILES),
     "stanford_cars": TorchvisionSet(
-        "models of cars",
         "StanfordCars",
         _TWO,
         196,
@@ -236,25 +229,14 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
         files=_of_pairs("_samples", 0),
         manual=_CARS,
     ),
-    "gtsrb": TorchvisionSet(
-        "German traffic signs", "GTSRB", _TWO, 43, _of_pairs("_samples", 1), files=_of_pairs("_samples", 0), names=None
-    ),
-    "eurosat": TorchvisionSet(
-        "land use from satellites, 64 x 64", "EuroSAT", _ONE, 10, _TARGETS, files=_of_pairs("samples", 0)
-    ),
-    "country211": TorchvisionSet(
-        "the country a photograph was taken in", "Country211", _COUNTRY, 211, _TARGETS, files=_of_pairs("samples", 0)
-    ),
-    "sun397": TorchvisionSet("scenes", "SUN397", _ONE, 397, _LABELS, files=_IMAGE_FILES),
-    "caltech101": TorchvisionSet(
-        "objects", "Caltech101", _ONE, 101, attrgetter("y"), files=_caltech101_files, names="categories"
-    ),
-    "caltech256": TorchvisionSet(
-        "objects and clutter", "Caltech256", _ONE, 257, attrgetter("y"), files=_caltech256_files, names="categories"
-    ),
-    "places365": TorchvisionSet("scenes, 256 x 256", "Places365", _PLACES, 365, _TARGETS, files=_of_pairs("imgs", 0)),
+    "gtsrb": TorchvisionSet("GTSRB", _TWO, 43, _of_pairs("_samples", 1), files=_of_pairs("_samples", 0), names=None),
+    "eurosat": TorchvisionSet("EuroSAT", _ONE, 10, _TARGETS, files=_of_pairs("samples", 0)),
+    "country211": TorchvisionSet("Country211", _COUNTRY, 211, _TARGETS, files=_of_pairs("samples", 0)),
+    "sun397": TorchvisionSet("SUN397", _ONE, 397, _LABELS, files=_IMAGE_FILES),
+    "caltech101": TorchvisionSet("Caltech101", _ONE, 101, attrgetter("y"), files=_caltech101_files, names="categories"),
+    "caltech256": TorchvisionSet("Caltech256", _ONE, 257, attrgetter("y"), files=_caltech256_files, names="categories"),
+    "places365": TorchvisionSet("Places365", _PLACES, 365, _TARGETS, files=_of_pairs("imgs", 0)),
     "imagenette": TorchvisionSet(
-        "ten easy classes of ImageNet",
         "Imagenette",
         _ILSVRC,
         10,
@@ -262,7 +244,6 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
         files=_of_pairs("_samples", 0),
     ),
     "imagenet": TorchvisionSet(
-        "ImageNet-1k (ILSVRC 2012)",
         "ImageNet",
         _ILSVRC,
         1000,
