@@ -22,7 +22,7 @@ from distillcli.models.backbone import build, describe
 from distillcli.models.weights import export, load_into, read_weights
 from distillcli.runs.folder import read_result
 from distillcli.sources.channels import with_channels
-from distillcli.sources.decode import decode, luma
+from distillcli.sources.decode import decode_file, luma
 from distillcli.sources.open import open_source
 from distillcli.sources.source import ArrayImages, Images
 from distillcli.teachers.frozen import describe_teacher
@@ -56,7 +56,7 @@ def test_gray_keeps_its_values_and_colours_become_their_luma(tmp_path: Path) -> 
     expected = pixels.astype(np.float64) @ [0.299, 0.587, 0.114]
     np.testing.assert_allclose(luma(pixels)[..., 0], expected, atol=0.51)
     Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "16.png")
-    np.testing.assert_array_equal(luma(decode(tmp_path / "16.png"))[..., 0], RAMP)
+    np.testing.assert_array_equal(luma(decode_file(tmp_path / "16.png"))[..., 0], RAMP)
 
 
 def test_every_source_has_one_channel(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from distillcli.config import search
 from distillcli.config.compose import compose
 from distillcli.config.job import Job
 from distillcli.config.model_names import model_names, optimizer_names
-from distillcli.config.overrides import normalise, path_value
+from distillcli.config.overrides import normalise_overrides, path_value
 from distillcli.config.primaries import PRIMARIES, Primary
 from distillcli.config.ranges import at_least
 from distillcli.config.schema import DatasetConfig, EvalConfig, TrainConfig, TrainerConfig
@@ -188,9 +188,9 @@ def test_a_term_can_be_taken_away() -> None:
 
 
 def test_normalising_twice_changes_nothing() -> None:
-    once = normalise("train", ["experiment=a", "distill.terms.x.y=1", "out=a b", "+seed=1"])
+    once = normalise_overrides("train", ["experiment=a", "distill.terms.x.y=1", "out=a b", "+seed=1"])
     assert once == ["+experiment=a", "++distill.terms.x.y=1", "out='a b'", "seed=1"]
-    assert normalise("train", once) == once
+    assert normalise_overrides("train", once) == once
 
 
 @pytest.mark.parametrize(

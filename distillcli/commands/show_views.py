@@ -12,7 +12,7 @@ from distillcli.config.compose import compose
 from distillcli.config.schema import AugmentConfig, TrainConfig
 from distillcli.report.console import say
 from distillcli.sources.open import open_source
-from distillcli.views.epochs import side
+from distillcli.views.epochs import view_size
 
 # Images H x W x C in [0, 1], each with the words above it.
 Column = list[tuple[NDArray[np.float32], str]]
@@ -48,7 +48,7 @@ def run(overrides: list[str]) -> None:
         columns = {"evaluation": column(AugmentConfig(name="none"), 0, full)}
         for view in range(1, VIEWS + 1):
             epoch = (view - 1) // train.views_per_pass(config.augment) + 1
-            size = side(full, config.trainer.progressive, epoch, config.trainer.epochs)
+            size = view_size(full, config.trainer.progressive, epoch, config.trainer.epochs)
             columns[f"view {view}"] = column(config.augment, view, size)
     draw_sheet(columns, FILE)
     recipe = config.augment.name

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distillcli.config.datasets import DATASETS, OPTIONAL_KEYS, known_dataset
-from distillcli.config.ranges import ascending, at_least, check_existing, one_of, share
+from distillcli.config.ranges import at_least, check_ascending, check_existing, check_share, one_of
 from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.errors import UserError
 
@@ -30,7 +30,7 @@ def check_dataset(config: DatasetConfig) -> None:
         raise UserError(f"dataset.val_fraction={config.val_fraction}: must be above 0 and below 1, e.g. 0.1")
     if not 0 < config.crop_fraction <= 1:
         raise UserError(f"dataset.crop_fraction={config.crop_fraction}: must be above 0 and at most 1")
-    share("dataset.labelled", config.labelled)
+    check_share("dataset.labelled", config.labelled)
     one_of("dataset.on_error", config.on_error, ON_ERROR)
     at_least("dataset.split_seed", config.split_seed, 0)
     at_least("dataset.memory_gb", config.memory_gb, 0)
@@ -59,15 +59,15 @@ def _check_image_folder(config: DatasetConfig) -> None:
 
 def check_augment(config: AugmentConfig) -> None:
     for key in ("flip", "erase", "mix_probability"):
-        share(f"augment.{key}", getattr(config, key))
+        check_share(f"augment.{key}", getattr(config, key))
     for key in ("crop_area", "crop_ratio", "zoom"):
-        ascending(f"augment.{key}", getattr(config, key))
+        check_ascending(f"augment.{key}", getattr(config, key))
     if config.crop_area[1] > 1:
         raise UserError(f"augment.crop_area={list(config.crop_area)}: a share of the image, at most 1")
     for key in ("translate", "rotate", "shear", "brightness", "contrast", "saturation", "hue", "mixup", "cutmix"):
         at_least(f"augment.{key}", getattr(config, key), 0)
     for key in ("translate", "brightness", "contrast", "saturation"):
-        share(f"augment.{key}", getattr(config, key))
+        check_share(f"augment.{key}", getattr(config, key))
     if config.shear >= 90:
         raise UserError(f"augment.shear={config.shear}: degrees, must be below 90")
     if config.hue > 0.5:

@@ -20,7 +20,7 @@ from distillcli.config.check_models import (
 )
 from distillcli.config.job import is_main_process
 from distillcli.config.model_names import SCHEDULES, optimizer_names
-from distillcli.config.ranges import above_zero, at_least, known, one_of, two_shares
+from distillcli.config.ranges import above_zero, at_least, check_known, check_two_shares, one_of
 from distillcli.config.schema import (
     DistillConfig,
     EvalConfig,
@@ -65,7 +65,7 @@ def _check_batches(config: TrainConfig) -> None:
         )
     if trainer.progressive is None:
         return
-    two_shares("trainer.progressive", trainer.progressive)
+    check_two_shares("trainer.progressive", trainer.progressive)
     if round(trainer.progressive[0] * config.dataset.image_size) < 8:
         raise UserError(
             f"trainer.progressive={list(trainer.progressive)}: views of {config.dataset.image_size} pixels would begin "
@@ -104,7 +104,7 @@ def _check_distill(config: DistillConfig) -> None:
 
 def _check_optimizer(config: OptimizerConfig) -> None:
     name = config.name.lower().removeprefix("lookahead_")
-    known("optimizer.name", name, optimizer_names())
+    check_known("optimizer.name", name, optimizer_names())
     above_zero("optimizer.lr", config.lr)
     at_least("optimizer.weight_decay", config.weight_decay, 0)
     check_layer_decay("optimizer.layer_decay", config.layer_decay)
@@ -114,7 +114,7 @@ def _check_optimizer(config: OptimizerConfig) -> None:
 
 def check_schedule(config: ScheduleConfig, epochs: int) -> None:
     """Raise UserError for a schedule that does not fit into ``epochs``: the student's budget, or the teacher's."""
-    known("schedule.name", config.name, SCHEDULES)
+    check_known("schedule.name", config.name, SCHEDULES)
     for key in ("warmup_epochs", "warmup_lr", "min_lr"):
         at_least(f"schedule.{key}", getattr(config, key), 0)
     if config.warmup_epochs >= epochs:

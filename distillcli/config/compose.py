@@ -20,7 +20,7 @@ from yaml import YAMLError
 
 from distillcli.config import guard, search
 from distillcli.config.keys import dotted_keys, is_open
-from distillcli.config.overrides import key_of, normalise, quote, split, unknown_key
+from distillcli.config.overrides import key_of, normalise_overrides, quote_value, split_override, unknown_key
 from distillcli.config.primaries import PRIMARIES
 from distillcli.config.ranges import check_finite
 from distillcli.errors import UserError, did_you_mean
@@ -31,15 +31,15 @@ def compose(primary: str, overrides: list[str]) -> object:
 
     ``primary``: a name in the table of primary configs. Raises UserError, one line, for anything a user can mend.
     """
-    return typed(primary, compose_raw(primary, normalise(primary, overrides)))
+    return typed_config(primary, compose_raw(primary, normalise_overrides(primary, overrides)))
 
 
 def compose_raw(primary: str, overrides: list[str]) -> DictConfig:
     """The composed config with its ``hydra`` node, guarded against code but not yet typed."""
-    register()
+    register_schemas()
     groups = search.groups()
     for override in overrides:
-        check_override(primary, parse(override), groups)
+        _check_override(primary, parse_override(override), groups)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(search.builtin_folder()), version_base="1.3"):
@@ -55,7 +55,7 @@ def compose_raw(primary: str, overrides: list[str]) -> DictConfig:
     return config
 
 
-def typed(primary: str, config: DictConfig) -> object:
+def typed_config(primary: str, config: DictConfig) -> object:
     """A composed config as an instance of its schema: complete, without unknown keys, resolved, and in range."""
     known = dotted_keys(PRIMARIES[primary].schema)
     config = config.copy()
@@ -79,24 +79,24 @@ def typed(primary: str, config: DictConfig) -> object:
     return result
 
 
-def register() -> None:
+def register_schemas() -> None:
     """Make the schemas and the user's folders known to Hydra; doing it twice does no harm."""
     for name, primary in PRIMARIES.items():
         ConfigStore.instance().store(f"{name}_schema", primary.schema)
     search.register()
 
 
-def parse(override: str) -> Override:
+def parse_override(override: str) -> Override:
     """Hydra's reading of one override. Raises UserError that says how to quote."""
     try:
         return OverridesParser.create().parse_override(override)
     except (OverrideParseException, HydraException) as error:
-        key, value = split(override)[1:]
-        advice = f"""quote the value for distill and for the shell: "{key}={quote(value)}\""""
+        key, value = split_override(override)[1:]
+        advice = f"""quote the value for distill and for the shell: "{key}={quote_value(value)}\""""
         raise UserError(f"cannot read {override!r}; {advice}") from error
 
 
-def check_override(primary: str, override: Override, groups: dict[str, dict[str, Any]]) -> None:
+def _check_override(primary: str, override: Override, groups: dict[str, dict[str, Any]]) -> None:
     """Raise UserError for an unknown key or an unknown option of a group, with the nearest names."""
     key = override.get_key_element().lstrip("+~")
     guard.check_override(key)

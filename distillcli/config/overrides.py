@@ -34,7 +34,7 @@ _PLAIN_PATH = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_./][\w./+@%-]
 _SWEEP_FUNCTION = re.compile(r"(choice|glob|sort|shuffle)\(.*\)", re.DOTALL)
 
 
-def split(override: str) -> tuple[str, str, str]:
+def split_override(override: str) -> tuple[str, str, str]:
     """``+key=value`` as ("+", "key", "value"). Raises UserError when it is not of that form."""
     prefix, key, equals, value = re.fullmatch(r"([+~]*)([^=]*)(=?)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
     if prefix not in ("", "+", "++", "~") or not key or (not equals and prefix != "~"):
@@ -43,10 +43,10 @@ def split(override: str) -> tuple[str, str, str]:
 
 
 def key_of(override: str) -> str:
-    return split(override)[1]
+    return split_override(override)[1]
 
 
-def normalise(primary: str, overrides: list[str], multirun: bool = False) -> list[str]:
+def normalise_overrides(primary: str, overrides: list[str], multirun: bool = False) -> list[str]:
     """The same overrides in the one spelling that Hydra accepts; a second pass changes nothing.
 
     Adds the ``+`` of ``experiment=``, the ``++`` of new keys in open mappings, and quotes around paths.
@@ -54,7 +54,7 @@ def normalise(primary: str, overrides: list[str], multirun: bool = False) -> lis
     known = dotted_keys(PRIMARIES[primary].schema)
     found = []
     for override in overrides:
-        prefix, key, value = split(override)
+        prefix, key, value = split_override(override)
         if _SECRET.search(key):
             raise UserError(f"{key}: secrets do not belong into configs, which are saved; use the variable HF_TOKEN")
         if prefix == "~":
@@ -89,10 +89,10 @@ def path_value(value: str, multirun: bool = False) -> str:
         if "," in value:
             return ",".join(path_value(part.strip()) for part in value.split(","))
     path = str(Path(value).expanduser()) if value.startswith("~") else value
-    return path if _PLAIN_PATH.fullmatch(path) else quote(path)
+    return path if _PLAIN_PATH.fullmatch(path) else quote_value(path)
 
 
-def quote(text: str) -> str:
+def quote_value(text: str) -> str:
     """A quoted string of Hydra's grammar: backslashes count only where they stand before a quote."""
     escaped = re.sub(r"(\\*)(')", r"\1\1\\\2", text)
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"

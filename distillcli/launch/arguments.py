@@ -27,7 +27,7 @@ class Arguments:
     overrides: list[str] = field(default_factory=list)
 
 
-def parse(arguments: list[str]) -> Arguments:
+def parse_arguments(arguments: list[str]) -> Arguments:
     """Raises UserError for an unknown flag or a flag without its value."""
     found = Arguments()
     rest = list(arguments)

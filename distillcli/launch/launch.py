@@ -13,16 +13,15 @@ from typing import Any
 from omegaconf import DictConfig
 
 from distillcli.config import search
-from distillcli.config.compose import compose_raw, register, typed
-from distillcli.config.compose import parse as parse_override
+from distillcli.config.compose import compose_raw, parse_override, register_schemas, typed_config
 from distillcli.config.job import Job, is_main_process
 from distillcli.config.keys import dotted_keys
-from distillcli.config.overrides import key_of, normalise, quote, unknown_key
+from distillcli.config.overrides import key_of, normalise_overrides, quote_value, unknown_key
 from distillcli.config.primaries import PRIMARIES
 from distillcli.config.schema import RunConfig
 from distillcli.errors import NumericError, UserError
-from distillcli.launch.arguments import Arguments, parse
-from distillcli.launch.resume import NEUTRAL_KEYS, check_unchanged, merge, recorded_overrides
+from distillcli.launch.arguments import Arguments, parse_arguments
+from distillcli.launch.resume import NEUTRAL_KEYS, check_unchanged, merge_overrides, recorded_overrides
 from distillcli.runs.folder import claim_new, read_result, write_result
 
 Action = Callable[[Any, Job], None]  # Any: each command takes the dataclass of its own primary config
@@ -34,9 +33,9 @@ def launch(primary: str, arguments: list[str], action: Action) -> None:
     Raises UserError for a mistake, whatever ``action`` raises in a single run, and SystemExit(1) after a sweep in which
     a job failed.
     """
-    parsed = parse(arguments)
+    parsed = parse_arguments(arguments)
     search.use(parsed.config_folders)
-    overrides = normalise(primary, parsed.overrides, parsed.multirun)
+    overrides = normalise_overrides(primary, parsed.overrides, parsed.multirun)
     command = shlex.join(["distill", primary, *arguments])
     known = dotted_keys(PRIMARIES[primary].schema)
     if parsed.package is not None and parsed.package not in known:
@@ -46,7 +45,7 @@ def launch(primary: str, arguments: list[str], action: Action) -> None:
     elif any(key_of(override) == "resume" for override in overrides):
         _run_single(primary, parsed, _resumed(primary, overrides), command, action)
     else:
-        typed(primary, compose_raw(primary, overrides))
+        typed_config(primary, compose_raw(primary, overrides))
         _run_single(primary, parsed, overrides, command, action)
 
 
@@ -55,7 +54,7 @@ def _run_single(primary: str, parsed: Arguments, overrides: list[str], command: 
 
     def task(composed: DictConfig) -> None:
         try:
-            action(typed(primary, composed), Job(_task_overrides(), command, None, None))
+            action(typed_config(primary, composed), Job(_task_overrides(), command, None, None))
         except Exception as error:  # Hydra would print it its own way and leave; the command line decides instead
             failures.append(error)
 
@@ -73,8 +72,8 @@ def _resumed(primary: str, overrides: list[str]) -> list[str]:
     if resume is None:
         return overrides
     run = Path(str(resume))
-    overrides = merge(normalise(primary, recorded_overrides(run)), overrides)
-    config = typed(primary, compose_raw(primary, overrides))
+    overrides = merge_overrides(normalise_overrides(primary, recorded_overrides(run)), overrides)
+    config = typed_config(primary, compose_raw(primary, overrides))
     assert isinstance(config, RunConfig)
     for line in check_unchanged(run, config):
         if is_main_process():
@@ -104,7 +103,7 @@ def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: s
         f"sweep of {len(jobs)} job{'s' * (len(jobs) != 1)} in {folder}" + (" (resumed)" if resuming else ""), flush=True
     )
     try:
-        _hydra_main(primary, parsed.flags, [*overrides, f"hydra.sweep.dir={quote(str(folder.absolute()))}"], task)
+        _hydra_main(primary, parsed.flags, [*overrides, f"hydra.sweep.dir={quote_value(str(folder.absolute()))}"], task)
     finally:
         from distillcli.report.sweep import close_sweep
 
@@ -126,7 +125,7 @@ def _run_job(primary: str, composed: DictConfig, command: str, sweep_folder: Pat
         print(f"job {folder.name}: done already, skipped ({shlex.join(overrides)})", flush=True)
         return
     try:
-        config = typed(primary, composed)
+        config = typed_config(primary, composed)
         if isinstance(config, RunConfig) and (folder / "checkpoints" / "last.pt").exists():
             config.resume = str(folder)
         action(config, Job(overrides, command, sweep_folder, folder))
@@ -169,7 +168,7 @@ def _jobs(primary: str, overrides: list[str]) -> list[list[str]]:
     """The overrides of every job: the product of all swept values, as Hydra's basic sweeper makes it."""
     jobs = _product(overrides)
     # A config may bring its own sweep, which the typed overrides come on top of.
-    params = compose_raw(primary, normalise(primary, jobs[0])).hydra.sweeper.params if jobs else None
+    params = compose_raw(primary, normalise_overrides(primary, jobs[0])).hydra.sweeper.params if jobs else None
     return _product([*(f"{key}={value}" for key, value in params.items()), *overrides]) if params else jobs
 
 
@@ -180,7 +179,7 @@ def _product(overrides: list[str]) -> list[list[str]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    register()
+    register_schemas()
     for override in overrides:
         parse_override(override)
     loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(search.builtin_folder())))
@@ -200,7 +199,7 @@ def _preflight(primary: str, jobs: list[list[str]], hydra_overrides: list[str]) 
     first: object = None
     for job in jobs:
         if first is None or not seen.issuperset(job):
-            config = typed(primary, compose_raw(primary, [*normalise(primary, job), *hydra_overrides]))
+            config = typed_config(primary, compose_raw(primary, [*normalise_overrides(primary, job), *hydra_overrides]))
             first = first or config
             seen.update(job)
     if first is None:
@@ -235,7 +234,7 @@ def _hydra_main(primary: str, flags: list[str], overrides: list[str], task: Call
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    register()
+    register_schemas()
     GlobalHydra.instance().clear()
     before = sys.argv
     # Flags first: Hydra's parser refuses a flag after an override.

@@ -39,7 +39,7 @@ def recorded_overrides(run: Path) -> list[str]:
     """The overrides with which ``run`` was started. Raises UserError if it is not a run folder."""
     if not run.is_dir():
         raise UserError(
-            f"resume={run}: {'is a file, not a run folder' if run.exists() else 'does not exist'}" + near(run)
+            f"resume={run}: {'is a file, not a run folder' if run.exists() else 'does not exist'}" + _near(run)
         )
     file = run / "environment.json"
     try:
@@ -49,11 +49,11 @@ def recorded_overrides(run: Path) -> list[str]:
     return [str(override) for override in overrides]
 
 
-def near(run: Path) -> str:
+def _near(run: Path) -> str:
     return "" if run.exists() else nearest_path(run)
 
 
-def merge(recorded: list[str], typed: list[str]) -> list[str]:
+def merge_overrides(recorded: list[str], typed: list[str]) -> list[str]:
     """``recorded`` with every key that was typed again replaced by its typed value, then the new ones."""
     replaced = {key_of(override) for override in typed}
     return [override for override in recorded if key_of(override) not in replaced] + typed

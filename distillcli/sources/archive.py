@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.class_folders import open_tree
-from distillcli.sources.decode import decode_bytes, shown
-from distillcli.sources.source import Least, Source
-from distillcli.sources.tree import has_image_name, ignored, join
+from distillcli.sources.decode import decode_bytes, show_path
+from distillcli.sources.source import MinimumSize, Source
+from distillcli.sources.tree import has_image_name, is_ignored, join_path
 
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a member of a zip; ends with the lengths of its name and extra field
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -44,7 +44,7 @@ class Member:
     checksum: int  # CRC-32 of the content in a zip; 0 in a tar, which has none
 
     def __str__(self) -> str:
-        return f"{shown(self.archive)}/{shown(self.name)}"
+        return f"{show_path(self.archive)}/{show_path(self.name)}"
 
     def content(self) -> bytes:
         """Raises UserError if the archive has changed or is damaged."""
@@ -77,14 +77,14 @@ class MemberImages:
     def content(self, index: int) -> bytes:
         return self.members[index].content()
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        return decode_bytes(self.content(index), self.name(index), least)
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        return decode_bytes(self.content(index), self.name(index), minimum_size)
 
     def name(self, index: int) -> str:
         return str(self.members[index])
 
 
-def pick(members: dict[str, Member], names: tuple[str, ...]) -> MemberImages:
+def member_images(members: dict[str, Member], names: tuple[str, ...]) -> MemberImages:
     return MemberImages(names, tuple(members[name] for name in names))
 
 
@@ -122,7 +122,7 @@ class MemberTree:
         return one == other
 
     def shown(self, folder: str) -> str:
-        return shown(join(str(self._archive), self._top, folder))
+        return show_path(join_path(str(self._archive), self._top, folder))
 
     def as_root(self, folder: str) -> str:
         return f"make an archive of what is in {self.shown(folder)}"
@@ -138,17 +138,17 @@ def open_archive(config: DatasetConfig) -> Source:
     file = Path(config.root).expanduser()
     members = {name: member for name, member in members_of(file).items() if _is_image(name)}
     if not members:
-        raise UserError(f"dataset.root={shown(file)}: holds no images")
+        raise UserError(f"dataset.root={show_path(file)}: holds no images")
     top = "" if config.labels else _common_folder(members)
     members = {name.removeprefix(f"{top}/"): member for name, member in members.items()}
     tree = MemberTree(file, top, {name: member.size for name, member in members.items()})
-    return open_tree("archive", file.stem, tree, partial(pick, members), config)
+    return open_tree("archive", file.stem, tree, partial(member_images, members), config)
 
 
 def members_of(file: Path) -> dict[str, Member]:
     """The regular files in a zip or tar, by name. Raises UserError if it is neither, or could be misread."""
     if not file.is_file():
-        raise UserError(f"dataset.root={shown(file)}: {'is a folder' if file.is_dir() else 'no such file'}")
+        raise UserError(f"dataset.root={show_path(file)}: {'is a folder' if file.is_dir() else 'no such file'}")
     members: dict[str, Member] = {}
     try:
         found: Iterable[Member] = _in_zip(file) if _starts_as_zip(file) else _in_tar(file)
@@ -157,7 +157,7 @@ def members_of(file: Path) -> dict[str, Member]:
                 raise UserError(f"{member}: is in the archive twice; make the archive again")
             members[member.name] = member
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise UserError(f"{shown(file)}: cannot be read as an archive ({error}); make it again") from error
+        raise UserError(f"{show_path(file)}: cannot be read as an archive ({error}); make it again") from error
     return members
 
 
@@ -187,21 +187,23 @@ def _in_tar(file: Path) -> Iterator[Member]:
         archive = tarfile.open(file, "r:")  # noqa: SIM115 - closed below; the colon means: without compression
     except tarfile.ReadError as error:
         raise UserError(
-            f"{shown(file)}: neither a zip nor an uncompressed tar; a compressed tar has no random access, unpack it"
-            " and use dataset=folder, or pack it again without compression"
+            f"{show_path(file)}: neither a zip nor an uncompressed tar; a compressed tar has no random access: unpack"
+            " it and use dataset=folder, or pack it again without compression"
         ) from error
     with archive:
         for entry in archive:
             name = _clean(entry.name)
             if (entry.issym() or entry.islnk() or entry.issparse()) and _is_image(name):
-                raise UserError(f"{shown(file)}/{shown(name)}: is a link, or sparse; pack it again with --dereference")
+                raise UserError(
+                    f"{show_path(file)}/{show_path(name)}: is a link, or sparse; pack it again with --dereference"
+                )
             if entry.isreg():
                 yield Member(file, name, entry.offset_data, entry.size, entry.size, None, 0)
         # tarfile takes a tar that was cut between two members for a whole one. A whole one ends with empty blocks.
         with file.open("rb") as opened:
             opened.seek(archive.offset)
             if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise UserError(f"{shown(file)}: the end is missing; copy or make the archive again")
+                raise UserError(f"{show_path(file)}: the end is missing; copy or make the archive again")
 
 
 def _clean(name: str) -> str:
@@ -209,7 +211,7 @@ def _clean(name: str) -> str:
 
 
 def _is_image(name: str) -> bool:
-    return has_image_name(name) and not any(ignored(part) for part in name.split("/"))
+    return has_image_name(name) and not any(is_ignored(part) for part in name.split("/"))
 
 
 def _common_folder(names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillcli.sources.decode import luma
-from distillcli.sources.source import ArrayImages, Images, Least, Source, Split
+from distillcli.sources.source import ArrayImages, Images, MinimumSize, Source, Split
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class GrayImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        return luma(self.images.read(index, least))
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        return luma(self.images.read(index, minimum_size))
 
     def name(self, index: int) -> str:
         return self.images.name(index)

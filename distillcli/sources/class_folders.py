@@ -20,7 +20,7 @@ from distillcli.errors import UserError
 from distillcli.sources.label_files import map_classes, read_labels
 from distillcli.sources.listing import Listing, listed_source
 from distillcli.sources.source import EncodedImages, Source
-from distillcli.sources.tree import PART_OF, PARTS, Tree, join, quoted
+from distillcli.sources.tree import PART_OF, PARTS, Tree, join_path, quoted_names
 
 LAYOUT = "expected ROOT/CLASS/IMAGES, or ROOT/train/CLASS/IMAGES with ROOT/val/CLASS/IMAGES"
 
@@ -39,7 +39,7 @@ def read_layout(tree: Tree) -> dict[str, Listing]:
     """``train``, and ``val`` and ``test`` if there are any. Raises UserError for every layout that could be misread."""
     folders = find_parts(tree)
     if "train" not in folders:
-        raise UserError(f"{tree.shown('')}: has {quoted(list(folders.values()))} but no train/; {LAYOUT}")
+        raise UserError(f"{tree.shown('')}: has {quoted_names(list(folders.values()))} but no train/; {LAYOUT}")
     parts = {part: list_classes(tree, folder) for part, folder in folders.items()}
     for part, listing in parts.items():
         check_same_classes(tree, folders["train"], folders[part], parts["train"].classes, listing.classes)
@@ -52,7 +52,9 @@ def called_parts(tree: Tree, folders: Iterable[str]) -> dict[str, str]:
     for part, spellings in PARTS.items():
         matches = [name for name in folders if name.lower() in spellings]
         if len(matches) > 1:
-            raise UserError(f"{tree.shown('')}: {quoted(matches)} may each be the {part} part; rename or remove one")
+            raise UserError(
+                f"{tree.shown('')}: {quoted_names(matches)} may each be the {part} part; rename or remove one"
+            )
         if matches:
             found[part] = matches[0]
     return found
@@ -72,8 +74,8 @@ def find_parts(tree: Tree) -> dict[str, str]:
         others = [name for name in folders if name != found["train"] and tree.images_below(name)]
         if others:
             raise UserError(
-                f"{tree.shown('')}: train/ beside {quoted(others)}, but neither val/ nor test/; rename train/ if it is"
-                f" a class, or {tree.as_root(found['train'])}"
+                f"{tree.shown('')}: train/ beside {quoted_names(others)}, but neither val/ nor test/; rename train/ if"
+                f" it is a class, or {tree.as_root(found['train'])}"
             )
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         if one in found and other in found and tree.same(found[one], found[other]):
@@ -97,13 +99,13 @@ def list_classes(tree: Tree, part: str) -> Listing:
     if len(classes) == 1:
         raise UserError(
             f"{tree.shown(part)}: only one class folder, {classes[0]!r}; a classifier needs two"
-            f" (if that folder holds the classes, {tree.as_root(join(part, classes[0]))})"
+            f" (if that folder holds the classes, {tree.as_root(join_path(part, classes[0]))})"
         )
     names: list[str] = []
     labels: list[int] = []
     sizes: list[int] = []
     for label, name in enumerate(classes):
-        folder = join(part, name)
+        folder = join_path(part, name)
         images = tree.images_below(folder)
         if not images:
             raise UserError(f"{tree.shown(folder)}: class folder without images; add some or remove the folder")
@@ -118,8 +120,8 @@ def check_same_classes(tree: Tree, train: str, part: str, expected: Sequence[str
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if not missing and not extra:
         return
-    differences = [f"{quoted(missing)} only in {train}/"] if missing else []
-    differences += [f"{quoted(extra)} only in {part}/"] if extra else []
+    differences = [f"{quoted_names(missing)} only in {train}/"] if missing else []
+    differences += [f"{quoted_names(extra)} only in {part}/"] if extra else []
     raise UserError(
         f"{tree.shown('')}: {train}/ and {part}/ have different classes: {', '.join(differences)};"
         " every class needs a folder in each"

@@ -5,7 +5,7 @@
 - Grayscale, 1-bit, palette and CMYK images become RGB; of an animation the first frame is taken.
 - 16-bit grayscale is scaled by the range of its type: 0..65535 becomes 0..255. Pillow's own conversion saturates it.
 - Float images and 32-bit integers have no agreed range: they are refused rather than turned white or black.
-- A JPEG of which fewer pixels will do (``Least``) is decoded at 1/2, 1/4 or 1/8 of its width and height.
+- A JPEG of which fewer pixels will do (``MinimumSize``) is decoded at 1/2, 1/4 or 1/8 of its width and height.
 - Where one channel is asked for (``dataset.channels=1``), it is the luma of this RGB: gray images keep their values.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from distillcli.errors import UserError
-from distillcli.sources.source import Least
+from distillcli.sources.source import MinimumSize
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,15 +32,15 @@ _UPRIGHT = {
 }
 
 
-def shown(path: Path | str) -> str:
+def show_path(path: Path | str) -> str:
     """A path as it may stand in a one-line message: escaped if it holds line breaks, control or undecodable bytes."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
 
 
-def decode(path: Path, least: Least | None = None) -> NDArray[np.uint8]:
+def decode_file(path: Path, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
     """The image in ``path`` as H x W x 3 RGB. Raises UserError naming the file if it cannot be decoded."""
-    return decode_bytes(read_file(path), shown(path), least)
+    return decode_bytes(read_file(path), show_path(path), minimum_size)
 
 
 def read_file(path: Path) -> bytes:
@@ -48,32 +48,34 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{shown(path)}: no such file; restore it or start again with the data as it is now") from error
+        raise UserError(
+            f"{show_path(path)}: no such file; restore it or start again with the data as it is now"
+        ) from error
     except OSError as error:
         raise UserError(
-            f"{shown(path)}: cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
+            f"{show_path(path)}: cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
         ) from error
 
 
-def decode_bytes(content: bytes, name: str, least: Least | None = None) -> NDArray[np.uint8]:
+def decode_bytes(content: bytes, name: str, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
     """An encoded image as H x W x 3 RGB. Raises UserError with ``name`` in front if it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return to_rgb(image, name, least)
+            return to_rgb(image, name, minimum_size)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # for a damaged file Pillow's plugins raise almost anything, not only OSError
         raise UserError(f"{name}: {_reason(content, error)}") from error
 
 
-def to_rgb(image: Image.Image, name: str, least: Least | None = None) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image, name: str, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
     """An opened image as H x W x 3 RGB by the rules of this module.
 
     Raises UserError with ``name`` in front if its values have no agreed range; Pillow's errors for damaged data pass.
     """
     kind = image.format  # a transposed copy no longer knows its format
-    if least is not None and kind in ("JPEG", "MPO"):
-        _reduce(image, least)
+    if minimum_size is not None and kind in ("JPEG", "MPO"):
+        _reduce(image, minimum_size)
     image.load()
     image = _upright(image)
     # Pillow reads 16-bit PNG and PGM as "I" in some versions, with values in 0..65535.
@@ -94,11 +96,11 @@ def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.array(Image.fromarray(rows).convert("L")).reshape(*pixels.shape[:-1], 1)
 
 
-def _reduce(image: Image.Image, least: Least) -> None:
-    """Let libjpeg decode every block of 8 x 8 into fewer pixels, as long as the whole image keeps ``least`` of them."""
+def _reduce(image: Image.Image, minimum_size: MinimumSize) -> None:
+    """Let libjpeg decode each block of 8 x 8 into fewer pixels, as long as the image keeps its ``minimum_size``."""
     sideways = _orientation(image) in (5, 6, 7, 8)
     width, height = image.size[::-1] if sideways else image.size
-    wanted = least(width, height)
+    wanted = minimum_size(width, height)
     image.draft(None, wanted[::-1] if sideways else wanted)
 
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.class_folders import LAYOUT, open_tree
-from distillcli.sources.decode import decode, read_file, shown
-from distillcli.sources.source import Least, Source
-from distillcli.sources.tree import has_image_name, ignored
+from distillcli.sources.decode import decode_file, read_file, show_path
+from distillcli.sources.source import MinimumSize, Source
+from distillcli.sources.tree import has_image_name, is_ignored
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class FileImages:
     def content(self, index: int) -> bytes:
         return read_file(self.root / self.names[index])
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        return decode(self.root / self.names[index], least)
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        return decode_file(self.root / self.names[index], minimum_size)
 
     def name(self, index: int) -> str:
         return str(self.root / self.names[index])
@@ -49,7 +49,7 @@ class DiskTree:
     def listing(self, folder: str) -> tuple[list[str], list[str]]:
         try:
             with os.scandir(self.root / folder) as entries:
-                visible = [entry for entry in entries if not ignored(entry.name)]
+                visible = [entry for entry in entries if not is_ignored(entry.name)]
         except OSError as error:
             _unreadable(self.root / folder, error)
         folders = sorted(entry.name for entry in visible if _is_folder(entry))
@@ -72,7 +72,7 @@ class DiskTree:
                     continue
                 entered.add(identity)
                 with os.scandir(here) as entries:
-                    visible = sorted((e for e in entries if not ignored(e.name)), key=lambda entry: entry.name)
+                    visible = sorted((e for e in entries if not is_ignored(e.name)), key=lambda entry: entry.name)
             except OSError as error:
                 _unreadable(here, error)
             below = []
@@ -93,7 +93,7 @@ class DiskTree:
         return (self.root / one).samefile(self.root / other)
 
     def shown(self, folder: str) -> str:
-        return shown(self.root / folder)
+        return show_path(self.root / folder)
 
     def as_root(self, folder: str) -> str:
         return f"set dataset.root={self.shown(folder)}"
@@ -111,9 +111,9 @@ def folder_root(config: DatasetConfig, layout: str) -> Path:
         raise UserError(f"dataset={config.name} needs dataset.root=PATH, the folder of images; {layout}")
     root = Path(config.root).expanduser()
     if not root.exists():
-        raise UserError(f"dataset.root={shown(root)}: no such folder; {layout}")
+        raise UserError(f"dataset.root={show_path(root)}: no such folder; {layout}")
     if not root.is_dir():
-        raise UserError(f"dataset.root={shown(root)}: is a file, not a folder; {layout}")
+        raise UserError(f"dataset.root={show_path(root)}: is a file, not a folder; {layout}")
     return root
 
 
@@ -130,4 +130,4 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _unreadable(path: Path, error: OSError) -> NoReturn:
-    raise UserError(f"{shown(path)}: cannot be read ({error.strerror}); restore it or remove it") from error
+    raise UserError(f"{show_path(path)}: cannot be read ({error.strerror}); restore it or remove it") from error

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from distillcli.errors import UserError
-from distillcli.sources.decode import shown
+from distillcli.sources.decode import show_path
 from distillcli.sources.listing import Listing, named_listings
-from distillcli.sources.tree import PART_OF, Tree, quoted
+from distillcli.sources.tree import PART_OF, Tree, quoted_names
 
 FILE_COLUMNS = ("file", "filename", "path", "image")
 LABEL_COLUMNS = ("label", "class", "target")
@@ -49,7 +49,7 @@ def read_labels(file: Path, tree: Tree) -> dict[str, Listing]:
     listed: dict[str, int] = {}
     parts: dict[str, dict[str, str]] = {}
     for number, row in rows:
-        where = f"{shown(file)}, line {number}"
+        where = f"{show_path(file)}, line {number}"
         name = posixpath.normpath(_text(row, file_column, where))
         if name not in sizes:
             raise UserError(f"{where}: no image {name!r} in {tree.shown('')}; correct the path or remove the line")
@@ -61,8 +61,8 @@ def read_labels(file: Path, tree: Tree) -> dict[str, Listing]:
             raise UserError(f"{where}: split {split!r} is none of train, val and test; correct it")
         parts.setdefault(PART_OF[split.lower()], {})[name] = _text(row, label_column, where)
     if "train" not in parts:
-        raise UserError(f"{shown(file)}: lists no image of the train part; add some")
-    return named_listings(shown(file), parts, sizes)
+        raise UserError(f"{show_path(file)}: lists no image of the train part; add some")
+    return named_listings(show_path(file), parts, sizes)
 
 
 def map_classes(file: Path, parts: dict[str, Listing]) -> dict[str, Listing]:
@@ -74,7 +74,9 @@ def map_classes(file: Path, parts: dict[str, Listing]) -> dict[str, Listing]:
     folders = parts["train"].classes
     missing = [folder for folder in folders if folder not in names]
     if missing:
-        raise UserError(f"dataset.class_map={shown(file)}: has no class for {quoted(missing)}; add a line for each")
+        raise UserError(
+            f"dataset.class_map={show_path(file)}: has no class for {quoted_names(missing)}; add a line for each"
+        )
     classes = tuple(dict.fromkeys(names[folder] for folder in folders))
     moved = np.array([classes.index(names[folder]) for folder in folders], np.int64)
     return {
@@ -84,7 +86,7 @@ def map_classes(file: Path, parts: dict[str, Listing]) -> dict[str, Listing]:
 
 def read_class_map(key: str, file: Path) -> dict[str, str]:
     """Name -> class, from the file that ``key`` names. Raises UserError for other lines and for a second class."""
-    where, suffix, text = f"{key}={shown(file)}", file.suffix.lower(), _read_text(key, file)
+    where, suffix, text = f"{key}={show_path(file)}", file.suffix.lower(), _read_text(key, file)
     if suffix == ".json":
         content = _json(where, "".join(text))
         pairs = [[name, _text(content, name, where)] for name in content]
@@ -109,17 +111,17 @@ def _rows(key: str, file: Path) -> list[tuple[int, dict[str, Any]]]:
     """The rows of a table as column -> value, with the numbers of their lines."""
     text = _read_text(key, file)
     if file.suffix.lower() in (".jsonl", ".ndjson"):
-        rows = [(number, _json(f"{shown(file)}, line {number}", line)) for number, line in enumerate(text, 1)]
+        rows = [(number, _json(f"{show_path(file)}, line {number}", line)) for number, line in enumerate(text, 1)]
     elif file.suffix.lower() in (".csv", ".tsv"):
         (_, header), *body = _cells(file, text) or [(1, [])]
         uneven = [number for number, cells in body if len(cells) != len(header)]
         if uneven:
-            raise UserError(f"{shown(file)}, line {uneven[0]}: has other columns than the header; correct it")
+            raise UserError(f"{show_path(file)}, line {uneven[0]}: has other columns than the header; correct it")
         rows = [(number, dict(zip(header, cells, strict=True))) for number, cells in body]
     else:
-        raise UserError(f"{key}={shown(file)}: must end in .csv, .tsv or .jsonl")
+        raise UserError(f"{key}={show_path(file)}: must end in .csv, .tsv or .jsonl")
     if not rows:
-        raise UserError(f"{key}={shown(file)}: has no rows; the first line of a CSV or TSV file names its columns")
+        raise UserError(f"{key}={show_path(file)}: has no rows; the first line of a CSV or TSV file names its columns")
     return rows
 
 
@@ -129,16 +131,16 @@ def _cells(file: Path, text: Sequence[str]) -> list[tuple[int, list[str]]]:
     try:
         return [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
-        raise UserError(f"{shown(file)}, line {reader.line_num}: {error}; correct it") from error
+        raise UserError(f"{show_path(file)}, line {reader.line_num}: {error}; correct it") from error
 
 
 def _read_text(key: str, file: Path) -> list[str]:
     try:
         return file.expanduser().read_text("utf-8-sig").splitlines(keepends=True)
     except OSError as error:
-        raise UserError(f"{key}={shown(file)}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{key}={show_path(file)}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{key}={shown(file)}: is not UTF-8 text; save it as UTF-8") from error
+        raise UserError(f"{key}={show_path(file)}: is not UTF-8 text; save it as UTF-8") from error
 
 
 def _json(where: str, text: str) -> dict[str, Any]:
@@ -154,9 +156,11 @@ def _json(where: str, text: str) -> dict[str, Any]:
 def _one_column(file: Path, columns: Sequence[str], known: Sequence[str], what: str) -> str:
     matches = [column for column in columns if column.lower() in known]
     if not matches:
-        raise UserError(f"{shown(file)}: no column {', '.join(known)} among {quoted(columns)}; name the {what}s so")
+        raise UserError(
+            f"{show_path(file)}: no column {', '.join(known)} among {quoted_names(columns)}; name the {what}s so"
+        )
     if len(matches) > 1:
-        raise UserError(f"{shown(file)}: {quoted(matches)} may each be the {what}; rename or remove one")
+        raise UserError(f"{show_path(file)}: {quoted_names(matches)} may each be the {what}; rename or remove one")
     return matches[0]
 
 

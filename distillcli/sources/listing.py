@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.source import EncodedImages, Source, Split
-from distillcli.sources.tree import quoted
+from distillcli.sources.tree import quoted_names
 
 SAMPLED_FILES = 64  # files whose content enters the fingerprint
 
@@ -74,7 +74,7 @@ def named_listings(where: str, parts: Mapping[str, Mapping[str, str]], sizes: Ma
     for part, named in parts.items():
         extra = sorted(set(named.values()) - found)
         if extra:
-            raise UserError(f"{where}: {quoted(extra)} only in {part}, no training image has that class")
+            raise UserError(f"{where}: {quoted_names(extra)} only in {part}, no training image has that class")
         names = tuple(sorted(named))
         listings[part] = Listing(
             classes,

@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-# Width and height of a whole image -> the least width and height that will do for what is wanted of it.
-Least = Callable[[int, int], tuple[int, int]]
+# Width and height of a whole image -> the smallest width and height that are enough for the crop wanted.
+MinimumSize = Callable[[int, int], tuple[int, int]]
 
 
 class Images(Protocol):
@@ -21,8 +21,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        """The image as H x W x C, RGB unless ``dataset.channels`` says otherwise; smaller, if ``least`` allows it.
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        """The image as H x W x C, RGB unless ``dataset.channels`` says otherwise; smaller if ``minimum_size`` allows.
 
         Raises UserError naming the file if it cannot be decoded.
         """
@@ -57,7 +57,7 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
         image: NDArray[np.uint8] = self.pixels[index]
         return image
 

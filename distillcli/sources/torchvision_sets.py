@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.builtin import array_source
-from distillcli.sources.decode import shown
+from distillcli.sources.decode import show_path
 from distillcli.sources.folder import FileImages
 from distillcli.sources.listing import file_fingerprint, hold_out
 from distillcli.sources.source import ArrayImages, Source, Split
@@ -55,7 +55,7 @@ def open_torchvision(config: DatasetConfig) -> Source:
     for part, dataset in datasets.items():
         if _class_names(record, dataset) != classes:
             raise UserError(
-                f"{config.name}: the {part} part in {shown(root)} has other classes than train; the files are"
+                f"{config.name}: the {part} part in {show_path(root)} has other classes than train; the files are"
                 " incomplete, fetch them again"
             )
 
@@ -76,11 +76,11 @@ def _check_available(config: DatasetConfig, record: TorchvisionSet) -> Path:
         raise UserError(f"dataset={config.name} needs dataset.root=PATH, the folder that holds its files")
     root = Path(config.root).expanduser()
     if root.exists() and not root.is_dir():
-        raise UserError(f"dataset.root={shown(root)}: is a file, not a folder")
+        raise UserError(f"dataset.root={show_path(root)}: is a file, not a folder")
     if config.download and record.manual:
         raise UserError(f"dataset={config.name} cannot be downloaded by torchvision: {_remedy(record, root)}")
     if not root.exists() and not config.download:
-        raise UserError(f"dataset={config.name}: no folder {shown(root)}; {_remedy(record, root)}")
+        raise UserError(f"dataset={config.name}: no folder {show_path(root)}; {_remedy(record, root)}")
     return root
 
 
@@ -98,17 +98,17 @@ def _load(config: DatasetConfig, record: TorchvisionSet, root: Path, arguments: 
         if config.download:
             fix = f"check the network and the free space, or put the files of {record.cls} there by hand"
             raise UserError(
-                f"dataset={config.name} could not be downloaded into {shown(root)} ({detail}); {fix}"
+                f"dataset={config.name} could not be downloaded into {show_path(root)} ({detail}); {fix}"
             ) from error
         detail = detail.split(". You can")[0].rstrip(".")
         raise UserError(
-            f"dataset={config.name} was not found in {shown(root)} ({detail}); {_remedy(record, root)}"
+            f"dataset={config.name} was not found in {show_path(root)} ({detail}); {_remedy(record, root)}"
         ) from error
 
 
 def _remedy(record: TorchvisionSet, root: Path) -> str:
     if record.manual:
-        return f"put {record.manual} into {shown(root)}"
+        return f"put {record.manual} into {show_path(root)}"
     return (
         f"set dataset.download=true to fetch it, or dataset.root to the folder that holds the files of"
         f" torchvision.datasets.{record.cls}"

@@ -37,11 +37,11 @@ class Tree(Protocol):
         ...
 
 
-def join(*names: str) -> str:
+def join_path(*names: str) -> str:
     return "/".join(name for name in names if name)
 
 
-def ignored(name: str) -> bool:
+def is_ignored(name: str) -> bool:
     return name.startswith(".") or name in _IGNORED
 
 
@@ -49,6 +49,6 @@ def has_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122 - ten times faster than Path for 1e5 names
 
 
-def quoted(names: Sequence[str], most: int = 5) -> str:
+def quoted_names(names: Sequence[str], most: int = 5) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(repr(name) for name in names[:most]) + rest

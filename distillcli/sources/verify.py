@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillcli.errors import UserError
-from distillcli.sources.source import ArrayImages, Images, Least, Source, Split
-from distillcli.sources.tree import quoted
+from distillcli.sources.source import ArrayImages, Images, MinimumSize, Source, Split
+from distillcli.sources.tree import quoted_names
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class PickedImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        return self.images.read(int(self.rows[index]), least)
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        return self.images.read(int(self.rows[index]), minimum_size)
 
     def name(self, index: int) -> str:
         return self.images.name(int(self.rows[index]))
@@ -53,7 +53,7 @@ def without_unreadable(source: Source) -> Source:
     empty = sorted({source.classes[label] for label in np.setdiff1d(source.train.labels, train.labels) if label >= 0})
     if empty:
         example = next(iter(broken_train.values()))
-        raise UserError(f"{source.name}: no training image of {quoted(empty)} can be decoded; {example}")
+        raise UserError(f"{source.name}: no training image of {quoted_names(empty)} can be decoded; {example}")
     rows = json.dumps([source.fingerprint, [list(problems) for problems in broken]])
     fingerprint = hashlib.sha256(rows.encode()).hexdigest()[:32]
     return dataclasses.replace(source, train=train, val=val, test=test, fingerprint=fingerprint, skipped=skipped)

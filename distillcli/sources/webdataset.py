@@ -17,13 +17,13 @@ from pathlib import Path
 
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
-from distillcli.sources.archive import Member, members_of, pick
-from distillcli.sources.decode import shown
+from distillcli.sources.archive import Member, member_images, members_of
+from distillcli.sources.decode import show_path
 from distillcli.sources.folder import folder_root
 from distillcli.sources.label_files import LABEL_COLUMNS, map_classes
 from distillcli.sources.listing import listed_source, named_listings
 from distillcli.sources.source import Source
-from distillcli.sources.tree import EXTENSIONS, PART_OF, quoted
+from distillcli.sources.tree import EXTENSIONS, PART_OF, quoted_names
 
 _SHARDS = "expected train-0000.tar ..., and val-*.tar and test-*.tar if there are any"
 
@@ -38,18 +38,20 @@ def open_webdataset(config: DatasetConfig) -> Source:
         members |= {name: image for name, (image, _) in images.items()}
         labels.setdefault(_part(shard), {}).update({name: label for name, (_, label) in images.items()})
     if "train" not in labels:
-        raise UserError(f"dataset.root={shown(root)}: has no shards of the train part; {_SHARDS}")
-    parts = named_listings(shown(root), labels, {name: member.size for name, member in members.items()})
+        raise UserError(f"dataset.root={show_path(root)}: has no shards of the train part; {_SHARDS}")
+    parts = named_listings(show_path(root), labels, {name: member.size for name, member in members.items()})
     if config.class_map:
         parts = map_classes(Path(config.class_map), parts)
-    return listed_source("webdataset", root.resolve().name, shown(root), parts, partial(pick, members), config)
+    return listed_source(
+        "webdataset", root.resolve().name, show_path(root), parts, partial(member_images, members), config
+    )
 
 
 def _part(shard: Path) -> str:
     """``imagenet-train-0001.tar`` is of the train part."""
     parts = {PART_OF[word] for word in re.split(r"[^a-z]+", shard.stem.lower()) if word in PART_OF}
     if len(parts) != 1:
-        raise UserError(f"{shown(shard)}: the name does not say to which one part it belongs; {_SHARDS}")
+        raise UserError(f"{show_path(shard)}: the name does not say to which one part it belongs; {_SHARDS}")
     return parts.pop()
 
 
@@ -66,13 +68,15 @@ def _samples(shard: Path) -> dict[str, tuple[Member, str]]:
         images = [member for extension, member in sample.items() if f".{extension}" in EXTENSIONS]
         if len(images) != 1:
             problem = "has no image" if not images else f"has {len(images)} images"
-            raise UserError(f"{shown(shard)}: sample {key!r} {problem}, only {quoted(sorted(sample))}; it needs one")
+            raise UserError(
+                f"{show_path(shard)}: sample {key!r} {problem}, only {quoted_names(sorted(sample))}; it needs one"
+            )
         found[f"{shard.name}/{images[0].name}"] = (images[0], _label(shard, key, sample))
     return found
 
 
 def _label(shard: Path, key: str, sample: dict[str, Member]) -> str:
-    where = f"{shown(shard)}: sample {key!r}"
+    where = f"{show_path(shard)}: sample {key!r}"
     if "cls" in sample:
         label = sample["cls"].content().decode("utf-8", "replace").strip()
     elif "json" in sample:
@@ -85,7 +89,7 @@ def _label(shard: Path, key: str, sample: dict[str, Member]) -> str:
             raise UserError(f"{where}: its .json needs one label, a number or text, called {', '.join(LABEL_COLUMNS)}")
         label = str(content[named[0]]).strip()
     else:
-        raise UserError(f"{where} has no .cls and no .json with its label, only {quoted(sorted(sample))}")
+        raise UserError(f"{where} has no .cls and no .json with its label, only {quoted_names(sorted(sample))}")
     if not label:
         raise UserError(f"{where}: its label is empty; correct it")
     return label

@@ -18,7 +18,7 @@ from distillcli.runtime import Runtime
 from distillcli.teachers.frozen import FrozenTeacher, Teacher, answer_settings
 from distillcli.teachers.rows import RowCache, choose_format, open_cache
 from distillcli.types import Batch, Output
-from distillcli.views.epochs import side
+from distillcli.views.epochs import view_size
 from distillcli.views.loader import Data
 
 
@@ -120,7 +120,7 @@ def compare_with_live(config: TrainConfig, data: Data, teacher: CachedTeacher, c
     epochs, batch_size = config.teacher.cache.views or config.trainer.epochs, config.trainer.batch_size
     per_view = max(1, -(-count // (epochs * batch_size)))
     for epoch in range(1, epochs + 1):
-        size = side(config.dataset.image_size, config.trainer.progressive, epoch, epochs)
+        size = view_size(config.dataset.image_size, config.trainer.progressive, epoch, epochs)
         for number, parts in enumerate(data.train.epoch(config.augment, config.seed, epoch, batch_size, size=size)):
             if number == per_view or compared >= count:
                 break

@@ -35,7 +35,7 @@ from distillcli.training.optim import build_optimizer, build_schedule
 from distillcli.training.state import Keeper, State
 from distillcli.training.totals import Totals
 from distillcli.types import Batch, Output
-from distillcli.views.epochs import side
+from distillcli.views.epochs import view_size
 from distillcli.views.loader import Data
 
 
@@ -191,7 +191,7 @@ def fit(
                 trainer.accumulate,
                 first_step,
                 config.teacher.cache.views,
-                side(config.dataset.image_size, trainer.progressive, epoch, trainer.epochs),
+                view_size(config.dataset.image_size, trainer.progressive, epoch, trainer.epochs),
             ):
                 seed_everything(config.seed, "step", state.step, runtime.rank)
                 schedule.step_update(state.step)

@@ -93,14 +93,14 @@ PHOTOMETRIC: dict[str, Operation] = {
 }
 
 
-def jitter(images: Tensor, colours: NDArray[np.float64]) -> Tensor:
+def jitter_colours(images: Tensor, colours: NDArray[np.float64]) -> Tensor:
     """Colour jitter. ``colours``: B x 4, factors of brightness, contrast and saturation, and turns of the hue."""
     for column, operation in enumerate((brightness, contrast, saturation)):
         images = operation(images, per_image(colours[:, column], images))
     return hue(images, per_image(colours[:, 3], images)) if np.any(colours[:, 3]) else images
 
 
-def operate(images: Tensor, operations: NDArray[np.str_], strengths: NDArray[np.float64]) -> Tensor:
+def apply_operations(images: Tensor, operations: NDArray[np.str_], strengths: NDArray[np.float64]) -> Tensor:
     """The steps of a policy, column by column of the B x n names of ``operations``; other names change nothing."""
     images = images.clone()
     for names, numbers in zip(operations.T, strengths.T, strict=True):

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from distillcli.config.schema import AugmentConfig
 from distillcli.sources.draws import uniform
-from distillcli.views.epochs import under
+from distillcli.views.epochs import pick
 
 Floats = NDArray[np.float64]
 
@@ -46,11 +46,16 @@ class Mix:
 
 
 def draw_mix(
-    recipe: AugmentConfig, seed: int, view: NDArray[np.int64], index: NDArray[np.int64], ends: Floats, size: int
+    recipe: AugmentConfig,
+    seed: int,
+    view: NDArray[np.int64],
+    index: NDArray[np.int64],
+    cumulative_weights: Floats,
+    size: int,
 ) -> Mix:
-    """The mixes of these views; ``size``: the side of a view in pixels.
+    """How these views are mixed. ``size``: height and width of a view in pixels.
 
-    ``ends``: N, of the images that may be partners, side by side, each as wide as it is likely to be one.
+    ``cumulative_weights``: N, the running sum of the weights by which the images of the split are drawn as partners.
 
     The partner's share is drawn from Beta(alpha, alpha). Mixup (Zhang et al., ICLR 2018) blends the images by it.
     CutMix (Yun et al., ICCV 2019) pastes a box of that share of the area, centred anywhere and cut off at the rim. With
@@ -65,7 +70,7 @@ def draw_mix(
     corner = np.floor(draws[:, [_CENTRE_X, _CENTRE_Y]] * size - side[:, None] / 2 + 0.5)
     boxes = np.concatenate([corner, corner + side[:, None]], axis=1).clip(0, size)
     return Mix(
-        partners=under(ends, draws[:, _PARTNER]),
+        partners=pick(cumulative_weights, draws[:, _PARTNER]),
         boxes=np.where(cut[:, None], boxes, [0, 0, size, size]).astype(np.int64),
         opacity=np.where(hit, np.where(cut, 1.0, blend_share), 0.0),
     )

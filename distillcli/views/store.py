@@ -28,7 +28,7 @@ from distillcli.errors import UserError
 from distillcli.runtime import Runtime
 from distillcli.sources.source import ArrayImages, Images
 from distillcli.views.upload import Upload
-from distillcli.views.views import Floats, Positions, centre_boxes, crop_boxes, cut
+from distillcli.views.views import Floats, Positions, centre_boxes, crop_and_resize, crop_boxes
 
 # Decoded images keep this much more than the view's side, so that random crops are not enlarged beyond need.
 STORED_MARGIN = 1.25
@@ -139,17 +139,17 @@ class _Crops(Dataset["Tensor | UserError"]):
             share: Floats = cropping.boxes(row, np.array([width / height]))[0]
             return share
 
-        def least(width: int, height: int) -> tuple[int, int]:
+        def minimum_size(width: int, height: int) -> tuple[int, int]:
             """A crop is never enlarged for having been decoded smaller; one pixel more, as its edges are rounded."""
             _, _, wide, high = box(width, height)
             return math.ceil((self.size + 1) / wide), math.ceil((self.size + 1) / high)
 
         try:
-            pixels = self.images.read(position, least)
+            pixels = self.images.read(position, minimum_size)
         except UserError as error:
             return error
         height, width = pixels.shape[:2]
-        return cut(torch.from_numpy(pixels), box(width, height), self.size)
+        return crop_and_resize(torch.from_numpy(pixels), box(width, height), self.size)
 
 
 class _Squeezed(Dataset["Tensor | UserError"]):

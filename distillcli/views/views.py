@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as image_ops
 
 from distillcli.config.schema import AugmentConfig
 from distillcli.sources.draws import uniform
-from distillcli.views.colours import jitter, operate
+from distillcli.views.colours import apply_operations, jitter_colours
 from distillcli.views.policies import draw_policy
 
 Floats = NDArray[np.float64]
@@ -73,7 +73,7 @@ def crop_boxes(
     return np.stack([draws[:, _LEFT] * (1 - width), draws[:, _TOP] * (1 - height), width, height], axis=1)
 
 
-def draw(
+def draw_views(
     recipe: AugmentConfig,
     seed: int,
     view: Positions,
@@ -121,7 +121,7 @@ def draw(
     )
 
 
-def plain(aspects: Floats, crop_fraction: float) -> Views:
+def plain_views(aspects: Floats, crop_fraction: float) -> Views:
     """The views of evaluation: the centred square and nothing else."""
     count = len(aspects)
     return Views(
@@ -142,7 +142,7 @@ def _between(bounds: list[float], share: Floats) -> Floats:
 # --- pixels --------------------------------------------------------------------------------------------------------
 
 
-def cut(pixels_HWC: Tensor, box: Floats, size: int) -> Tensor:
+def crop_and_resize(pixels_HWC: Tensor, box: Floats, size: int) -> Tensor:
     """One decoded image, cropped to ``box`` and resized with antialiasing: size x size x C, uint8."""
     height, width = pixels_HWC.shape[:2]
     left, top, right, bottom = (
@@ -155,7 +155,7 @@ def cut(pixels_HWC: Tensor, box: Floats, size: int) -> Tensor:
     return crop.permute(1, 2, 0).contiguous()
 
 
-def render(pixels_BHWC: Tensor, views: Views, size: int) -> Tensor:
+def render_views(pixels_BHWC: Tensor, views: Views, size: int) -> Tensor:
     """The views of uint8 images: B x C x size x size, float in [0, 1], outside of the image black."""
     images = pixels_BHWC.permute(0, 3, 1, 2).float().div_(255)
     device = images.device
@@ -172,9 +172,9 @@ def render(pixels_BHWC: Tensor, views: Views, size: int) -> Tensor:
         # "border" keeps the rim of an enlarged image bright; what lies outside of the image is black all the same.
         images = images * (grid.abs() <= 1).all(dim=3).unsqueeze(1)
     if not np.all(views.colours == [1.0, 1.0, 1.0, 0.0]):
-        images = jitter(images, views.colours)
+        images = jitter_colours(images, views.colours)
     if views.operations.size:
-        images = operate(images, views.operations, views.strengths)
+        images = apply_operations(images, views.operations, views.strengths)
     if np.any(views.erased[:, 2] > 0):
         images = _erase(images, torch.from_numpy(views.erased.astype(np.float32)).to(device))
     return images
