@@ -405,14 +405,14 @@ def test_a_failing_job_does_not_stop_the_others(capsys: pytest.CaptureFixture[st
     again = Recorder()
     launch("train", ["-m", "seed=0,1,2,3", "out=my sweep"], again)
     assert [config.seed for config, _ in again.calls] == [1, 2]
-    with pytest.raises(UserError, match="job 0 was seed=0, now it would be seed=5"):
+    with pytest.raises(UserError, match="job 0 ran with seed=0 and would now run with seed=5"):
         launch("train", ["-m", "seed=5,6", "out=my sweep"], again)
 
 
 def test_a_sweep_does_not_move_into_a_foreign_folder() -> None:
     Path("photos").mkdir()
     Path("photos/a.jpg").touch()
-    with pytest.raises(UserError, match="not the folder of a sweep"):
+    with pytest.raises(UserError, match="not a sweep folder"):
         launch("train", ["-m", "seed=0,1", "out=photos"], Recorder())
 
 

@@ -112,8 +112,8 @@ def test_a_run_trains_as_asked_and_otherwise_than_without(override: str, tmp_pat
     [
         ("augment.repeats=3", "trainer.batch_size=16 is not divisible"),
         ("augment.repeats=0", "at least 1"),
-        ("trainer.progressive=[0.5]", "two shares"),
-        ("trainer.progressive=[0.1,0.5]", "below 8"),
+        ("trainer.progressive=[0.5]", "two fractions"),
+        ("trainer.progressive=[0.1,0.5]", "fewer than 8 pixels"),
         ("augment.policy=random", "one of none, randaugment"),
         ("augment.policy_magnitude=31", r"\[0, 30\]"),
         ("augment.mixup=-1", "at least 0"),

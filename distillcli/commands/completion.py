@@ -1,4 +1,4 @@
-"""``distill completion SHELL``: a script for the shell, which asks ``distill complete`` for the candidates.
+"""``distill completion SHELL``: a script for the shell, which asks ``distill complete`` for candidates.
 
 Hydra's own completion does not know our commands, our spelling of ``experiment=`` or timm's models, so it is not used.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from distillcli.commands.table import COMMANDS
 from distillcli.errors import UserError
 
-# Bash splits words at = and :, so it is given only what follows the last of them.
+# Bash splits words at = and :, so it is given only what follows the last of these.
 _BASH = """_distill() {
     local line=${COMP_LINE:0:COMP_POINT} IFS=$'\\n'
     local word=${line##* }
@@ -53,7 +53,7 @@ def complete(arguments: list[str]) -> None:
 
 
 def candidates(words: list[str], current: str) -> list[str]:
-    """``words``: what stands before, without "distill"; ``current``: the word being typed, possibly empty."""
+    """``words``: those before, without "distill"; ``current``: the word being typed, possibly empty."""
     if not words:
         found: Iterable[str] = [*COMMANDS, "--help", "--version"]
     elif words[0] not in COMMANDS:

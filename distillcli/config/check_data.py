@@ -1,4 +1,4 @@
-"""Data and views that cannot work.
+"""Checks of the groups ``dataset`` and ``augment``.
 
 Every refusal is a UserError of one line: key, value, fix.
 """
@@ -23,8 +23,8 @@ def check_dataset(config: DatasetConfig) -> None:
     if config.channels not in (1, 3) and not known.any_channels:
         readers = " or ".join(f"dataset={name}" for name, other in DATASETS.items() if other.any_channels)
         raise UserError(
-            f"dataset.channels={config.channels}: dataset={config.name} has images of 1 or 3 channels; others are read "
-            f"from {readers}"
+            f"dataset.channels={config.channels}: dataset={config.name} has images of 1 or 3 channels; for other "
+            f"numbers use {readers}"
         )
     if not 0 < config.val_fraction < 1:
         raise UserError(f"dataset.val_fraction={config.val_fraction}: must be above 0 and below 1, e.g. 0.1")
@@ -38,7 +38,7 @@ def check_dataset(config: DatasetConfig) -> None:
     at_least("dataset.samples", config.samples, 2)
     for key in sorted(OPTIONAL_KEYS - set(known.keys)):
         if getattr(config, key) is not None:
-            raise UserError(f"dataset.{key}={getattr(config, key)}: dataset={config.name} does not read it; remove it")
+            raise UserError(f"dataset.{key}={getattr(config, key)}: not used by dataset={config.name}; remove it")
     for key, path in (("root", config.root), ("labels", config.labels), ("class_map", config.class_map)):
         if path is not None and (known.local or key != "root"):
             check_existing(f"dataset.{key}", path)
@@ -63,15 +63,15 @@ def check_augment(config: AugmentConfig) -> None:
     for key in ("crop_area", "crop_ratio", "zoom"):
         check_ascending(f"augment.{key}", getattr(config, key))
     if config.crop_area[1] > 1:
-        raise UserError(f"augment.crop_area={list(config.crop_area)}: a share of the image, at most 1")
+        raise UserError(f"augment.crop_area={list(config.crop_area)}: must be fractions of the image area, at most 1")
     for key in ("translate", "rotate", "shear", "brightness", "contrast", "saturation", "hue", "mixup", "cutmix"):
         at_least(f"augment.{key}", getattr(config, key), 0)
     for key in ("translate", "brightness", "contrast", "saturation"):
         check_share(f"augment.{key}", getattr(config, key))
     if config.shear >= 90:
-        raise UserError(f"augment.shear={config.shear}: degrees, must be below 90")
+        raise UserError(f"augment.shear={config.shear}: must be below 90 degrees")
     if config.hue > 0.5:
-        raise UserError(f"augment.hue={config.hue}: a share of the colour circle, at most 0.5")
+        raise UserError(f"augment.hue={config.hue}: must be at most 0.5, half the colour circle")
     one_of("augment.policy", config.policy, POLICIES)
     at_least("augment.policy_ops", config.policy_ops, 1)
     at_least("augment.repeats", config.repeats, 1)
@@ -80,12 +80,12 @@ def check_augment(config: AugmentConfig) -> None:
 
 
 def check_colours(config: AugmentConfig, channels: int) -> None:
-    """Some changes of colour are defined for RGB, and for grayscale, which they leave alone."""
+    """Saturation, hue and the policies are defined for RGB images, and leave grayscale images alone."""
     if channels in (1, 3):
         return
     for key, off in (("saturation", 0.0), ("hue", 0.0), ("policy", "none")):
         if getattr(config, key) != off:
             raise UserError(
-                f"augment.{key}={getattr(config, key)}: needs images of 1 or 3 channels, dataset.channels={channels}; "
+                f"augment.{key}={getattr(config, key)}: needs 1 or 3 channels, but dataset.channels={channels}; "
                 f"use augment.{key}={off}"
             )

@@ -56,23 +56,23 @@ def check_train(config: TrainConfig) -> None:
 
 
 def _check_batches(config: TrainConfig) -> None:
-    """What batches, views and models ask of each other."""
+    """Repeats against the batch size; growing views against the image size and the cache."""
     trainer, repeats = config.trainer, config.augment.repeats
     if trainer.batch_size % repeats:
         raise UserError(
-            f"augment.repeats={repeats}: trainer.batch_size={trainer.batch_size} is not divisible by it; the views "
-            "of an image must fit into one batch"
+            f"augment.repeats={repeats}: trainer.batch_size={trainer.batch_size} is not divisible by it; all "
+            "views of an image must be in the same batch"
         )
     if trainer.progressive is None:
         return
     check_two_shares("trainer.progressive", trainer.progressive)
     if round(trainer.progressive[0] * config.dataset.image_size) < 8:
         raise UserError(
-            f"trainer.progressive={list(trainer.progressive)}: views of {config.dataset.image_size} pixels would begin "
-            "below 8; raise its first number or dataset.image_size"
+            f"trainer.progressive={list(trainer.progressive)}: with dataset.image_size={config.dataset.image_size} "
+            "the first views would have fewer than 8 pixels; raise its first number or dataset.image_size"
         )
     if config.teacher.cache.views:
-        raise UserError("trainer.progressive: views that change in size cannot come again; use teacher.cache.views=0")
+        raise UserError("trainer.progressive: views that grow cannot be repeated; use teacher.cache.views=0")
 
 
 def check_eval(config: EvalConfig) -> None:
@@ -88,7 +88,7 @@ def check_eval(config: EvalConfig) -> None:
 
 def _check_run_name(name: str) -> None:
     if not re.fullmatch(r"[\w.+-]+", name, re.ASCII) or name.startswith("."):
-        raise UserError(f"name={name!r}: it becomes a folder; use letters, digits and . _ + -")
+        raise UserError(f"name={name!r}: becomes a folder name; use letters, digits and . _ + -")
 
 
 def _check_distill(config: DistillConfig) -> None:
@@ -113,17 +113,19 @@ def _check_optimizer(config: OptimizerConfig) -> None:
 
 
 def check_schedule(config: ScheduleConfig, epochs: int) -> None:
-    """Raise UserError for a schedule that does not fit into ``epochs``: the student's budget, or the teacher's."""
+    """Raise UserError for a schedule longer than ``epochs``, the budget of the student or of the teacher."""
     check_known("schedule.name", config.name, SCHEDULES)
     for key in ("warmup_epochs", "warmup_lr", "min_lr"):
         at_least(f"schedule.{key}", getattr(config, key), 0)
     if config.warmup_epochs >= epochs:
-        raise UserError(f"schedule.warmup_epochs={config.warmup_epochs}: must be shorter than the fit, {epochs} epochs")
+        raise UserError(
+            f"schedule.warmup_epochs={config.warmup_epochs}: must be less than the {epochs} epochs of training"
+        )
     above_zero("schedule.decay_epochs", config.decay_epochs)
     if config.name == "wsd" and config.decay_epochs > epochs - config.warmup_epochs:
         raise UserError(
-            f"schedule.decay_epochs={config.decay_epochs}: wsd decays at the end of the {epochs} epochs of the fit, "
-            "after its warm-up; make it shorter"
+            f"schedule.decay_epochs={config.decay_epochs}: wsd warms up and decays within {epochs} epochs; "
+            "make it shorter"
         )
     above_zero("schedule.decay_rate", config.decay_rate)
     if config.name == "multistep" and not config.milestones:
@@ -151,11 +153,11 @@ def _check_trainer(config: TrainerConfig) -> None:
     if config.clip_grad is not None:
         above_zero("trainer.clip_grad", config.clip_grad)
     if config.ema is not None and not 0 < config.ema < 1:
-        raise UserError(f"trainer.ema={config.ema}: a decay between 0 and 1, e.g. 0.9998, or null")
+        raise UserError(f"trainer.ema={config.ema}: must be a decay between 0 and 1, e.g. 0.9998, or null")
 
 
 def _check_folders(config: TrainConfig) -> None:
-    if config.resume is not None or not is_main_process():  # the main process has claimed the folder by now
+    if config.resume is not None or not is_main_process():  # by now the main process has claimed the folder
         return
     for key, value in (("out", config.out), ("runs", config.runs)):
         if value is not None and Path(value).exists() and not Path(value).is_dir():

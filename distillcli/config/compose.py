@@ -1,4 +1,4 @@
-"""From overrides to a typed, checked config, with every mistake as one readable line."""
+"""From overrides to a typed, checked config; every mistake becomes one readable line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def compose(primary: str, overrides: list[str]) -> object:
 
 
 def compose_raw(primary: str, overrides: list[str]) -> DictConfig:
-    """The composed config with its ``hydra`` node, guarded against code but not yet typed."""
+    """The composed config with its ``hydra`` node, checked for code but not yet typed."""
     register_schemas()
     groups = search.groups()
     for override in overrides:
@@ -47,10 +47,10 @@ def compose_raw(primary: str, overrides: list[str]) -> DictConfig:
     except YAMLError as error:
         raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException, ValueError, KeyError, AssertionError) as error:
-        # The last three are how Hydra 1.3 answers some malformed files and options.
+        # Hydra 1.3 raises the last three for some malformed files and options.
         raise UserError(_message(primary, overrides, error, groups)) from error
     if OmegaConf.get_type(config) is not PRIMARIES[primary].schema:
-        raise UserError(f"{primary}.yaml in your config folder must open its defaults with {primary}_schema")
+        raise UserError(f"{primary}.yaml in your config folder must begin its defaults list with {primary}_schema")
     guard.check_hydra(cast("dict[str, Any]", OmegaConf.to_container(config.hydra, resolve=False)))
     return config
 
@@ -80,14 +80,14 @@ def typed_config(primary: str, config: DictConfig) -> object:
 
 
 def register_schemas() -> None:
-    """Make the schemas and the user's folders known to Hydra; doing it twice does no harm."""
+    """Make the schemas and the user's folders known to Hydra; calling it twice does no harm."""
     for name, primary in PRIMARIES.items():
         ConfigStore.instance().store(f"{name}_schema", primary.schema)
     search.register()
 
 
 def parse_override(override: str) -> Override:
-    """Hydra's reading of one override. Raises UserError that says how to quote."""
+    """One override as Hydra reads it. Raises UserError that says how to quote the value."""
     try:
         return OverridesParser.create().parse_override(override)
     except (OverrideParseException, HydraException) as error:
@@ -104,7 +104,7 @@ def _check_override(primary: str, override: Override, groups: dict[str, dict[str
         return
     if override.is_sweep_override():
         raise UserError(
-            f"{override.input_line}: several values are a sweep; add -m, or quote the value to keep the commas"
+            f"{override.input_line}: several values make a sweep; add -m, or quote the value to keep the commas"
         )
     known = dotted_keys(PRIMARIES[primary].schema)
     if key in groups and (key in known or PRIMARIES[primary].overlays):
@@ -139,7 +139,7 @@ def _example(group: str) -> str:
 
 
 def _message(primary: str, overrides: list[str], error: Exception, groups: dict[str, dict[str, Any]]) -> str:
-    """One line for what Hydra and OmegaConf say in several."""
+    """One line in place of the several that Hydra and OmegaConf write."""
     text, cause = str(error), error.__cause__
     if isinstance(error, MissingConfigException):
         lost = re.search(r"Could not find '(?:(.*)/)?([^/']*)'", text)
@@ -161,7 +161,7 @@ def _message(primary: str, overrides: list[str], error: Exception, groups: dict[
 
 
 def _named_by(text: str, message: str, primary: str) -> str:
-    """Prefix the config file that Hydra blames, if it is not just the primary config."""
+    """Prefix the message with the config file that Hydra blames, unless that is the primary config."""
     blamed = re.match(r"In '(.+?)'", text)
     if not blamed or blamed[1] == primary:
         return message

@@ -1,4 +1,4 @@
-"""The spelling of overrides: what a user types, turned into what Hydra's grammar accepts. Text in, text out."""
+"""The spelling of overrides: from what a user types to what Hydra's grammar accepts. Text in, text out."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def normalise_overrides(primary: str, overrides: list[str], multirun: bool = Fal
     for override in overrides:
         prefix, key, value = split_override(override)
         if _SECRET.search(key):
-            raise UserError(f"{key}: secrets do not belong into configs, which are saved; use the variable HF_TOKEN")
+            raise UserError(
+                f"{key}: secrets do not belong in configs, which are saved; use the environment variable HF_TOKEN"
+            )
         if prefix == "~":
             found.append(override)
             continue
@@ -77,7 +79,7 @@ def normalise_overrides(primary: str, overrides: list[str], multirun: bool = Fal
 
 
 def path_value(value: str, multirun: bool = False) -> str:
-    """A path as Hydra must see it: ``~`` expanded, quoted if it holds anything that the override grammar would read.
+    """A path as Hydra must see it: ``~`` expanded, and quoted if the override grammar would read anything in it.
 
     In a multirun ``a,b`` stays a sweep over two paths, unless a file of that very name exists.
     """
@@ -93,16 +95,16 @@ def path_value(value: str, multirun: bool = False) -> str:
 
 
 def quote_value(text: str) -> str:
-    """A quoted string of Hydra's grammar: backslashes count only where they stand before a quote."""
+    """A quoted string of Hydra's grammar: backslashes are special only before a quote."""
     escaped = re.sub(r"(\\*)(')", r"\1\1\\\2", text)
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The message for a key that is not in the schema, with the nearest ones of all levels."""
+    """The message for a key that is not in the schema, with the nearest keys at any level."""
     if "@" in key:
         return f"unknown key {key}; packages (@) are not used here: write group=option or key=value"
-    # A nested key typed without its parents counts as near: temperature -> distill.temperature.
+    # A nested key typed without its parents is near as well: temperature -> distill.temperature.
     last = key.rsplit(".", 1)[-1]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     near = near or [name for name in known if name.rsplit(".", 1)[-1] == last][:3]

@@ -48,7 +48,7 @@ def check_ascending(key: str, value: list[float]) -> None:
 
 def check_two_shares(key: str, value: list[float]) -> None:
     if len(value) != 2 or not all(0 < share <= 1 for share in value):
-        raise UserError(f"{key}={list(value)}: must be two shares above 0 and at most 1, e.g. [0.5,0.75]")
+        raise UserError(f"{key}={list(value)}: must be two fractions above 0 and at most 1, e.g. [0.5,0.75]")
 
 
 def one_of(key: str, value: str, choices: Collection[str]) -> None:
@@ -57,7 +57,7 @@ def one_of(key: str, value: str, choices: Collection[str]) -> None:
 
 
 def check_known(key: str, value: str, choices: Collection[str]) -> None:
-    """Like ``one_of`` for lists too long to print whole; an empty list means that it could not be read."""
+    """Like ``one_of``, for lists too long to print; an empty list means that the names could not be read."""
     if choices and value not in choices:
         listed = f"; known: {', '.join(sorted(choices))}" if len(choices) < 15 else ""
         raise UserError(f"{key}={value}: unknown{did_you_mean(value, choices) or listed}")
@@ -75,7 +75,7 @@ def nearest_path(path: Path, others: Collection[str] = ()) -> str:
     if not parent.is_dir():
         while not parent.is_dir() and parent != parent.parent:
             parent = parent.parent
-        return f"; {parent} does" if str(parent) not in (".", "/") else ""
+        return f"; {parent} exists" if str(parent) not in (".", "/") else ""
     siblings = {entry.name: str(parent / entry.name) for entry in parent.iterdir()}
     known = {**{name: name for name in others}, **siblings}
     hint = did_you_mean(path.name, known)

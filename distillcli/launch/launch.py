@@ -55,7 +55,7 @@ def _run_single(primary: str, parsed: Arguments, overrides: list[str], command: 
     def task(composed: DictConfig) -> None:
         try:
             action(typed_config(primary, composed), Job(_task_overrides(), command, None, None))
-        except Exception as error:  # Hydra would print it its own way and leave; the command line decides instead
+        except Exception as error:  # Hydra would print it and exit; the command line decides instead
             failures.append(error)
 
     _hydra_main(primary, parsed.flags, overrides, task)
@@ -64,9 +64,9 @@ def _run_single(primary: str, parsed: Arguments, overrides: list[str], command: 
 
 
 def _resumed(primary: str, overrides: list[str]) -> list[str]:
-    """The recorded overrides with the typed ones on top, after comparing both configs."""
+    """The recorded overrides with the typed ones on top, once the configs have been compared."""
     if not issubclass(PRIMARIES[primary].schema, RunConfig):
-        raise UserError(f"resume= continues a run; distill {primary} has none to continue, leave resume= out")
+        raise UserError(f"resume= continues a run; distill {primary} has none to continue; leave resume= out")
     value = next(override for override in overrides if key_of(override) == "resume")
     resume = parse_override(value).value()
     if resume is None:
@@ -83,16 +83,16 @@ def _resumed(primary: str, overrides: list[str]) -> list[str]:
 
 def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: str, action: Action) -> None:
     if any(key_of(override) == "resume" for override in overrides):
-        raise UserError("resume= continues one run; to continue a sweep repeat its command with out=SWEEP_FOLDER")
+        raise UserError("resume= continues a single run; to continue a sweep, repeat its command with out=SWEEP_FOLDER")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("torchrun starts every process of one run, -m many runs; start torchrun once per run")
+        raise UserError("-m starts many runs, torchrun the processes of one; start torchrun once per run")
     overrides, folder = _take_folder(overrides)
     jobs = _jobs(primary, overrides)
     first = _preflight(primary, jobs, [override for override in overrides if _is_hydra(override)])
     runs = first.runs if isinstance(first, RunConfig) else "runs"
     resuming = folder is not None and (folder / "multirun.yaml").exists()
     if folder is not None and not resuming and folder.exists() and not _is_empty_folder(folder):
-        raise UserError(f"out={folder}: exists and is not the folder of a sweep; name another one")
+        raise UserError(f"out={folder}: exists and is not a sweep folder; choose another")
     folder = folder or claim_new(Path(runs) / "sweeps")
     _check_old_jobs(folder, jobs)
 
@@ -108,7 +108,7 @@ def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: s
         from distillcli.report.sweep import close_sweep
 
         close_sweep(folder)
-    # Launchers may run jobs in other processes, so the files are what counts.
+    # Launchers may run jobs in other processes, so only the files tell.
     results = [read_result(folder / str(number)) for number in range(len(jobs))]
     if any(result is None or result["status"] != "ok" for result in results):
         raise SystemExit(1)
@@ -122,7 +122,7 @@ def _run_job(primary: str, composed: DictConfig, command: str, sweep_folder: Pat
     folder = sweep_folder / str(HydraConfig.get().job.num)
     old = read_result(folder)
     if old is not None and old["status"] == "ok":
-        print(f"job {folder.name}: done already, skipped ({shlex.join(overrides)})", flush=True)
+        print(f"job {folder.name}: already done, skipped ({shlex.join(overrides)})", flush=True)
         return
     try:
         config = typed_config(primary, composed)
@@ -154,7 +154,7 @@ def _take_folder(overrides: list[str]) -> tuple[list[str], Path | None]:
                 raise UserError(f"{override}: name one folder for the whole sweep")
             folder = Path(value)
         elif key_of(override) == "hydra.sweep.subdir":
-            raise UserError("hydra.sweep.subdir: jobs live in SWEEP/0, SWEEP/1, ...; leave it away")
+            raise UserError("hydra.sweep.subdir: jobs live in SWEEP/0, SWEEP/1, ...; leave it out")
         else:
             rest.append(override)
     return rest, folder
@@ -167,7 +167,7 @@ def _is_hydra(override: str) -> bool:
 def _jobs(primary: str, overrides: list[str]) -> list[list[str]]:
     """The overrides of every job: the product of all swept values, as Hydra's basic sweeper makes it."""
     jobs = _product(overrides)
-    # A config may bring its own sweep, which the typed overrides come on top of.
+    # A config may define a sweep of its own; typed overrides take precedence.
     params = compose_raw(primary, normalise_overrides(primary, jobs[0])).hydra.sweeper.params if jobs else None
     return _product([*(f"{key}={value}" for key, value in params.items()), *overrides]) if params else jobs
 
@@ -184,7 +184,7 @@ def _product(overrides: list[str]) -> list[list[str]]:
         parse_override(override)
     loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(search.builtin_folder())))
     try:
-        # With the loader at hand, glob(*) over the options of a group can be expanded.
+        # Only with a loader can glob(*) be expanded to the options of a group.
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(
             [override for override in overrides if not _is_hydra(override)]
         )
@@ -194,7 +194,7 @@ def _product(overrides: list[str]) -> list[list[str]]:
 
 
 def _preflight(primary: str, jobs: list[list[str]], hydra_overrides: list[str]) -> object:
-    """Compose and check jobs until each swept value was seen once: the sum of the values, not their product."""
+    """Compose and check jobs until every swept value has been seen: the sum of the values, not their product."""
     seen: set[str] = set()
     first: object = None
     for job in jobs:
@@ -203,7 +203,7 @@ def _preflight(primary: str, jobs: list[list[str]], hydra_overrides: list[str]) 
             first = first or config
             seen.update(job)
     if first is None:
-        raise UserError("the sweep has no jobs: a glob matched nothing")
+        raise UserError("the sweep has no jobs, because a glob matches nothing; see distill configs ls")
     return first
 
 
@@ -213,7 +213,9 @@ def _check_old_jobs(folder: Path, jobs: list[list[str]]) -> None:
         recorded = (read_result(folder / str(number)) or {}).get("overrides")
         if recorded is not None and _identity(recorded) != _identity(job):
             was, now = shlex.join(recorded), shlex.join(job)
-            raise UserError(f"out={folder}: job {number} was {was}, now it would be {now}; use a new folder")
+            raise UserError(
+                f"out={folder}: job {number} ran with {was} and would now run with {now}; choose another folder"
+            )
 
 
 def _identity(overrides: list[str]) -> set[str]:

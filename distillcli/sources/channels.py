@@ -1,4 +1,4 @@
-"""``dataset.channels=1``: every image in one channel, whatever its file or array holds."""
+"""``dataset.channels=1``: every image in one channel, whatever its file or array contains."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GrayImages:
 
 
 def with_channels(source: Source, channels: int) -> Source:
-    """``source`` with its RGB images in one channel if ``channels`` is 1; other numbers it has by itself."""
+    """``source`` with its RGB images in one channel if ``channels`` is 1; for other numbers it is already right."""
     if channels != 1:
         return source
     return dataclasses.replace(

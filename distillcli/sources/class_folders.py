@@ -1,11 +1,11 @@
-"""The layouts of class folders that are understood, and the refusal of those that could be misread.
+"""The supported layouts of class folders; layouts that could be misread are refused.
 
     ROOT/train/CLASS/...  ROOT/val/CLASS/...  ROOT/test/CLASS/...    val may also be called validation or valid
     ROOT/CLASS/...                                                   dataset.val_fraction of each class becomes val
 
 Without a val folder, val is held out of train and test stays the test part. Images may lie at any depth below the
 folder of their class. Classes are in lexicographic order, as in torchvision (timm puts class10 after class9), so
-class names travel with every checkpoint and are compared. Hidden files and what archivers leave behind are ignored.
+every checkpoint carries its class names, which are compared. Hidden files and leftovers of archivers are ignored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def open_tree(
 
 
 def read_layout(tree: Tree) -> dict[str, Listing]:
-    """``train``, and ``val`` and ``test`` if there are any. Raises UserError for every layout that could be misread."""
+    """``train``, and ``val`` and ``test`` if they exist. Raises UserError for every layout that could be misread."""
     folders = find_parts(tree)
     if "train" not in folders:
         raise UserError(f"{tree.shown('')}: has {quoted_names(list(folders.values()))} but no train/; {LAYOUT}")
@@ -46,14 +46,14 @@ def read_layout(tree: Tree) -> dict[str, Listing]:
     return parts
 
 
-def called_parts(tree: Tree, folders: Iterable[str]) -> dict[str, str]:
-    """Which of the folders is called like which part, in any case. Raises UserError where two are called like one."""
+def part_folders(tree: Tree, folders: Iterable[str]) -> dict[str, str]:
+    """Part -> the folder named after it, in upper or lower case. Raises UserError if two are named after one part."""
     found: dict[str, str] = {}
     for part, spellings in PARTS.items():
         matches = [name for name in folders if name.lower() in spellings]
         if len(matches) > 1:
             raise UserError(
-                f"{tree.shown('')}: {quoted_names(matches)} may each be the {part} part; rename or remove one"
+                f"{tree.shown('')}: {quoted_names(matches)} could each be the {part} part; rename or remove one"
             )
         if matches:
             found[part] = matches[0]
@@ -61,13 +61,13 @@ def called_parts(tree: Tree, folders: Iterable[str]) -> dict[str, str]:
 
 
 def find_parts(tree: Tree) -> dict[str, str]:
-    """The folders of class folders: train, and val and test if there are any. A flat folder is its own train part."""
+    """Part -> its folder: train, and val and test if they exist. A folder without parts is its own train part."""
     folders, _ = tree.listing("")
-    named = [name for name in folders if name.lower() in PART_OF]  # in any case: "Train" and "Val" are not classes
-    # Folders that all have images of their own are classes: data about vehicles has one called train.
+    named = [name for name in folders if name.lower() in PART_OF]  # "Train" and "Val" are no classes either
+    # Folders that all directly contain images are classes: a data set of vehicles has a class called train.
     if len(named) < len(folders) and all(tree.listing(name)[1] for name in named):
         return {"train": ""}
-    found = called_parts(tree, named)
+    found = part_folders(tree, named)
     if not found:
         return {"train": ""}
     if list(found) == ["train"]:
@@ -91,14 +91,14 @@ def list_classes(tree: Tree, part: str) -> Listing:
     classes, loose = tree.listing(part)
     if loose:
         raise UserError(
-            f"{tree.shown(part)}: {len(loose)} image{'s' * (len(loose) > 1)} outside any class folder, such as"
+            f"{tree.shown(part)}: {len(loose)} image{'s' * (len(loose) > 1)} outside the class folders, such as"
             f" {loose[0]!r}; move them into a folder named after their class, or list them in dataset.labels=FILE"
         )
     if not classes:
         raise UserError(f"{tree.shown(part)}: no class folders; {LAYOUT}")
     if len(classes) == 1:
         raise UserError(
-            f"{tree.shown(part)}: only one class folder, {classes[0]!r}; a classifier needs two"
+            f"{tree.shown(part)}: only one class folder, {classes[0]!r}, but a classifier needs two"
             f" (if that folder holds the classes, {tree.as_root(join_path(part, classes[0]))})"
         )
     names: list[str] = []
@@ -108,7 +108,7 @@ def list_classes(tree: Tree, part: str) -> Listing:
         folder = join_path(part, name)
         images = tree.images_below(folder)
         if not images:
-            raise UserError(f"{tree.shown(folder)}: class folder without images; add some or remove the folder")
+            raise UserError(f"{tree.shown(folder)}: class folder without images; add some or remove it")
         names += [f"{folder}/{path}" for path, _ in images]
         sizes += [size for _, size in images]
         labels += [label] * len(images)
@@ -116,7 +116,7 @@ def list_classes(tree: Tree, part: str) -> Listing:
 
 
 def check_same_classes(tree: Tree, train: str, part: str, expected: Sequence[str], found: Sequence[str]) -> None:
-    """Raise UserError naming the classes that only one of two parts has."""
+    """Raise UserError naming the classes that only one of the two parts has."""
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if not missing and not extra:
         return

@@ -1,4 +1,4 @@
-"""A folder of images: its files, found and read. The layouts are those of :mod:`distillcli.sources.class_folders`."""
+"""A folder of images: finds and reads the files of the layouts in :mod:`distillcli.sources.class_folders`."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class DiskTree:
         return folders, sorted(e.name for e in visible if has_image_name(e.name) and not _is_folder(e))
 
     def images_below(self, folder: str) -> list[tuple[str, int]]:
-        """Links are followed, each real folder is entered once, and a link to a folder above is ignored: it would go
-        round for ever and bring the images of other classes and parts.
+        """Links are followed, and each real folder is entered once. A link to a folder above is ignored: it would
+        never end, and would bring in images of other classes and parts.
         """
         top = self.root / folder
         images: list[tuple[str, int]] = []
@@ -84,7 +84,7 @@ class DiskTree:
                         file = entry.stat()
                     except OSError as error:
                         _unreadable(Path(entry.path), error)
-                    if stat.S_ISREG(file.st_mode):  # opening a pipe would wait for ever
+                    if stat.S_ISREG(file.st_mode):  # opening a pipe would wait forever
                         images.append((f"{prefix}{entry.name}", file.st_size))
             pending += reversed(below)
         return sorted(images)
@@ -106,7 +106,7 @@ def open_folder(config: DatasetConfig) -> Source:
 
 
 def folder_root(config: DatasetConfig, layout: str) -> Path:
-    """``dataset.root`` as a folder that exists. Raises UserError with the ``layout`` that is expected there."""
+    """``dataset.root`` as an existing folder. Raises UserError with the ``layout`` expected there."""
     if not config.root:
         raise UserError(f"dataset={config.name} needs dataset.root=PATH, the folder of images; {layout}")
     root = Path(config.root).expanduser()

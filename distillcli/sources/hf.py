@@ -1,8 +1,8 @@
-"""Hugging Face datasets: the hub's, what ``save_to_disk`` wrote, and parquet or arrow files, alone or in a folder.
+"""Hugging Face datasets: from the hub, from ``save_to_disk``, or as parquet or arrow files, alone or in a folder.
 
-The package ``datasets`` keeps every table as memory-mapped arrow files, so rows are read at random. Its images are
-taken undecoded, so that the rules of :mod:`distillcli.sources.decode` hold for them too. Splits other than train,
-validation and test are left out, and so is one without labels, as benchmarks publish their test part (all -1).
+The package ``datasets`` keeps every table as memory-mapped arrow files, so rows can be read in any order. Images are
+taken undecoded, so that the rules of :mod:`distillcli.sources.decode` apply. Splits other than train, validation and
+test are left out, and so is a test part without labels (all -1), as benchmarks publish it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from distillcli.sources.tree import PART_OF, PARTS, quoted_names
 
 @dataclass(frozen=True)
 class TableImages:
-    """Images in one column of a table, decoded when they are read. ``rows``: which of its rows, N."""
+    """Images in one column of a table, decoded when read. ``rows``: N, their rows in the table."""
 
     table: Any  # datasets.Dataset
     column: str
@@ -45,7 +45,7 @@ class TableImages:
         if isinstance(value, dict):  # an image as the package stores it: its bytes, or the path to them
             value = value["bytes"] or read_file(Path(value["path"] or "/"))
         if not isinstance(value, bytes):
-            raise UserError(f"{self.name(index)}: has no image in column {self.column!r}; remove the row")
+            raise UserError(f"{self.name(index)}: no image in column {self.column!r}; remove the row")
         return value
 
     def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
@@ -59,7 +59,7 @@ def open_hf(config: DatasetConfig) -> Source:
     """The tables of ``config.path``. Raises UserError if the package, the data, or a column is missing or ambiguous."""
     path = config.path
     if not path:
-        raise UserError("dataset=hf needs dataset.path=USER/NAME of the hub, or =PATH of a parquet file or a folder")
+        raise UserError("dataset=hf needs dataset.path=USER/NAME on the hub, or the path of a parquet file or a folder")
     tables = _parts(path, _load(path))
     image, label = (
         _column(path, tables["train"], config.image_column, "dataset.image_column", _image_columns),
@@ -92,7 +92,7 @@ def _load(path: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UserError("dataset=hf is read with the package datasets: pip install 'distillcli[hf]'") from error
+        raise UserError("dataset=hf needs the package datasets: pip install 'distillcli[hf]'") from error
     local = Path(path).expanduser()
     try:
         if local.is_file():
@@ -116,7 +116,7 @@ def _parts(path: str, found: Any) -> dict[str, Any]:
     for name, table in found.items() if isinstance(found, dict) else [("train", found)]:
         part = PART_OF.get(name.lower())
         if part in tables:
-            raise UserError(f"dataset.path={show_path(path)}: two splits may each be the {part} part; remove one")
+            raise UserError(f"dataset.path={show_path(path)}: two splits could each be the {part} part; remove one")
         if part is not None:
             tables[part] = table
     if "train" not in tables:

@@ -1,4 +1,4 @@
-"""Opening a data set by its name, and the checks that hold for all of them."""
+"""Opens a data set by its name, and checks what training relies on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distillcli.sources.verify import without_unreadable
 def open_source(config: DatasetConfig) -> Source:
     """The data set called ``config.name``, checked.
 
-    Raises UserError for an unknown name and, naming the row, for a label that is no class.
+    Raises UserError for an unknown name and, naming the row, for a label outside the classes.
     """
     module, function = known_dataset(config.name).reader.split(".")
     read = getattr(importlib.import_module(f"distillcli.sources.{module}"), function)
@@ -30,24 +30,24 @@ def open_source(config: DatasetConfig) -> Source:
 
 
 def check_source(source: Source) -> None:
-    """What training relies on. Raises UserError for data with fewer than two classes, empty parts or stray labels.
+    """Raise UserError for fewer than two classes, duplicate class names, an empty part or a label outside the classes.
 
-    -1, for no label, may stand in train; in val and test only, as the absence of classes, if train has no label at all.
+    -1, for no label, is allowed in train; in val and test only if train has no labels at all.
     """
     count = len(source.classes)
     unlabelled = bool((source.train.labels == -1).all())
     if count < 2 and not (unlabelled and not count):
-        raise UserError(f"{source.name}: {count} class; a classifier needs at least two")
+        raise UserError(f"{source.name}: has {count} class{'es' * (count != 1)}; a classifier needs at least two")
     if len(set(source.classes)) < count:
         twice = sorted(name for name in set(source.classes) if source.classes.count(name) > 1)
-        raise UserError(f"{source.name}: two classes are called {twice[0]!r}; rename one")
+        raise UserError(f"{source.name}: two classes are named {twice[0]!r}; rename one")
     for part, split in (("train", source.train), ("val", source.val), ("test", source.test)):
         if split is None:
             continue
         if len(split.images) != len(split.labels):
             raise UserError(
                 f"{source.name}: the {part} part has {len(split.images)} images but {len(split.labels)} labels;"
-                " the files are incomplete, fetch them again"
+                " the files are incomplete, download them again"
             )
         if not len(split.labels):
             raise UserError(f"{source.name}: the {part} part is empty; add images to it")

@@ -1,7 +1,7 @@
-"""The classification sets that torchvision can load, all described by one table.
+"""The classification data sets of torchvision, described by one table.
 
-Sets whose dataset object holds arrays are kept in memory. Of all others torchvision finds the files and labels and we
-decode the files, so that the rules of :mod:`distillcli.sources.decode` hold for them too and errors name the file.
+Data sets that torchvision loads as arrays are kept in memory. For all others it only lists files and labels; we decode
+the files, so that the rules of :mod:`distillcli.sources.decode` apply and errors name the file.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Read = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """How to obtain one set. Exactly one of ``pixels`` and ``files`` is given."""
+    """How to load one data set. Exactly one of ``pixels`` and ``files`` is given."""
 
     cls: str  # the class in torchvision.datasets
-    parts: dict[str, dict[str, Any]]  # train, and val and test if the set has them: arguments of the class
+    parts: dict[str, dict[str, Any]]  # train, and val and test if they exist: arguments of the class
     count: int  # classes
     labels: Read  # dataset -> N integers
     pixels: Read | None = None  # dataset -> N x H x W or N x H x W x 3, uint8
@@ -44,9 +44,9 @@ class TorchvisionSet:
 
 
 def open_torchvision(config: DatasetConfig) -> Source:
-    """The set called ``config.name``. Raises UserError, before torch is imported where possible, if it is not there.
+    """The data set called ``config.name``. Raises UserError if it is missing, before importing torch where possible.
 
-    Without an official validation part, val is held out of train; without a labelled test part, test is None.
+    Without an official val part, val is held out of train; without a labelled test part, test is None.
     """
     record = TORCHVISION_SETS[config.name]
     root = _check_available(config, record)
@@ -56,7 +56,7 @@ def open_torchvision(config: DatasetConfig) -> Source:
         if _class_names(record, dataset) != classes:
             raise UserError(
                 f"{config.name}: the {part} part in {show_path(root)} has other classes than train; the files are"
-                " incomplete, fetch them again"
+                " incomplete, download them again"
             )
 
     splits = {part: _split(config.name, part, record, dataset, root) for part, dataset in datasets.items()}
@@ -71,12 +71,14 @@ def open_torchvision(config: DatasetConfig) -> Source:
 
 
 def _check_available(config: DatasetConfig, record: TorchvisionSet) -> Path:
-    """What can be known without importing torch. Returns the root."""
+    """The root, after the checks that do not need torch."""
     if not config.root:
-        raise UserError(f"dataset={config.name} needs dataset.root=PATH, the folder that holds its files")
+        raise UserError(f"dataset={config.name} needs dataset.root=PATH, the folder of its files")
     root = Path(config.root).expanduser()
     if root.exists() and not root.is_dir():
-        raise UserError(f"dataset.root={show_path(root)}: is a file, not a folder")
+        raise UserError(
+            f"dataset.root={show_path(root)}: is a file, not a folder; give the folder that contains the files"
+        )
     if config.download and record.manual:
         raise UserError(f"dataset={config.name} cannot be downloaded by torchvision: {_remedy(record, root)}")
     if not root.exists() and not config.download:
@@ -90,13 +92,19 @@ def _load(config: DatasetConfig, record: TorchvisionSet, root: Path, arguments: 
     switch = {} if record.manual else {"download": config.download}
     try:
         with warnings.catch_warnings():
-            # CIFAR was pickled by a NumPy so old that today's warns about it.
+            # CIFAR was pickled by a version of NumPy so old that today's warns about it.
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
             return getattr(torchvision.datasets, record.cls)(str(root), **arguments, **switch)
-    except (RuntimeError, OSError, ValueError, EOFError, ImportError) as error:  # how torchvision says "not there"
+    except (
+        RuntimeError,
+        OSError,
+        ValueError,
+        EOFError,
+        ImportError,
+    ) as error:  # what torchvision raises for missing files
         detail = " ".join(str(error).split()) or type(error).__name__
         if config.download:
-            fix = f"check the network and the free space, or put the files of {record.cls} there by hand"
+            fix = f"check the network and the disk space, or put the files of {record.cls} there by hand"
             raise UserError(
                 f"dataset={config.name} could not be downloaded into {show_path(root)} ({detail}); {fix}"
             ) from error
@@ -110,7 +118,7 @@ def _remedy(record: TorchvisionSet, root: Path) -> str:
     if record.manual:
         return f"put {record.manual} into {show_path(root)}"
     return (
-        f"set dataset.download=true to fetch it, or dataset.root to the folder that holds the files of"
+        f"set dataset.download=true to download it, or dataset.root to the folder with the files of"
         f" torchvision.datasets.{record.cls}"
     )
 
@@ -124,7 +132,7 @@ def _split(name: str, part: str, record: TorchvisionSet, dataset: Any, root: Pat
         return Split(ArrayImages(np.ascontiguousarray(pixels), f"{name}/{part}"), labels)
     assert record.files is not None
     names = [Path(os.path.relpath(path, root)).as_posix() for path in record.files(dataset)]
-    # SUN397 lists its files as the file system does; sorted, an index means the same image everywhere.
+    # SUN397 lists its files in the order of the file system; sorted, an index means the same image everywhere.
     order = sorted(range(len(names)), key=names.__getitem__)
     return Split(FileImages(root, tuple(names[row] for row in order)), labels[order])
 
@@ -138,7 +146,7 @@ def _take(split: Split, rows: NDArray[np.int64], label: str) -> Split:
 
 
 def _class_names(record: TorchvisionSet, dataset: Any) -> tuple[str, ...]:
-    """torchvision's names, else numbers. Synonyms are joined; a name that occurs twice gets its number."""
+    """torchvision's names, or numbers. Synonyms are joined; a name that occurs twice is followed by its number."""
     found: Sequence[Any] | None = getattr(dataset, record.names, None) if record.names else None
     if found is None:
         return tuple(str(number) for number in range(record.count))
@@ -194,7 +202,7 @@ _ILSVRC = {"train": {"split": "train"}, "val": {"split": "val"}}
 
 _IMAGENET = (
     "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from image-net.org (if train/"
-    " and val/ are unpacked into class folders already, use dataset=folder)"
+    " and val/ are already unpacked into class folders, use dataset=folder)"
 )
 _CARS = "the folder stanford_cars with devkit/, cars_train/, cars_test/ and cars_test_annos_withlabels.mat"
 
@@ -204,7 +212,7 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
     "mnist": TorchvisionSet("MNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
     "fashion_mnist": TorchvisionSet("FashionMNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
     "kmnist": TorchvisionSet("KMNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
-    # Mirrored along the diagonal, as published and as torchvision gives it.
+    # Transposed, as published and as torchvision loads it.
     "emnist": TorchvisionSet("EMNIST", _EMNIST, 47, _TARGETS, pixels=_DATA),
     "qmnist": TorchvisionSet("QMNIST", _FLAG, 10, _qmnist_labels, pixels=_DATA),
     "usps": TorchvisionSet("USPS", _FLAG, 10, _TARGETS, pixels=_DATA, names=None),

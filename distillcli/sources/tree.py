@@ -1,4 +1,4 @@
-"""Folders of images, on a disk or inside an archive: what the layouts are read from."""
+"""Trees of folders with images, on disk or in an archive, from which the layouts are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff
 PARTS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 PART_OF = {spelling: part for part, spellings in PARTS.items() for spelling in spellings}
 
-_IGNORED = frozenset({"__MACOSX", "Thumbs.db"})  # besides everything that starts with a dot
+_IGNORED = frozenset({"__MACOSX", "Thumbs.db"})  # besides everything that begins with a dot
 
 
 class Tree(Protocol):
@@ -25,15 +25,15 @@ class Tree(Protocol):
         ...
 
     def same(self, one: str, other: str) -> bool:
-        """Whether two names mean one folder."""
+        """Whether two names mean the same folder."""
         ...
 
     def shown(self, folder: str) -> str:
-        """How to name a folder to a person."""
+        """The folder's name in messages."""
         ...
 
     def as_root(self, folder: str) -> str:
-        """What to do for ``folder`` to be read as the root."""
+        """Advice: what to do so that ``folder`` is read as the root."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""``dataset.on_error=skip``: images that cannot be decoded are left out before any index is given out.
+"""``dataset.on_error=skip``: images that cannot be decoded are left out before images are numbered.
 
-Every image is decoded once, in threads, when the data is opened: a broken image that is met in training would have to
-be replaced, and its neighbour would then meet what the teacher said about it.
+Every image is decoded once, in threads, when the data is opened. If a damaged image were found during training, another
+would have to take its index, under which the teacher's outputs for it may be cached.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from distillcli.sources.tree import quoted_names
 
 @dataclass(frozen=True)
 class PickedImages:
-    """Those ``images`` that stand in ``rows``."""
+    """The ``images`` at these ``rows``."""
 
     images: Images
     rows: NDArray[np.int64]
@@ -39,7 +39,7 @@ class PickedImages:
 
 
 def without_unreadable(source: Source) -> Source:
-    """``source`` without the images that cannot be decoded; its ``skipped`` says which and why.
+    """``source`` without the images that cannot be decoded; ``skipped`` says which and why.
 
     Raises UserError if a class has no training image left. The fingerprint changes only if something was left out.
     """
@@ -60,7 +60,7 @@ def without_unreadable(source: Source) -> Source:
 
 
 def _readable(split: Split) -> tuple[Split, dict[int, str]]:
-    """The split without its unreadable images, and what is wrong with these, by their rows."""
+    """The split without its unreadable images, and what is wrong with each, by row."""
     if isinstance(split.images, ArrayImages):
         return split, {}
 
