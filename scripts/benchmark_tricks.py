@@ -26,7 +26,7 @@ from distillcli.models.inference import for_inference
 from distillcli.models.pointwise import use_linear
 from distillcli.runtime import Runtime, autocast
 from distillcli.sources.decode import decode_bytes
-from distillcli.sources.source import Least
+from distillcli.sources.source import MinimumSize
 from distillcli.types import Inputs
 from distillcli.views.store import Cropping, Rows, StreamStore
 
@@ -93,8 +93,8 @@ class Photographs:
     def __len__(self) -> int:
         return CROPS
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        return decode_bytes(self.content, self.name(index), least if self.reduced else None)
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        return decode_bytes(self.content, self.name(index), minimum_size if self.reduced else None)
 
     def name(self, index: int) -> str:
         return f"photograph {index}"

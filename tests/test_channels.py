@@ -23,7 +23,7 @@ from distillcli.models.backbone import build, describe
 from distillcli.models.weights import load_into, read_weights
 from distillcli.runs.result import read_result, top1_of
 from distillcli.sources.channels import with_channels
-from distillcli.sources.decode import decode, luma
+from distillcli.sources.decode import decode_file, luma
 from distillcli.sources.open import open_source
 from distillcli.sources.source import ArrayImages, Images
 from distillcli.types import Inputs
@@ -57,7 +57,7 @@ def test_gray_keeps_its_values_and_colours_become_their_luma(tmp_path: Path) -> 
     expected = pixels.astype(np.float64) @ [0.299, 0.587, 0.114]
     np.testing.assert_allclose(luma(pixels)[..., 0], expected, atol=0.51)
     Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "16.png")
-    np.testing.assert_array_equal(luma(decode(tmp_path / "16.png"))[..., 0], RAMP)
+    np.testing.assert_array_equal(luma(decode_file(tmp_path / "16.png"))[..., 0], RAMP)
 
 
 def test_every_source_has_one_channel(tmp_path: Path) -> None:
@@ -98,11 +98,11 @@ def test_arrays_have_as_many_channels_as_are_asked_for(tmp_path: Path) -> None:
         (["dataset.channels=0"], "dataset.channels=0: must be at least 1"),
         (
             ["dataset.channels=5"],
-            "dataset.channels=5: dataset=fake has images of 1 or 3 channels; others are read from",
+            "dataset.channels=5: dataset=fake has images of 1 or 3 channels; for other numbers use dataset=npz",
         ),
-        (["+dataset.channels=5", "augment=strong"], "augment.saturation=0.4: needs images of 1 or 3 channels"),
-        (["+dataset.channels=5", "augment.hue=0.1"], "augment.hue=0.1: needs images of 1 or 3 channels"),
-        (["+dataset.channels=2", "augment=trivial"], "augment.policy=trivial: needs images of 1 or 3 channels"),
+        (["+dataset.channels=5", "augment=strong"], "augment.saturation=0.4: needs 1 or 3 channels"),
+        (["+dataset.channels=5", "augment.hue=0.1"], "augment.hue=0.1: needs 1 or 3 channels"),
+        (["+dataset.channels=2", "augment=trivial"], "augment.policy=trivial: needs 1 or 3 channels"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(tmp_path: Path, overrides: list[str], said: str) -> None:

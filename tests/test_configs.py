@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from distillcli.config.compose import compose
+from distillcli.config.datasets import DATASETS
 from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.config.search import builtin_folder
 from distillcli.config.terms import check_terms, labels_only, needs_teacher
 from distillcli.distillation.kinds import kind_of
 from distillcli.distillation.students import student_model
 from distillcli.models.backbone import describe
-from distillcli.sources.open import DATASETS
 from distillcli.terms.objective import Objective
 from distillcli.training.optim import build_optimizer, build_schedule
 from distillcli.types import Inputs

@@ -133,7 +133,7 @@ def test_the_fingerprint_is_of_the_data_not_of_the_place(tmp_path: Path) -> None
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    assert refused("x/y") == "dataset=hf is read with the package datasets: pip install 'distillcli[hf]'"
+    assert refused("x/y") == "dataset=hf needs the package datasets: pip install 'distillcli[hf]'"
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])

@@ -339,9 +339,9 @@ def test_terms_of_logits_are_refused_without_a_head() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ((), "without a head it cannot be fitted to labels; give teacher.checkpoint=PATH"),
-        (("teacher.checkpoint=.", "teacher.fit.mode=always"), "without a head it cannot be fitted"),
-        (("teacher=ensemble",), "an ensemble answers with logits only"),
+        ((), "a teacher without a head cannot be trained on labels; set teacher.checkpoint=PATH"),
+        (("teacher.checkpoint=.", "teacher.fit.mode=always"), "a teacher without a head cannot be trained"),
+        (("teacher=ensemble",), "an ensemble gives logits only"),
     ],
 )
 def test_a_teacher_without_head_is_never_fitted(overrides: tuple[str, ...], said: str) -> None:

@@ -21,7 +21,7 @@ from distillcli.errors import UserError
 from distillcli.runtime import Runtime
 from distillcli.sources.draws import permutation
 from distillcli.sources.folder import FileImages
-from distillcli.sources.source import ArrayImages, Images, Least, Source, Split
+from distillcli.sources.source import ArrayImages, Images, MinimumSize, Source, Split
 from distillcli.types import Batch
 from distillcli.views.loader import EVALUATION_BATCH, Loader, open_data
 from distillcli.views.showing import Showing
@@ -304,8 +304,8 @@ class Watched:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        pixels = self.images.read(index, None if self.whole else least)
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        pixels = self.images.read(index, None if self.whole else minimum_size)
         self.sizes.append((pixels.shape[1], pixels.shape[0]))
         return pixels
 

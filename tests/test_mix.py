@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.types import Batch
-from distillcli.views.epochs import partner_ends
+from distillcli.views.epochs import partner_cumulative_weights
 from distillcli.views.loader import Loader
 from distillcli.views.mix import Mix, draw_mix, mix_images, mix_labels
 from distillcli.views.showing import Showing
@@ -36,7 +36,7 @@ def mixes(count: int = 5_000, view: int = 1, split: int = 1_000, size: int = 32,
 
 def even(split: int) -> NDArray[np.float64]:
     """Any of the images is as likely to be a partner."""
-    return partner_ends(np.zeros(split, np.int64), balanced=False)
+    return partner_cumulative_weights(np.zeros(split, np.int64), balanced=False)
 
 
 def unmixed(source: Loader, index: Tensor, view: int) -> Tensor:
@@ -66,7 +66,7 @@ def test_partners_are_any_image_of_the_split() -> None:
 
 def test_partners_are_of_every_class_alike_where_classes_are_balanced() -> None:
     labels = np.random.RandomState(0).permutation(np.repeat([0, 1, 2], [70, 25, 5]))
-    ends = partner_ends(labels, balanced=True)
+    ends = partner_cumulative_weights(labels, balanced=True)
     partners = draw_mix(recipe(mixup=1.0), 0, np.ones(30_000, np.int64), np.arange(30_000), ends, 32).partners
     assert stats.chisquare(np.bincount(labels[partners])).pvalue > 0.01
     for label in range(3):

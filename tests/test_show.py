@@ -136,7 +136,7 @@ def test_a_config_is_copied_once(capsys: pytest.CaptureFixture[str]) -> None:
     configs.run(["cp", "distill/kd", "my configs"])
     assert "distill train distill=kd --config-dir 'my configs'" in capsys.readouterr().out
     Path("my configs/distill/kd.yaml").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         configs.run(["cp", "distill/kd", "my configs"])
     assert Path("my configs/distill/kd.yaml").read_text() == "mine"
 

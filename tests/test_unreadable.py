@@ -117,7 +117,7 @@ def test_labelled_parts_beside_them(tmp_path: Path, train: str) -> None:
 
 def test_too_few_images_and_flat_val(tmp_path: Path) -> None:
     put(tmp_path / "a.png")
-    with pytest.raises(UserError, match="1 images to train on"):
+    with pytest.raises(UserError, match="needs at least 2 training images but has 1"):
         opened(tmp_path, "unlabeled")
     put(tmp_path / "b.png")
     put(tmp_path / "val" / "c.png")

@@ -8,7 +8,7 @@ from distillcli.config import search
 from distillcli.config.compose import compose
 from distillcli.config.schema import TrainConfig
 from distillcli.errors import UserError
-from distillcli.launch.arguments import parse
+from distillcli.launch.arguments import parse_arguments
 from distillcli.report.bench import as_json, grid, summary
 from distillcli.report.console import print_grid, say, sentence
 from distillcli.sources.open import open_source
@@ -18,7 +18,7 @@ JSON_FLAG = "--json"
 
 def run(arguments: list[str]) -> None:
     """Profile some steps of a config. Raises UserError for what makes no sense of one run."""
-    parsed = parse([word for word in arguments if word != JSON_FLAG])
+    parsed = parse_arguments([word for word in arguments if word != JSON_FLAG])
     if parsed.multirun or parsed.inspect:
         raise UserError("distill bench times one config: no -m, --cfg or --info")
     search.use(parsed.config_folders)

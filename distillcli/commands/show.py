@@ -1,4 +1,4 @@
-"""``distill show``: what can be chosen, and the runs so far."""
+"""``distill show``: what can be chosen, and past runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"distill show needs one of {', '.join(topics)}")
     topic, *patterns = arguments
     if topic == "views":
-        from distillcli.commands import show_views  # composes a config, which the lists do without
+        from distillcli.commands import show_views  # composes a config, which the lists do not need
 
         show_views.run(patterns)
         return
@@ -52,7 +52,7 @@ def _wild(pattern: str) -> str:
 
 
 def print_table(headers: tuple[str, ...], rows: Rows) -> None:
-    """A rich table on a terminal; aligned text for files and pipes, never cut."""
+    """A rich table on a terminal; aligned text for files and pipes, never truncated."""
     rows = [tuple(_printable(cell) for cell in row) for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
@@ -79,7 +79,7 @@ def print_table(headers: tuple[str, ...], rows: Rows) -> None:
 
 
 def _printable(text: str) -> str:
-    """Names of files and classes are foreign text: no escape codes reach the terminal."""
+    """File and class names come from outside: no escape codes reach the terminal."""
     return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
@@ -100,13 +100,11 @@ def _options(group: str) -> Iterator[tuple[str, Path]]:
 
 
 def _experiments() -> tuple[tuple[str, ...], Rows]:
-    return ("experiment", "how to run it, what it gave"), [
-        (name, _comment(file)) for name, file in _options("experiment")
-    ]
+    return ("experiment", "command and result"), [(name, _comment(file)) for name, file in _options("experiment")]
 
 
 def _datasets() -> tuple[tuple[str, ...], Rows]:
-    return ("dataset", "what it is"), [(name, _comment(file)) for name, file in _options("dataset")]
+    return ("dataset", "description"), [(name, _comment(file)) for name, file in _options("dataset")]
 
 
 def _models_of(group: str) -> tuple[tuple[str, ...], Rows]:
@@ -188,7 +186,7 @@ def _as_yaml(value: Any) -> str:
 def _runs() -> tuple[tuple[str, ...], Rows]:
     rows: Rows = []
     for file in sorted(Path("runs").glob("**/result.json")):
-        # Fitted teachers and controls are runs too; only the links named "latest" would show a run twice.
+        # Trained teachers and controls are runs too; only links named "latest" would show a run twice.
         if any(part.is_symlink() for part in file.parents):
             continue
         try:
@@ -233,5 +231,5 @@ _FOOTERS = {
     "teachers": "choose: teacher=NAME, or any timm model: teacher.name=MODEL (distill show models)",
     "students": "choose: student=NAME, or any timm model: student.name=MODEL (distill show models)",
     "datasets": "choose: dataset=NAME",
-    "terms": "add or change one: distill.terms.NAME.OPTION=VALUE; take one away: '~distill.terms.NAME'",
+    "terms": "add or change one: distill.terms.NAME.OPTION=VALUE; remove one: '~distill.terms.NAME'",
 }

@@ -15,10 +15,10 @@ from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.runtime import Runtime
 from distillcli.sources.source import Source, Split
 from distillcli.types import Batch, Inputs
-from distillcli.views.epochs import most_shown, partner_ends
+from distillcli.views.epochs import most_shown, partner_cumulative_weights
 from distillcli.views.mix import Mix, draw_mix, mix_images, mix_labels
 from distillcli.views.store import Cropping, Rows, Store, open_store
-from distillcli.views.views import Positions, Views, draw, plain, render
+from distillcli.views.views import Positions, Views, draw_views, plain_views, render_views
 
 # Evaluation always uses this batch size: other shapes round differently.
 EVALUATION_BATCH = 256
@@ -72,10 +72,10 @@ class Loader:
     def views(self, recipe: AugmentConfig, seed: int, plan: Sequence[Rows], size: int | None = None) -> Iterator[Batch]:
         """A batch for each entry of ``plan``. Where images are mixed, targets are distributions over the classes."""
         size, fraction = size or self.config.image_size, self.config.crop_fraction
-        ends = partner_ends(self.labels_shown, self.config.balanced)
+        weights = partner_cumulative_weights(self.labels_shown, self.config.balanced)
 
         def mix_of(rows: Rows) -> Mix:
-            mix = draw_mix(recipe, seed, rows.view, rows.index, ends, size)
+            mix = draw_mix(recipe, seed, rows.view, rows.index, weights, size)
             return dataclasses.replace(mix, partners=self.shown[mix.partners])
 
         def with_partners(rows: Rows) -> Rows:
@@ -86,7 +86,7 @@ class Loader:
         shown = [with_partners(rows) for rows in plan]
         pixels_of = self.store.fetch(Cropping(recipe, seed, fraction), shown)
         for rows, both, pixels in zip(plan, shown, pixels_of, strict=True):
-            drawn = draw(recipe, seed, both.view, both.index, self.store.aspects(both.index), fraction, size)
+            drawn = draw_views(recipe, seed, both.view, both.index, self.store.aspects(both.index), fraction, size)
             images, targets = self._render(pixels, drawn, size), self._labels(rows.index)
             if recipe.mixup or recipe.cutmix:
                 mix = mix_of(rows)  # drawn again: a mix for every image of an epoch would be a large thing to keep
@@ -100,7 +100,7 @@ class Loader:
         everything, fraction = Rows(np.zeros_like(mine), mine), self.config.crop_fraction
         plan = [everything[start : start + EVALUATION_BATCH] for start in range(0, len(mine), EVALUATION_BATCH)]
         for rows, pixels in zip(plan, self.store.fetch(Cropping(None, 0, fraction), plan), strict=True):
-            images = self._render(pixels, plain(self.store.aspects(rows.index), fraction), self.config.image_size)
+            images = self._render(pixels, plain_views(self.store.aspects(rows.index), fraction), self.config.image_size)
             yield Batch(images, self._labels(rows.index), torch.from_numpy(rows.index))
 
     def _labels(self, index: Positions) -> Tensor:
@@ -109,7 +109,7 @@ class Loader:
     def _render(self, pixels: Tensor, views: Views, size: int) -> Tensor:
         if self.store.crops:
             views = dataclasses.replace(views, boxes=np.tile([0.0, 0.0, 1.0, 1.0], (len(pixels), 1)))
-        return render(pixels, views, size)
+        return render_views(pixels, views, size)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from distillcli.config.schema import AugmentConfig, TrainConfig
 from distillcli.types import Batch
-from distillcli.views.epochs import occurrence, order, side
+from distillcli.views.epochs import earlier_occurrences, epoch_order, view_size
 from distillcli.views.loader import Loader
 from distillcli.views.store import Rows
 
@@ -57,7 +57,7 @@ class Showing:
     def view_size(self, epoch: int) -> int:
         """Pixels of the side of a view in ``epoch``, counted from 1."""
         full = self.loader.config.image_size
-        return full if self.growth is None else side(full, self.growth.shares, epoch, self.growth.epochs)
+        return full if self.growth is None else view_size(full, self.growth.shares, epoch, self.growth.epochs)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """From ``first_step`` on, this rank's share of every batch of ``epoch``, as ``micro_batches`` parts.
@@ -81,9 +81,9 @@ class Showing:
         plan = []
         for number in range(first // steps_per_pass, -(-end // steps_per_pass)):
             # 2. Each pass has an order of its own, and views of its own until the cycle begins again.
-            index = shown[order(self.seed, number + 1, labels, balanced, repeats)]
+            index = shown[epoch_order(self.seed, number + 1, labels, balanced, repeats)]
             turn = number % self.cycle if self.cycle else number
-            rows = Rows(turn * loader.views_per_pass(self.augment) + occurrence(index) + 1, index)
+            rows = Rows(turn * loader.views_per_pass(self.augment) + earlier_occurrences(index) + 1, index)
             # 3. A rank takes every world-th row of a batch, so that the batch itself is the same for any world.
             begin = number * steps_per_pass
             for step in range(max(first - begin, 0), min(end - begin, steps_per_pass)):
