@@ -24,8 +24,8 @@ def _check_parts(config: TrainConfig) -> None:
     trainer, repeats, processes = config.trainer, config.augment.repeats, process_count()
     if trainer.batch_size % repeats:
         raise UserError(
-            f"augment.repeats={repeats}: trainer.batch_size={trainer.batch_size} is not divisible by it; the views "
-            "of an image must fit into one batch"
+            f"augment.repeats={repeats}: trainer.batch_size={trainer.batch_size} is not divisible by it; all views of an "
+            "image must be in the same batch"
         )
     if trainer.batch_size % (processes * trainer.accumulate):
         raise UserError(
@@ -59,8 +59,8 @@ def _check_growth(config: TrainConfig, shares: list[float]) -> None:
     check_two_shares("trainer.progressive", shares)
     if round(shares[0] * config.dataset.image_size) < 8:
         raise UserError(
-            f"trainer.progressive={list(shares)}: views of {config.dataset.image_size} pixels would begin below 8; "
-            "raise its first number or dataset.image_size"
+            f"trainer.progressive={list(shares)}: with dataset.image_size={config.dataset.image_size} the first views "
+            "would have fewer than 8 pixels; raise its first number or dataset.image_size"
         )
     if config.teacher.cache.views:
-        raise UserError("trainer.progressive: views that change in size cannot come again; use teacher.cache.views=0")
+        raise UserError("trainer.progressive: views that grow cannot be repeated; use teacher.cache.views=0")
