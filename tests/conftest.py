@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and how the suite is spread over the cores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
+# Before anything imports torch, and inherited by every process a test starts: the tests keep all cores busy as it is.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["DISTILL_CONFIG_DIR"] = ""
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """``-n auto``: no workers for one file, where a second import of torch costs more than it saves."""
+    one_file = len(config.args) == 1 and ".py" in config.args[0]
+    return 0 if one_file else None
 
 
 @dataclass(frozen=True)
@@ -25,13 +35,27 @@ Distill = Callable[..., Answer]
 
 
 @pytest.fixture
-def distill(tmp_path: Path) -> Distill:
-    """The real command in a process of its own: ``distill("train", "seed=1", cwd=..., env={...})``."""
+def distill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Distill:
+    """The command line within this process, which has torch already: ``distill("train", "seed=1", cwd=...)``."""
+    from distillcli import cli
+
+    def run(*args: str, cwd: Path = tmp_path) -> Answer:
+        monkeypatch.chdir(cwd)
+        capsys.readouterr()
+        code = cli.run(list(args))
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def distill_process(tmp_path: Path) -> Distill:
+    """The command in a process of its own, for what only that shows: ``distill_process("doctor", env={...})``."""
 
     def run(*args: str, cwd: Path = tmp_path, env: dict[str, str] | None = None, timeout: float = 120) -> Answer:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        environment = {**os.environ, "PYTHONPATH": path, "DISTILL_CONFIG_DIR": "", **(env or {})}
         command = [sys.executable, "-m", "distillcli", *args]
+        environment = {**os.environ, "PYTHONPATH": path, **(env or {})}
         done = subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
         )

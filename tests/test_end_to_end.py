@@ -22,11 +22,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT
+from conftest import ROOT, Distill
 from PIL import Image
 from tiny import digest, files, last
 
-from distillcli import cli
 from distillcli.runs.folder import read_metrics
 from distillcli.runs.result import read_result, to_json
 
@@ -50,15 +49,12 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(distill: Distill) -> Run:
     """``distill ARGUMENTS`` in a folder, inside this process: exit code, stdout, stderr."""
 
     def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        capsys.readouterr()
-        code = cli.run(list(arguments))
-        out, err = capsys.readouterr()
-        return code, out, err
+        answer = distill(*arguments, cwd=folder)
+        return answer.code, answer.stdout, answer.stderr
 
     return run
 

@@ -24,7 +24,7 @@ DIGITS = (
 def test_every_preset_trains_and_ends_with_a_table(distill: Distill, tmp_path: Path) -> None:
     """As one sweep: loading torch takes longer than most of its jobs."""
     models = ("student.name=test_efficientnet", "teacher.name=test_resnet")
-    answer = distill("train", "-m", f"distill={','.join(PRESETS)}", *models, *DIGITS, "out=sweep", timeout=600)
+    answer = distill("train", "-m", f"distill={','.join(PRESETS)}", *models, *DIGITS, "out=sweep")
     assert answer.code == 0, answer.stderr
     assert answer.stdout.count("Load the student:") == len(PRESETS)
     for job, preset in enumerate(PRESETS):

@@ -24,8 +24,8 @@ def _check_parts(config: TrainConfig) -> None:
     trainer, repeats, processes = config.trainer, config.augment.repeats, process_count()
     if trainer.batch_size % repeats:
         raise UserError(
-            f"augment.repeats={repeats}: trainer.batch_size={trainer.batch_size} is not divisible by it; all views of an "
-            "image must be in the same batch"
+            f"augment.repeats={repeats}: trainer.batch_size={trainer.batch_size} is not divisible by it; all views of "
+            "an image must be in the same batch"
         )
     if trainer.batch_size % (processes * trainer.accumulate):
         raise UserError(
