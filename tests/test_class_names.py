@@ -108,7 +108,7 @@ def test_other_names_are_mapped_by_a_file(six: Path, tmp_path: Path, file: str, 
 def test_a_map_that_cannot_be_right_is_one_line(tmp_path: Path, text: str, said: str) -> None:
     write_text(tmp_path / "map.csv", text)
     with pytest.raises(UserError, match=said) as caught:
-        teacher_classes(str(tmp_path / "map.csv"), ("stripes", "dots"))
+        teacher_classes(str(tmp_path / "map.csv"), ("stripes", "dots"), "teacher.class_map")
     assert "\n" not in str(caught.value)
 
 

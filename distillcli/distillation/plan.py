@@ -18,7 +18,6 @@ from distillcli.distillation.recipes import assistant_recipes, assistants_of, re
 from distillcli.distillation.students import student_model
 from distillcli.errors import UserError
 from distillcli.models.backbone import build, build_on_meta, describe, fresh
-from distillcli.models.class_names import teacher_classes
 from distillcli.models.freezing import freeze
 from distillcli.models.imagenet import open_pretrained
 from distillcli.models.weights import knows_classes, matched, read_weights
@@ -188,7 +187,7 @@ def _check_model(model: ModelConfig, inputs: Inputs, source: Source, key: str) -
 def _check_ready(member: Member, source: Source, inputs: Inputs) -> None:
     """A teacher that serves as it is: its weights can be had, fit the model and know the classes."""
     teacher = member.config.teacher
-    wanted = teacher_classes(teacher.class_map, source.classes)
+    wanted = member.own_names(source.classes)
     own_inputs = dataclasses.replace(inputs, classes=len(wanted) if teacher.head else 0)
     if teacher.checkpoint is not None:
         outline = build_on_meta(teacher, own_inputs, member.key)

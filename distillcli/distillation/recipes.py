@@ -18,7 +18,6 @@ from distillcli.config.schema import AssistantConfig, CacheConfig, ModelConfig, 
 from distillcli.config.terms import labels_only, needs_teacher
 from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone
-from distillcli.models.class_names import teacher_classes
 from distillcli.models.ensemble import Classifier
 from distillcli.models.imagenet import pretrained_classes
 from distillcli.models.weights import weights_fingerprint
@@ -51,7 +50,7 @@ def recipe_to_fit(member: Member, source: Source, device: torch.device) -> Recip
     Raises UserError when its classes are not those of the data and it cannot, or may not, be fitted.
     """
     teacher, classes, key = member.config.teacher, source.classes, member.key
-    wanted = teacher_classes(teacher.class_map, classes)
+    wanted = member.own_names(classes)
     serves = teacher.checkpoint is not None or (
         teacher.pretrained and (not teacher.head or pretrained_classes(teacher.name, wanted) is not None)
     )

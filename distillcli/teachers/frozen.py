@@ -71,6 +71,10 @@ class Member:
     config: TrainConfig
     key: str
 
+    def own_names(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """What the teacher calls each of the classes of the data. Raises UserError for a class map that is broken."""
+        return teacher_classes(self.config.teacher.class_map, classes, f"{self.key}.class_map")
+
 
 def members_of(config: TrainConfig) -> list[Member]:
     """The teacher of ``config`` itself, or each member of its ensemble."""
@@ -162,7 +166,7 @@ def open_single(
 
 def _open_one(member: Member, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
     teacher, dataset = member.config.teacher, member.config.dataset
-    wanted = teacher_classes(teacher.class_map, classes)
+    wanted = member.own_names(classes)
     inputs = Inputs(len(wanted) if teacher.head else 0, dataset.image_size, dataset.channels)
     model = fresh(teacher)
     if weights_from is None and teacher.head:
