@@ -91,7 +91,7 @@ def test_generations_are_the_student_again_each_with_its_seed() -> None:
         (config.student.name, 12),
         (config.student.name, 11),
     ]
-    recipes = assistant_recipes(config)
+    recipes = [recipe.config for recipe in assistant_recipes(config)]
     assert [recipe.seed for recipe in recipes] == [10, 12, 11]
     assert [len(recipe.teacher.assistants) for recipe in recipes] == [0, 1, 2]
     assert [recipe.generations for recipe in recipes] == [1, 1, 1]

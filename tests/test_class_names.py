@@ -176,7 +176,7 @@ def test_weights_for_imagenet_answer_for_some_of_its_classes(monkeypatch: pytest
         return made[-1]
 
     monkeypatch.setattr(imagenet, "build", without_network)
-    backbone = open_pretrained(ModelConfig("test_resnet"), Inputs(IMAGENETTE, Inputs(3, 32)), "teacher").eval()
+    backbone = open_pretrained(ModelConfig("test_resnet"), IMAGENETTE, Inputs(3, 32), "teacher").eval()
     torch.testing.assert_close(
         backbone(IMAGES).logits, made[0].eval()(IMAGES).logits[:, [0, 217, 482]], rtol=1e-5, atol=1e-6
     )

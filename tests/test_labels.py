@@ -306,8 +306,9 @@ def test_a_teacher_without_head_says_what_the_classifier_says_before_its_head(na
     headless = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, head=False))
     taps = Taps((-1,), embedding=True)
     teacher = open_teacher(headless, [str(tmp_path / "m")], classes, taps, CPU)
-    assert describe_teacher(headless, 4) == teacher.backbone.spec
-    assert describe_teacher(headless, 4).params < describe_teacher(config, 4).params
+    described, inputs = describe_teacher(headless, Inputs(4, size)), Inputs(4, size)
+    assert described == teacher.backbone.spec
+    assert described.params < describe_teacher(config, inputs).params
     images = torch.rand(3, 3, size, size)
     with torch.no_grad():
         wanted, given = whole(images, taps), teacher.backbone(images, taps)
@@ -321,7 +322,7 @@ def test_a_teacher_without_head_says_what_the_classifier_says_before_its_head(na
 def test_terms_of_logits_are_refused_without_a_head() -> None:
     config = tiny("teacher.head=false", "teacher.checkpoint=.")
     student = describe(config.student, Inputs(4, 32), "student")
-    teacher = describe_teacher(config, 4)
+    teacher = describe_teacher(config, Inputs(4, 32))
     for name, term in KNOWN_TERMS.items():
         distill_config = DistillConfig(name="x", alpha=None, terms={name: {}})
         if term.compares_logits:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distillcli.config.terms import parse_options
 from distillcli.errors import Interrupted, UserError
-from distillcli.runtime import Runtime, seed_everything
+from distillcli.runtime import seed_everything
 from distillcli.terms.base import Setting
 from distillcli.terms.memory import MEMORY_TERMS, OtherClasses, contrast, queue_divergence, queue_length
 from distillcli.types import Batch, Output, Spec
@@ -302,6 +302,7 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(name: str, tmp_path: Path) -
     assert digest(last(tmp_path / "broken")["student"]) == digest(last(tmp_path / "whole")["student"])
 
 
-def test_several_processes_are_refused(tmp_path: Path) -> None:
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"crd remembers .*train in one process"):
-        train(tiny("distill=crd"), tmp_path / "run", Watch(runtime=Runtime(torch.device("cpu"), 0, 2)))
+        tiny("distill=crd")

@@ -160,8 +160,8 @@ def test_the_images_given_are_not_changed() -> None:
 # --- what may not matter ------------------------------------------------------------------------------------------
 
 
-def shown(source: Loader, **options: Any) -> list[list[Batch]]:
-    return list(Showing(source, recipe(mixup=1.0, cutmix=1.0), 7, 12, **options).epoch(2))
+def shown(source: Loader, first_step: int = 0, **options: Any) -> list[list[Batch]]:
+    return list(Showing(source, recipe(mixup=1.0, cutmix=1.0), 7, 12, **options).epoch(2, first_step))
 
 
 @pytest.mark.parametrize("memory_bytes", [MEMORY, STREAM])

@@ -62,7 +62,7 @@ REFUSED = {
     "an argument that no optimizer has": (["+optimizer.args.betaz=3"], r"optimizer\.name=adamw: .*optimizer\.args"),
     "a warm-up longer than the fit of the teacher": (
         ["schedule.warmup_epochs=2", "trainer.epochs=3", "teacher.fit.epochs=2"],
-        r"schedule\.warmup_epochs=2\.0: must be shorter than the fit, 2 epochs",
+        r"schedule\.warmup_epochs=2\.0: must be less than the 2 epochs of training",
     ),
     "a cache without room for embeddings": (["distill=rkd", "teacher.cache.mode=int8"], r"teacher\.cache\.mode=int8"),
     "a device that is not here": (["trainer.device=cuda:7"], r"trainer\.device=cuda:7: not on this machine"),

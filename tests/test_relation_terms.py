@@ -265,7 +265,7 @@ def test_a_batch_too_large_for_one_tensor_of_angles_goes_through_the_term(monkey
 
 @pytest.mark.parametrize("name", ["sp", "cc", "rkd", "pkt"])
 def test_terms_are_zero_and_least_where_student_equals_teacher(name: str) -> None:
-    term, matrix = built(name, STUDENT, STUDENT), seeded(6, 8)
+    term, matrix = built(name, teacher=STUDENT), seeded(6, 8)
     assert value_of(term, embedded(matrix), embedded(matrix)).item() == pytest.approx(0, abs=1e-15)
     for seed in range(10):
         moved = matrix + 1e-2 * seeded(6, 8, seed=10 + seed)

@@ -208,7 +208,7 @@ def test_reduction_is_checked() -> None:
 def test_what_it_does_not_go_with_is_one_line(distill: Distill, override: str, words: str) -> None:
     answer = distill("train", "+experiment=smoke", "distill=simkd", override)
     assert answer.code == 2
-    assert f"distill.terms.simkd and {words}: " in answer.stderr
+    assert f"distill.terms.simkd and {words} cannot be combined: " in answer.stderr
     assert "Traceback" not in answer.stderr
 
 
