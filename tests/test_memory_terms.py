@@ -283,10 +283,14 @@ def test_a_wrong_option_is_one_line(name: str, options: dict[str, Any], words: s
     assert "\n" not in str(caught.value)
 
 
-def test_crd_refuses_mixed_images_and_data_of_one_class() -> None:
-    mixed = batch_of(targets=torch.full((6, 5), 0.2))
-    with pytest.raises(UserError, match="crd: it cannot be used with mixup or CutMix"):
-        step(built("crd"), output(STUDENT), output(TEACHER), mixed)
+@pytest.mark.parametrize("mixing", ["augment.mixup=0.2", "augment.cutmix=1"])
+def test_crd_is_refused_with_mixed_images_before_anything_is_opened(mixing: str) -> None:
+    with pytest.raises(UserError, match=r"^distill\.terms\.crd: it cannot be used with mixup or CutMix"):
+        tiny("distill=crd", mixing)
+    tiny("distill=queue_kl", mixing)
+
+
+def test_crd_refuses_data_of_one_class() -> None:
     with pytest.raises(UserError, match="one class"):
         MEMORY_TERMS["crd"](parse_options("crd", {}), Setting(STUDENT, TEACHER, np.zeros(9, np.int64), 1))
 

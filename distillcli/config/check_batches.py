@@ -8,7 +8,7 @@ from __future__ import annotations
 from distillcli.config.job import process_count
 from distillcli.config.ranges import check_two_shares
 from distillcli.config.schema import TrainConfig
-from distillcli.config.terms import active_terms, remembering_terms, whole_batch_terms
+from distillcli.config.terms import KNOWN_TERMS, active_terms, remembering_terms, whole_batch_terms
 from distillcli.errors import UserError
 
 
@@ -47,12 +47,12 @@ def _check_terms(config: TrainConfig) -> None:
             f"distill.terms: {', '.join(remembering)} remembers what it has seen, and {processes} processes would "
             "remember different images; train in one process"
         )
-    if "crd" in active_terms(config.distill) and (augment.mixup or augment.cutmix):
-        key = "mixup" if augment.mixup else "cutmix"
-        raise UserError(
-            "distill.terms.crd: cannot be used with mixup or CutMix, as its memory has one row per training image; set "
-            f"augment.{key}=0"
-        )
+    for name in active_terms(config.distill) if augment.mixup or augment.cutmix else ():
+        if KNOWN_TERMS[name].refuses_mixing:
+            raise UserError(
+                f"distill.terms.{name}: it cannot be used with mixup or CutMix, as its memory has one row per training "
+                "image; set augment.mixup=0 and augment.cutmix=0, or leave the term out"
+            )
 
 
 def _check_growth(config: TrainConfig, shares: list[float]) -> None:

@@ -217,8 +217,8 @@ class KnownTerm:
     the teacher, weighted by alpha. ``whole_batch``: its value depends on which samples share a batch, so micro-batches
     would change it. ``remembers``: it keeps what it has seen in buffers, of which every process would have its own.
     ``compares_logits``: with those of the teacher, which must then have a head. ``needs_labels``: it needs the class of
-    every sample and cannot use images without a label. ``reuses_head``: the student it trains ends in the teacher's
-    head.
+    every sample and cannot use images without a label. ``refuses_mixing``: it cannot use images that mixup or CutMix
+    made of two. ``reuses_head``: the student it trains ends in the teacher's head.
     """
 
     options: type[TermOptions]
@@ -227,6 +227,7 @@ class KnownTerm:
     remembers: bool = False
     compares_logits: bool = False
     needs_labels: bool = False
+    refuses_mixing: bool = False
     reuses_head: bool = False
 
 
@@ -263,7 +264,7 @@ KNOWN_TERMS: dict[str, KnownTerm] = {
     "cc_neighbour": KnownTerm(TermOptions, whole_batch=True),
     "rkd": KnownTerm(RKDOptions, whole_batch=True),
     "pkt": KnownTerm(TermOptions, whole_batch=True),
-    "crd": KnownTerm(CRDOptions, remembers=True, needs_labels=True),
+    "crd": KnownTerm(CRDOptions, remembers=True, needs_labels=True, refuses_mixing=True),
     "queue_kl": KnownTerm(QueueKLOptions, whole_batch=True, remembers=True),
 }
 

@@ -72,7 +72,7 @@ class CRD(TeacherTerm):
 
     Both embeddings pass a trained linear map; each is contrasted with the other side's memory, which holds one vector
     for every training image: its own, and those of ``negatives`` images of other classes. The scale of the
-    probabilities is taken from the first batch. Mixed images are refused, as they have no row in a memory.
+    probabilities is taken from the first batch.
     """
 
     student_taps = Taps(embedding=True)
@@ -96,11 +96,7 @@ class CRD(TeacherTerm):
         self.momentum = options.momentum
 
     def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
-        if batch.targets.ndim == 2:
-            raise UserError(
-                "distill.terms.crd: it cannot be used with mixup or CutMix, as its memory has one row per training "
-                "image; set augment.mixup=0 and augment.cutmix=0, or leave the term out"
-            )
+        assert batch.targets.ndim == 1, "mixed images are refused when a config is checked"
         index = batch.index.to(student.logits.device)
         rows = torch.cat([index[:, None], self.others(index, self.negatives)], dim=1)
         vectors = [
