@@ -121,7 +121,7 @@ def test_evaluation_counts_every_image_once(samples: int, tmp_path: Path) -> Non
         student = new_backbone(config, data, "student")
         expert = describe(config.teacher, Inputs(4, config.dataset.image_size), "teacher")
         objective = Objective(config.distill, setting(student.spec, expert))
-        return evaluate(student, data.evaluation, runtime, teacher=some_teacher(config, objective, 4))
+        return evaluate(student, data.evaluation, teacher=some_teacher(config, objective, 4))
 
     alone = numbers(CPU)
     for answer in on_two_ranks(lambda runtime, _: numbers(runtime), tmp_path):
@@ -140,7 +140,7 @@ def test_the_numbers_are_those_of_the_weights(ema: str, tmp_path: Path) -> None:
     answers = on_two_ranks(work, tmp_path)
     data = open_tiny(config)
     saved = reopen_model(str(tmp_path / "run" / "checkpoints" / "last.pt"), data.source, config.dataset, True, CPU)
-    alone = evaluate(saved, data.val, CPU)
+    alone = evaluate(saved, data.val)
     for answer in answers:
         assert answer == pytest.approx({"epoch": 2, **alone}, rel=1e-5)
 
@@ -218,5 +218,5 @@ def test_torchrun_leaves_one_run(tmp_path: Path) -> None:
     assert result["status"] == "ok"
     config = tiny("dataset.samples=64")
     data = open_tiny(config)
-    alone = evaluate(reopen_model(str(run), data.source, config.dataset, True, CPU), data.evaluation, CPU)
+    alone = evaluate(reopen_model(str(run), data.source, config.dataset, True, CPU), data.evaluation)
     assert {key: result["student"][key] for key in alone} == pytest.approx(alone, rel=1e-5)

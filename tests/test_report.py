@@ -35,7 +35,7 @@ from distillcli.report.sections import (
     report_sections,
 )
 from distillcli.report.sentences import best_sentence, gap_sentence
-from distillcli.runs.result import Measured, Result, from_json
+from distillcli.runs.result import DatasetFacts, Measured, Result, from_json
 
 EVIL = [
     "[bold]x[/bold]",
@@ -253,7 +253,7 @@ def test_missing_numbers_are_dashes(capsys: pytest.CaptureFixture[str], tmp_path
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_user_text_reaches_the_terminal_as_text(evil: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    facts = console.Opening(evil, 1, 1, evil, 2, 2, evil, 10, 1, 1, 1, 0, evil, "cpu", "fp32", evil)
+    facts = console.Opening(evil, 1, 1, evil, 2, 2, DatasetFacts(evil, 10, 1, 1, 1, 0), evil, "cpu", "fp32", evil)
     console.opening(facts)
     console.say(evil)
     console.warn(evil)
@@ -278,12 +278,7 @@ def test_opening_says_how_much_smaller_the_student_is(width: int, capsys: pytest
         teacher="t",
         teacher_params=27_000_000,
         teacher_macs=4000,
-        dataset="digits",
-        classes=10,
-        train=1297,
-        labelled=1297,
-        val=200,
-        test=300,
+        dataset=DatasetFacts("digits", 10, 1297, 1297, 200, 300),
         objective="ce",
         device="cpu",
         precision="fp32",

@@ -19,7 +19,7 @@ def result_of_fit(fit: Fit, fitted: Fitted, teacher: FrozenTeacher | None = None
     Who asked for the fit adds what else belongs to the run: its command, its teacher, its control.
     """
     config, data = fit.config, fit.data
-    student = measure(fitted.backbone, data, data.evaluation.runtime, teacher=teacher)
+    student = measure(fitted.backbone, data, teacher=teacher)
     return Result(
         status="ok",
         role=fit.role,
@@ -35,7 +35,7 @@ def result_of_fit(fit: Fit, fitted: Fitted, teacher: FrozenTeacher | None = None
         seed=config.seed,
         channels_last=config.trainer.channels_last,
         objective=fit.objective.words(),
-        dataset=_dataset_facts(data.source),
+        dataset=dataset_facts(data.source),
         versions=versions(),
         fingerprints=Fingerprints(data.source.fingerprint, fit.fingerprint),
     )
@@ -47,8 +47,7 @@ def _best_epoch(fit: Fit, fitted: Fitted, student: Measured, teacher: FrozenTeac
     best = copy.deepcopy(fitted.backbone)
     content = read_checkpoint(fit.folder / "checkpoints" / "best.pt")
     best.net.load_state_dict(content["ema"] or content["student"])
-    evaluation = fit.data.evaluation
-    numbers = evaluate(best, evaluation, evaluation.runtime, teacher=teacher)
+    numbers = evaluate(best, fit.data.evaluation, teacher=teacher)
     return _epoch(fitted.best, numbers.get("top1"), numbers.get("kl_to_teacher"))
 
 
@@ -62,7 +61,8 @@ def _epoch(on_val: dict[str, float], top1: float | None, kl_to_teacher: float | 
     )
 
 
-def _dataset_facts(source: Source) -> DatasetFacts:
+def dataset_facts(source: Source) -> DatasetFacts:
+    """What a result says of the data."""
     return DatasetFacts(
         name=source.name,
         classes=len(source.classes),

@@ -47,10 +47,10 @@ def find_teaching(config: TrainConfig, data: Data, taps: Taps, session: Session)
     if not kind_of(config).is_fixed:
         return Teaching()
     # 1. The teacher itself, measured before anybody learns from it.
-    runtime, begun = session.runtime, time.monotonic()
+    begun = time.monotonic()
     teacher, runs = find_teacher(config, data, taps, session)
     timings = {"teacher": time.monotonic() - begun}
-    facts = measure(teacher.backbone, data, runtime, teacher.precision)
+    facts = measure(teacher.backbone, data, teacher.precision)
     facts = dataclasses.replace(facts, run=runs[0] if len(runs) == 1 else None, runs=tuple(runs))
     if facts.nll is not None and math.isnan(facts.nll):
         raise NumericError(
@@ -61,7 +61,7 @@ def find_teaching(config: TrainConfig, data: Data, taps: Taps, session: Session)
     # 2. Its assistants, each the teacher of the next.
     begun, nearest, chain = time.monotonic(), teacher, list[Measured]()
     for nearest, run in hand_down(config, data, teacher, session):
-        numbers = measure(nearest.backbone, data, runtime, nearest.precision, teacher)
+        numbers = measure(nearest.backbone, data, nearest.precision, teacher)
         chain.append(dataclasses.replace(numbers, run=run))
         session.say(f"assistant: {_accuracy(chain[-1], data.source)}")
     if chain:

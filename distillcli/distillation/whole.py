@@ -17,7 +17,7 @@ from distillcli.distillation.fits import fit_once
 from distillcli.distillation.plan import Plan
 from distillcli.distillation.recipes import Above, control_recipe, recipe_fingerprint
 from distillcli.distillation.reopening import reopen_model
-from distillcli.distillation.results import result_of_fit
+from distillcli.distillation.results import dataset_facts, result_of_fit
 from distillcli.distillation.students import export_for_timm, new_backbone, new_peers, with_teachers_head
 from distillcli.distillation.teaching import Teaching, find_teaching
 from distillcli.errors import Interrupted
@@ -172,7 +172,7 @@ def _fit_student(
     fitted = fit(wanted, session)
     # 3. What came of it. The classes that are reported are those of the data, also where the student has no head.
     result = result_of_fit(dataclasses.replace(wanted, data=data), fitted, teaching.teacher)
-    result = dataclasses.replace(result, peers=tuple(measure(peer, data, runtime) for peer in peers))
+    result = dataclasses.replace(result, peers=tuple(measure(peer, data) for peer in peers))
     if runtime.is_main:
         export_for_timm(fitted.backbone, folder / "student", student_data)
         for number, peer in enumerate(peers, 1):
@@ -186,7 +186,7 @@ def _start_warnings(plan: Plan, student: Backbone, data: Data, teaching: Teachin
     if teaching.facts is None or not (config.student.pretrained or config.student.checkpoint):
         return []
     place(student, runtime.device, config.trainer.channels_last)
-    before = evaluate(student, data.evaluation, runtime).get("top1")
+    before = evaluate(student, data.evaluation).get("top1")
     return start_warnings(before, teaching.facts.top1, plan.source.evaluated_on)
 
 
@@ -223,7 +223,7 @@ def _with_probes(
 
 
 def _opening(plan: Plan, runtime: Runtime, folder: Path) -> Opening:
-    source, student = plan.source, plan.student
+    student = plan.student
     teacher = plan.teachers[0] if plan.teachers else None
     return Opening(
         student=student.name,
@@ -232,12 +232,7 @@ def _opening(plan: Plan, runtime: Runtime, folder: Path) -> Opening:
         teacher=teacher.name if teacher else None,
         teacher_params=teacher.params if teacher else None,
         teacher_macs=teacher.macs if teacher else None,
-        dataset=source.name,
-        classes=len(source.classes),
-        train=len(source.train.labels),
-        labelled=source.train.labelled,
-        val=len(source.val.labels),
-        test=len(source.test.labels) if source.test else 0,
+        dataset=dataset_facts(plan.source),
         objective=plan.objective.words(),
         device=str(runtime.device),
         precision=resolve_precision(plan.config.trainer.precision, runtime.device),

@@ -26,9 +26,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from distillcli.report.format import Grid, clean, count, fixed, significant, size_words, transposed
-from distillcli.report.grids import evaluation_grid
+from distillcli.report.grids import data_words, evaluation_grid
 from distillcli.report.sections import Block, Bullets, Code, Picture, Sentence, Table, report_sections
-from distillcli.runs.result import Measured, Result, finite
+from distillcli.runs.result import DatasetFacts, Measured, Result, finite
 
 # For terminals that cannot show them (LANG=C).
 _ASCII = str.maketrans({"×": "x", "–": "-", "—": "-", "±": "+/-", "·": "*", "…": "...", "→": "->"})  # noqa: RUF001
@@ -150,12 +150,7 @@ class Opening:
     teacher: str | None
     teacher_params: int | None
     teacher_macs: int | None
-    dataset: str
-    classes: int
-    train: int  # images of each part
-    labelled: int  # of the training images
-    val: int
-    test: int
+    dataset: DatasetFacts
     objective: str  # in words: "0.1·ce + 0.9·kl(T=4)"
     device: str  # "cpu, 8 threads" or the GPU's name
     precision: str
@@ -177,11 +172,7 @@ def opening(facts: Opening) -> None:
         rows.append(
             ("", size_words(facts.teacher_params, facts.student_params, facts.teacher_macs, facts.student_macs))
         )
-    parts = ", ".join(
-        f"{size:,} {part}" for part, size in (("train", facts.train), ("val", facts.val), ("test", facts.test)) if size
-    )
-    some = f" ({facts.labelled:,} of the training images labelled)" if facts.labelled < facts.train else ""
-    rows.append(("data", f"{facts.dataset}, {facts.classes} classes: {parts}{some}"))
+    rows.append(("data", data_words(facts.dataset)))
     rows.append(("objective", facts.objective))
     rows.append(("device", f"{facts.device}, {facts.precision}"))
     rows.append(("run folder", facts.run))

@@ -76,7 +76,7 @@ def settings_grid(result: Result) -> Grid:
         ("alpha", "none: a plain weighted sum" if plain_sum else significant(result.alpha)),
         ("epochs", fixed(result.epochs, 0)),
         ("seed", fixed(result.seed, 0)),
-        ("data", _data_words(result.dataset or DatasetFacts())),
+        ("data", data_words(result.dataset or DatasetFacts())),
         ("overrides", " ".join(result.overrides)),
         ("images per second", fixed(result.images_per_second, 0)),
         ("versions", ", ".join(f"{name} {version}" for name, version in result.versions.items())),
@@ -86,7 +86,7 @@ def settings_grid(result: Result) -> Grid:
     return [["setting", "value"], *([name, words] for name, words in rows if words and words != DASH)]
 
 
-def _data_words(data: DatasetFacts) -> str:
+def data_words(data: DatasetFacts) -> str:
     """``digits, 10 classes, 1,297 train, 200 val, 300 test``"""
     sizes = (("train", data.train), ("val", data.val), ("test", data.test))
     some = data.labelled is not None and data.labelled != data.train

@@ -146,7 +146,7 @@ def _validate(fit: Fit, loop: Loop, runtime: Runtime) -> dict[str, float]:
     share_buffers(loop.state.deployed, runtime)
     # Without labels only the teacher can tell how good an epoch is; where there are some, it costs time.
     judge = None if loop.teacher is None or fit.data.val.has_labels else loop.teacher.live
-    return evaluate(loop.state.deployed, fit.data.val, runtime, teacher=judge)
+    return evaluate(loop.state.deployed, fit.data.val, teacher=judge)
 
 
 def _prepare_terms(fit: Fit, loop: Loop, session: Session) -> None:
