@@ -1,6 +1,6 @@
 """Every preset of configs/distill on real digits at one budget: python scripts/measure_presets.py
 
-Runs one sweep of `+experiment=presets` over presets and seeds, or goes on with it, and writes docs/results.md from the
+Runs one sweep of `experiment=presets` over presets and seeds, or goes on with it, and writes docs/results.md from the
 run folders. `--presets kd,dkd` measures some, `--seeds 0,1,2` chooses the seeds, `--runs` the folder. `--jobs 2`
 runs two at a time, each on one thread (pip install 'distillcli[joblib]').
 """
@@ -43,7 +43,7 @@ def sweep_arguments(presets: list[str], seeds: str, runs: Path, jobs: int) -> li
     choices = [f"distill={','.join(presets)}", f"seed={seeds}"]
     if jobs > 1:
         choices += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}", "trainer.threads=1"]
-    return ["train", "-m", "+experiment=presets", *choices, f"runs={runs}", f"out={runs / 'sweep'}"]
+    return ["train", "-m", "experiment=presets", *choices, f"runs={runs}", f"out={runs / 'sweep'}"]
 
 
 def spread(values: list[float]) -> str:

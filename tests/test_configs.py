@@ -34,7 +34,7 @@ def overrides_of(option: Path, folder: Path) -> list[str]:
     (folder / "class").mkdir(exist_ok=True)
     given = {"teacher/mean.yaml": ["trainer.ema=0.99"], "experiment/embedding.yaml": [f"teacher.checkpoint={folder}"]}
     needed = given.get(option.as_posix(), [])
-    return [f"+experiment={name}" if group == "experiment" else f"{group}={name}", f"dataset.root={folder}", *needed]
+    return [f"experiment={name}" if group == "experiment" else f"{group}={name}", f"dataset.root={folder}", *needed]
 
 
 def composed(overrides: list[str]) -> TrainConfig:
@@ -109,7 +109,7 @@ def test_a_dataset_can_be_evaluated_on(option: Path, tmp_path: Path) -> None:
 def test_an_experiment_opens_with_its_command(option: Path) -> None:
     lines = (CONFIGS / option).read_text("utf-8").splitlines()
     assert lines[0] == "# @package _global_"
-    assert re.fullmatch(rf"# distill train (-m )?\+?experiment={re.escape(option.stem)}( .*)?", lines[1]), lines[1]
+    assert re.fullmatch(rf"# distill train (-m )?experiment={re.escape(option.stem)}( .*)?", lines[1]), lines[1]
 
 
 @pytest.mark.parametrize("option", EXPERIMENTS, ids=str)

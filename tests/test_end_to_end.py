@@ -30,7 +30,7 @@ from distillcli import cli
 from distillcli.runs.folder import read_metrics, read_result
 
 QUICK = ("trainer.threads=1", "trainer.device=cpu", "trainer.epochs=2", "teacher.fit.epochs=2", "dataset.samples=64")
-SMOKE = ("train", "+experiment=smoke", *QUICK)
+SMOKE = ("train", "experiment=smoke", *QUICK)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DISTILL_CONFIG_DIR": ""}
 
 CONTRACT = {
@@ -96,7 +96,7 @@ def test_a_run_leaves_the_files_of_the_contract(work: Path, smoke: Path) -> None
     assert {path.name for path in (work / "runs").iterdir()} >= {"smoke", "teachers", "controls"}
     assert (work / "runs" / "smoke" / "latest").readlink() == Path(smoke.name)
     assert (smoke / "classes.txt").read_text().splitlines() == [f"pattern {number}" for number in range(4)]
-    assert (smoke / "command.txt").read_text().startswith("distill train +experiment=smoke ")
+    assert (smoke / "command.txt").read_text().startswith("distill train experiment=smoke ")
     assert "control:" in (smoke / "train.log").read_text()
 
 

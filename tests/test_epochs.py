@@ -132,7 +132,7 @@ def test_views_that_grow_do_not_come_again() -> None:
 
 
 def test_a_model_of_one_size_refuses_growing_views(distill: Distill) -> None:
-    answer = distill("train", "+experiment=smoke", "trainer.progressive=[0.5,0.5]", "student.name=test_vit")
+    answer = distill("train", "experiment=smoke", "trainer.progressive=[0.5,0.5]", "student.name=test_vit")
     assert answer.code == 2
     assert "test_vit takes images of one size; use trainer.progressive=null" in answer.stderr
     assert "Traceback" not in answer.stderr

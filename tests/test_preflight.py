@@ -31,7 +31,7 @@ def test_an_equal_teacher_has_nothing_to_teach() -> None:
 
 
 def test_a_run_from_its_own_teachers_weights_is_told_before_it_starts(tmp_path: Path, distill: Distill) -> None:
-    few = ("+experiment=smoke", "dataset.samples=64", "trainer.device=cpu", "trainer.epochs=1", "baseline=false")
+    few = ("experiment=smoke", "dataset.samples=64", "trainer.device=cpu", "trainer.epochs=1", "baseline=false")
     first = distill("train", *few, "distill=none", "student.name=test_resnet", "out=first")
     assert first.code == 0, first.stderr
     same = ("student.name=test_resnet", "student.checkpoint=first", "teacher.checkpoint=first", "student.freeze=2")

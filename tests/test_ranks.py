@@ -193,7 +193,7 @@ def test_sweeps_are_refused_under_torchrun(tmp_path: Path, monkeypatch: pytest.M
 def test_torchrun_leaves_one_run(tmp_path: Path) -> None:
     """The real command: one claimed folder, one panel, one result, and the teacher is shared."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "distillcli", "train", "+experiment=smoke", "trainer.threads=1", "trainer.device=cpu"]
+    command += ["-m", "distillcli", "train", "experiment=smoke", "trainer.threads=1", "trainer.device=cpu"]
     command += ["trainer.epochs=1", "teacher.fit.epochs=1", "dataset.samples=64", "baseline=false"]
     done = subprocess.run(
         command,

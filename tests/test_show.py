@@ -95,15 +95,15 @@ def test_runs_read_result_files(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_views_are_drawn_as_they_are_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
-    show.run(["views", "+experiment=smoke", "dataset.samples=64", "augment.mixup=1", "trainer.progressive=[0.5,0.5]"])
+    show.run(["views", "experiment=smoke", "dataset.samples=64", "augment.mixup=1", "trainer.progressive=[0.5,0.5]"])
     assert "views.png: 6 images of fake in 8 views of augment=light, seed 0" in capsys.readouterr().out
     first = Path("views.png").read_bytes()
     with Image.open("views.png") as sheet:
         assert sheet.width > 1000
         assert sheet.height > 1000
-    show.run(["views", "+experiment=smoke", "dataset.samples=64", "augment.mixup=1", "trainer.progressive=[0.5,0.5]"])
+    show.run(["views", "experiment=smoke", "dataset.samples=64", "augment.mixup=1", "trainer.progressive=[0.5,0.5]"])
     assert Path("views.png").read_bytes() == first
-    show.run(["views", "+experiment=smoke", "dataset.samples=64", "seed=1"])
+    show.run(["views", "experiment=smoke", "dataset.samples=64", "seed=1"])
     assert Path("views.png").read_bytes() != first
 
 

@@ -88,7 +88,7 @@ def test_student_and_members_of_three_sizes_from_command_to_evaluation(tmp_path:
     members = "teacher.members=[{name: test_resnet, image_size: 24},{name: vit_tiny_patch16_224, args: {depth: 1}}]"
     sizes = ("student.image_size=16", members, "teacher=ensemble", "teacher.fit.epochs=1", "trainer.epochs=1")
     run = tmp_path / "run"
-    done = distill("train", "+experiment=smoke", *sizes, "dataset.samples=64", "trainer.device=cpu", f"out={run}")
+    done = distill("train", "experiment=smoke", *sizes, "dataset.samples=64", "trainer.device=cpu", f"out={run}")
     assert done.code == 0, done.stderr
     result = json.loads((run / "result.json").read_text())
     assert result["student"]["macs"] == describe(ModelConfig("test_efficientnet"), 4, 16, "student").macs

@@ -66,7 +66,7 @@ def test_a_run_counts_and_says_what_it_left_out(distill: Any, tmp_path: Path, st
     data = ["dataset=folder", f"dataset.root={damaged(tmp_path / 'images')}", "dataset.image_size=32"]
     if streamed:
         data.append("dataset.memory_gb=0")
-    run = ["train", "+experiment=smoke", *data, "trainer.epochs=1", "trainer.batch_size=4", "baseline=false"]
+    run = ["train", "experiment=smoke", *data, "trainer.epochs=1", "trainer.batch_size=4", "baseline=false"]
     run += ["teacher.fit.epochs=1", "trainer.device=cpu", "trainer.threads=1", "out=run"]
     refused = distill(*run)
     assert refused.code == 2

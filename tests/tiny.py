@@ -36,7 +36,7 @@ def tiny(*overrides: str) -> TrainConfig:
     """test_resnet teaches test_efficientnet: 2 epochs of 4 steps, with random crops, flips and colours."""
     torch.set_num_threads(1)
     defaults = [
-        "+experiment=smoke",
+        "experiment=smoke",
         "trainer.device=cpu",
         "dataset.samples=64",
         "trainer.batch_size=16",
