@@ -76,7 +76,8 @@ def resolve_precision(wanted: str, device: torch.device, teacher: bool = False) 
     A student on a CPU stays fp32: depthwise convolutions run at 0.3-0.4 of the speed in bf16 there.
     """
     if wanted == "fp16" and device.type == "cpu":
-        raise UserError("precision=fp16: CPUs train in fp32 or bf16; use precision=auto")
+        key = "teacher.precision" if teacher else "trainer.precision"
+        raise UserError(f"{key}=fp16: CPUs compute in fp32 or bf16; use {key}=auto")
     if wanted != "auto":
         return wanted
     if device.type == "cuda":

@@ -47,7 +47,8 @@ class SimilarityPreserving(Term):
         student, teacher = setting.models
         if options.stage is None and options.teacher_stage is not None:
             raise UserError(
-                f"distill.terms.sp.teacher_stage={options.teacher_stage}: stage=null compares embeddings; give both"
+                f"distill.terms.sp.teacher_stage={options.teacher_stage}: distill.terms.sp.stage=null compares "
+                "embeddings; set both"
             )
         self.stage = options.stage
         self.teacher_stage = options.stage if options.teacher_stage is None else options.teacher_stage
