@@ -29,7 +29,7 @@ from distillcli.errors import UserError, did_you_mean
 def compose(primary: str, overrides: list[str]) -> object:
     """The typed config of one job: an instance of the schema of ``primary``.
 
-    ``primary``: a name in the table of primary configs. Raises UserError, one line, for anything a user can mend.
+    ``primary``: a name in the table of primary configs. Raises UserError, one line, for anything a user can fix.
     """
     return typed_config(primary, compose_raw(primary, normalise_overrides(primary, overrides)))
 
