@@ -28,8 +28,10 @@ def main() -> None:
     uv = ENVIRONMENT / "bin" / "uv"
     if not uv.exists():
         run(sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "--quiet", "uv")
-    constraints = ["--constraint", "scripts/constraints.txt"]
-    run(str(uv), "pip", "install", "--quiet", "--python", str(PYTHON), *constraints, "--editable", ".[dev]")
+    options = ["--constraint", "scripts/constraints.txt"]
+    if sys.dont_write_bytecode:  # PYTHONDONTWRITEBYTECODE: else every process would compile torch and timm for itself
+        options.append("--compile-bytecode")
+    run(str(uv), "pip", "install", "--quiet", "--python", str(PYTHON), *options, "--editable", ".[dev]")
     print(f"ready: {ENVIRONMENT / 'bin' / 'distill'}")
 
 

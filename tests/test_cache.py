@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from distillcli.config.schema import TrainConfig
 from distillcli.errors import UserError
 from distillcli.models.backbone import describe
-from distillcli.teachers.cached import CachedTeacher, answers_key, compare_with_live, with_cache
+from distillcli.teachers.cached import CachedTeacher, cache_key, compare_with_live, with_cache
 from distillcli.teachers.frozen import FrozenTeacher, Teacher
 from distillcli.teachers.rows import FORMATS, RowCache, choose_format, list_caches
 from distillcli.terms.objective import Objective
@@ -268,10 +268,10 @@ def test_views_come_again_after_a_cycle(tmp_path: Path) -> None:
 def test_everything_that_can_change_a_row_changes_the_key(tmp_path: Path) -> None:
     config = tiny(f"runs={tmp_path}")
     teacher, data = cached(config)
-    reference = answers_key(config, data, teacher.live, CPU)
+    reference = cache_key(config, data, teacher.live, CPU)
     with torch.no_grad():
         next(teacher.live.backbone.parameters())[0, 0, 0, 0] += 1e-3
-    assert answers_key(config, data, teacher.live, CPU) != reference
+    assert cache_key(config, data, teacher.live, CPU) != reference
     for override in (
         "seed=1",
         "augment.rotate=11",
@@ -287,10 +287,10 @@ def test_everything_that_can_change_a_row_changes_the_key(tmp_path: Path) -> Non
         other = tiny(f"runs={tmp_path}", override)
         changed, other_data = cached(other)
         live = dataclasses.replace(changed.live, precision=other.teacher.precision)
-        assert answers_key(other, other_data, live, CPU) != reference, override
+        assert cache_key(other, other_data, live, CPU) != reference, override
     for override in ("distill.temperature=2", "distill.alpha=0.5", "trainer.epochs=3", "student.name=test_resnet"):
         same, other_data = cached(tiny(f"runs={tmp_path}", override))
-        assert answers_key(tiny(override), other_data, same.live, CPU) == reference, override
+        assert cache_key(tiny(override), other_data, same.live, CPU) == reference, override
 
 
 def test_a_run_with_a_warm_cache_ends_in_the_same_weights(tmp_path: Path) -> None:

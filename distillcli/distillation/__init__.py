@@ -1,1 +1,1 @@
-"""One distillation from a config to a finished run folder: who teaches, what is fitted, what is found again."""
+"""One distillation from a config to a finished run folder: the teacher, the fits, and what is reused."""

@@ -21,7 +21,7 @@ MAPS_OF_ONE_FAMILY = ("at", "nst", "fsp", "hint")
 
 
 def planned_warnings(plan: Plan) -> list[str]:
-    """What can be said of a run before anything is fitted."""
+    """Warnings that are known before anything is trained."""
     found = data_warnings(plan.source) + _enlarged("student", plan.config.student, plan.config)
     if kind_of(plan.config).is_fixed:
         found += teacher_warnings(plan.config) + family_warnings(

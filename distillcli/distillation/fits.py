@@ -1,4 +1,4 @@
-"""Fitted once, found again: teachers, assistants and controls as ordinary run folders named by their recipe.
+"""Trained once, then reused: teachers, assistants and controls as ordinary run folders named by their recipe.
 
 The fingerprint of a recipe and of its data names the folder, so a sweep over temperatures fits each of them once, and
 parallel jobs wait for the one that got there first.
@@ -30,9 +30,9 @@ from distillcli.views.loader import Data
 
 
 def fit_once(recipe: Recipe, data: Data, session: Session, teacher: FrozenTeacher | None = None) -> Path:
-    """The run folder of a recipe: found if it is complete, else fitted, or continued where it was stopped.
+    """The run folder of a recipe: reused if it is complete, else trained, or continued where it was stopped.
 
-    ``teacher``: who teaches an assistant.
+    ``teacher``: of an assistant.
     """
     runtime, role, name = session.runtime, recipe.role, recipe.config.student.name
     # 1. All that decides the weights afterwards: it names the folder.
@@ -93,7 +93,7 @@ def _training_words(recipe: Recipe, teacher: FrozenTeacher | None) -> str:
 def open_cache_or_warn(
     config: TrainConfig, data: Data, teacher: FrozenTeacher, session: Session
 ) -> tuple[Teacher, str]:
-    """The teacher, its outputs cached where that is possible, and the format of the cache; says which."""
+    """The teacher, its outputs cached where that is possible, and the format of the cache, which is printed."""
     try:
         targets, cache_format, why = with_cache(config, data, teacher, session.runtime)
     except OSError as error:  # costs the cache and no more

@@ -21,7 +21,7 @@ class Kind:
     """A kind of teacher.
 
     ``applies``: whether a config asks for it. ``describe``: (config, student, what a classifier of the data is built
-    for) -> who teaches, in order; the last of them teaches the student. ``models``: the models beside the student.
+    for) -> the teachers, in order; the student learns from the last. ``models``: the models beside the student.
     ``is_fixed``: it is fitted or found before the student's first step; others are in training beside the student.
     """
 

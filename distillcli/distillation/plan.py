@@ -38,8 +38,8 @@ class Plan:
 
     ``student_run``: the config with what is trained in the student's place: joined to the teacher's head where the
     objective reuses that. ``source``: with the classes of the teacher where nothing is labelled. ``student_source``:
-    the same without classes where no term trains a head, which would answer at random. ``inputs``: what a classifier of
-    the data is built for. ``teachers``: in order, the last of whom teaches the student; empty for nobody.
+    the same without classes where no term trains a head, whose outputs would be random. ``inputs``: what a classifier
+    of the data is built for. ``teachers``: in order; the student learns from the last. Empty without a teacher.
     ``with_probe``: whether embeddings are measured.
     """
 

@@ -24,7 +24,7 @@ from distillcli.models.weights import weights_fingerprint
 from distillcli.runs.folder import fingerprint
 from distillcli.runtime import Runtime, resolve_precision
 from distillcli.sources.source import Source
-from distillcli.teachers.frozen import Member, answer_settings
+from distillcli.teachers.frozen import Member, output_settings
 from distillcli.views.loader import Data
 
 # Raise this number when a change of the code changes what the same recipe trains.
@@ -33,7 +33,7 @@ RECIPE_VERSION = 2
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run beside the student's own, fitted once and found again.
+    """A run beside the student's own, trained once and then reused.
 
     ``config``: of that run, in which the model is the student. ``role``: teacher, assistant or control. ``key``: where
     the config of the whole run names the model, for messages.
@@ -152,9 +152,9 @@ def as_student(model: ModelConfig) -> StudentConfig:
 
 @dataclass(frozen=True)
 class Above:
-    """Who teaches, as far as it decides what a student learns.
+    """The teacher of a fit, as far as it decides what the student learns.
 
-    ``cache_format``: of the stored answers, "off" where the teacher is asked again each time.
+    ``cache_format``: of the stored answers, "off" where the teacher is run each time.
     """
 
     model: Classifier
@@ -189,7 +189,7 @@ def recipe_fingerprint(
             "model": [config.student.name, config.student.args, student.image_size, config.student.freeze],
             "start": weights_fingerprint(student.net.state_dict()),
             "teacher": None if above is None else weights_fingerprint(above.model.state_dict()),
-            "teacher_settings": None if above is None else answer_settings(config),
+            "teacher_settings": None if above is None else output_settings(config),
             "teacher_arithmetic": None if above is None else [config.teacher.precision, above.cache_format],
             "view_cycle": config.teacher.cache.views,
             "objective": dataclasses.asdict(config.distill),

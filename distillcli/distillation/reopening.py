@@ -61,7 +61,7 @@ def reopen_model(
         backbone = open_pretrained(ModelConfig(name=what), source.classes, inputs, "")
     else:
         raise UserError(
-            f"checkpoint={what}: timm's weights answer with the classes of ImageNet, {source.name} has "
+            f"checkpoint={what}: timm's weights know the classes of ImageNet, {source.name} has "
             f"{len(source.classes)} others; evaluate a model that was trained on this data"
         )
     return place(backbone, runtime.device, channels_last)

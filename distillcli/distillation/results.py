@@ -16,7 +16,7 @@ from distillcli.training.fit import Fit, Fitted
 def result_of_fit(fit: Fit, fitted: Fitted, teacher: FrozenTeacher | None = None) -> Result:
     """Measure what was fitted, at its last and at its best epoch. ``teacher``: what it is compared with.
 
-    Who asked for the fit adds what else belongs to the run: its command, its teacher, its control.
+    The caller adds what else belongs to the run: its command, its teacher, its control.
     """
     config, data = fit.config, fit.data
     student = measure(fitted.backbone, data, teacher=teacher)
@@ -62,7 +62,7 @@ def _epoch(on_val: dict[str, float], top1: float | None, kl_to_teacher: float | 
 
 
 def dataset_facts(source: Source) -> DatasetFacts:
-    """What a result says of the data."""
+    """The data of a run, as its result describes it."""
     return DatasetFacts(
         name=source.name,
         classes=len(source.classes),

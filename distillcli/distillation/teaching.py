@@ -1,4 +1,4 @@
-"""Who teaches a student: found, or fitted, and handed down by its assistants."""
+"""The teacher of a run: found or trained, then passed on through its assistants."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from distillcli.views.loader import Data
 class Teaching:
     """The teacher of a run. The defaults describe a run without a fixed teacher.
 
-    ``teacher``: the one that was asked for. ``nearest``: who teaches the student, the last of its assistants or itself.
+    ``teacher``: the configured one. ``nearest``: the one the student learns from: the last assistant, or the teacher.
     ``targets``: the outputs of ``nearest``, cached as ``cache_format`` where they can be. ``facts`` and ``chain``: the
     numbers of the teacher and of its assistants for ``result.json``. ``timings``: seconds of finding each.
     """
@@ -40,13 +40,13 @@ class Teaching:
 
 
 def find_teaching(config: TrainConfig, data: Data, taps: Taps, session: Session) -> Teaching:
-    """Find or fit the teacher, measure it, and hand it down to its assistants.
+    """Find or train the teacher, measure it, and train its assistants.
 
     Raises NumericError when the teacher's outputs are not finite.
     """
     if not kind_of(config).is_fixed:
         return Teaching()
-    # 1. The teacher itself, measured before anybody learns from it.
+    # 1. The teacher itself, measured before anything learns from it.
     begun = time.monotonic()
     teacher, runs = find_teacher(config, data, taps, session)
     timings = {"teacher": time.monotonic() - begun}
@@ -60,13 +60,13 @@ def find_teaching(config: TrainConfig, data: Data, taps: Taps, session: Session)
         session.say(f"teacher: {_accuracy(facts, data.source)}")
     # 2. Its assistants, each the teacher of the next.
     begun, nearest, chain = time.monotonic(), teacher, list[Measured]()
-    for nearest, run in hand_down(config, data, teacher, session):
+    for nearest, run in train_assistants(config, data, teacher, session):
         numbers = measure(nearest.backbone, data, nearest.precision, teacher)
         chain.append(dataclasses.replace(numbers, run=run))
         session.say(f"assistant: {_accuracy(chain[-1], data.source)}")
     if chain:
         timings["assistants"] = time.monotonic() - begun
-    # 3. Whoever is nearest to the student is asked for what its objective compares.
+    # 3. The model nearest to the student outputs what the objective compares.
     nearest = dataclasses.replace(nearest, taps=taps)
     targets, cache_format = open_cache_or_warn(config, data, nearest, session)
     return Teaching(teacher, nearest, targets, cache_format, facts, tuple(chain), timings)
@@ -83,7 +83,7 @@ def find_teacher(
     return open_teacher(config, sources, data.source.classes, taps, session.runtime), runs
 
 
-def hand_down(
+def train_assistants(
     config: TrainConfig, data: Data, teacher: FrozenTeacher, session: Session
 ) -> list[tuple[FrozenTeacher, str]]:
     """Fit or find every assistant of ``config``, the first one taught by ``teacher``; each with its run folder."""

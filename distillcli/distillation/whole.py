@@ -40,7 +40,7 @@ from distillcli.views.loader import Data, open_data
 
 @contextmanager
 def session(config: TrainConfig, command: str, folder: Path | None) -> Iterator[Session]:
-    """The device, the ranks, the signals and the voice of one command; what is said goes to ``train.log`` as well.
+    """Device, ranks, signals and output of one command; what is printed goes to ``train.log`` as well.
 
     ``folder``: None where nothing is written, on all ranks but the main one.
     """
@@ -115,7 +115,7 @@ def distill(plan: Plan, job: Job, folder: Path, session: Session) -> Result:
         if plan.config.out is None and job.folder is None:
             point_latest(folder)
         opening(_opening(plan, runtime, folder))
-    # 3. Who teaches, then the student, then its control: each uses what the one before has left.
+    # 3. The teacher, then the student, then its control: each uses what the one before has left.
     teaching = find_teaching(plan.config, data, plan.objective.teacher_taps, session)
     warnings, begun = planned_warnings(plan), time.monotonic()
     student, result = _fit_student(plan, data, teaching, warnings, folder, session)
@@ -154,7 +154,7 @@ def _fit_student(
     """Train, measure and export the student and its peers. Adds to ``warnings`` what its start gives rise to."""
     runtime = session.runtime
     student_data = dataclasses.replace(data, source=plan.student_source)
-    # 1. The student and whoever learns with it, as they are before step 1.
+    # 1. The student and its peers, as they are before step 1.
     student = new_backbone(plan.config, student_data, "student")
     warnings += _start_warnings(plan, student, data, teaching, runtime)
     for warning in warnings:

@@ -39,7 +39,7 @@ def write(backbone: Backbone, folder: Path, classes: tuple[str, ...], crop_fract
 
 @torch.no_grad()
 def outputs(folder: Path, images: Tensor) -> Tensor:
-    """What the folder alone answers to B x C x H x W images in [0, 1]: logits, or embeddings without a classifier."""
+    """The folder's own outputs for B x C x H x W images in [0, 1]: logits, or embeddings without a classifier."""
     net: Any = timm.create_model(f"{LOCAL_PREFIX}{folder}", pretrained=True).eval()
     settings = net.pretrained_cfg
     size = tuple(settings["input_size"][1:])

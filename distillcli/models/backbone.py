@@ -1,4 +1,4 @@
-"""Backbone: a timm model that resizes and normalises for itself and answers with logits, embedding and stages.
+"""Backbone: a timm model that resizes and normalises its inputs, and outputs logits, embedding and stages.
 
 Stages are addressed by number through timm's ``forward_intermediates``: no hooks, no layer names. The embedding comes
 from ``forward_head(pre_logits=True)``; applying ``get_classifier()`` to it instead is wrong for one family in eight.
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
             values = _per_channel(settings[name], spec.channels)
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
         if isinstance(net, (VisionTransformerDistilled, LevitDistilled)):
-            net.set_distilled_training(True)  # in training mode they then answer with both classifiers
+            net.set_distilled_training(True)  # in training mode they then return the logits of both classifiers
 
     def train(self, mode: bool = True) -> Backbone:
         """Frozen layers stay in eval mode: their norms keep their statistics, and nothing in them is dropped."""
@@ -132,7 +132,7 @@ class Backbone(nn.Module):
         return logits.reshape(count, height, width, -1).permute(0, 3, 1, 2)
 
     def _logits(self, answer_BK: Tensor) -> Tensor:
-        """timm answers with the embedding where there is no classifier."""
+        """Without a classifier, timm returns the embedding."""
         return answer_BK if self.spec.classes else answer_BK[:, :0]
 
 
@@ -189,7 +189,7 @@ def key_of(key: str, setting: str) -> str:
 def place(backbone: Backbone, device: torch.device, channels_last: bool | None) -> Backbone:
     """Move the weights to the device, in the memory layout that decides which kernels run and how sums round.
 
-    ``channels_last``: None, where nobody has measured, is True.
+    ``channels_last``: None (not measured) is the same as True.
     """
     backbone.to(device)
     channels_last = channels_last is not False
@@ -199,7 +199,7 @@ def place(backbone: Backbone, device: torch.device, channels_last: bool | None) 
     return backbone
 
 
-# Specs that were asked for before: a run asks for the same ones several times, and each costs a second.
+# A run needs the same specs several times, and each takes up to a second.
 _described: dict[tuple[str, str, Inputs], Spec] = {}
 
 

@@ -1,4 +1,4 @@
-"""Several classifiers that answer as one."""
+"""Several classifiers whose outputs are averaged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
 
 
 class Ensemble(nn.Module):
-    """A weighted mean of its members' answers: of their probabilities, or of their logits, each at its own temperature.
+    """The weighted mean of its members' probabilities, or of their logits, each at its own temperature.
 
     ``forward``: B x C x H x W images in [0, 1] -> Output with logits B x K; every member resizes and normalises for
     itself. The mean of probabilities p is answered as log p, whose softmax is p again.

@@ -23,7 +23,7 @@ TOLERANCE = 1e-3
 
 
 def for_inference(backbone: Backbone, precision: str) -> Backbone:
-    """A copy that answers as ``backbone`` does in eval mode, faster; the model itself where nothing can be gained."""
+    """A faster copy with the outputs of ``backbone`` in eval mode; the model itself where nothing can be gained."""
     folded = fold_norms(backbone)
     return folded if precision == "fp32" else cast_weights(folded, PRECISIONS[precision])
 

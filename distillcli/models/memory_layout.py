@@ -1,6 +1,6 @@
 """Which memory layout is faster here for a model, measured once and remembered.
 
-Layouts round differently, so the answer is part of what a run computes: it is kept beside the runs, and every later run
+Layouts round differently, so the choice is part of what a run computes: it is stored with the runs, and every later run
 of the same model on the same device takes the same one (docs/decisions/013-memory-layout-is-measured-on-request.md).
 """
 

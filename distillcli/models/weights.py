@@ -34,7 +34,7 @@ _OF_THE_DATA = ("img_size", "num_classes", "in_chans")
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A state dict with what its file says about it; foreign files say little, hence the Nones.
+    """A state dict and what its file says about it; files of other tools say little, hence the Nones.
 
     ``classes``: () for a model without a head, None where they have no names; ``class_count``: how many there are,
     where the file says so. ``image_size``, ``channels``: of the images the model was trained on.
@@ -254,7 +254,7 @@ def knows_classes(weights: Weights, backbone: Backbone, classes: tuple[str, ...]
 
 
 def select_classes(weights: Weights, backbone: Backbone, wanted: tuple[str, ...], key: str) -> Weights:
-    """The weights with the rows of the classifier that answer for ``wanted`` alone, in that order.
+    """The weights with only the classifier's rows for ``wanted``, in that order.
 
     The softmax of such a classifier is that of the whole one given that one of ``wanted`` is shown. Weights without
     names must have as many classes as are wanted. Raises UserError, which begins with ``key``, for the first class

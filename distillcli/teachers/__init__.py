@@ -1,1 +1,1 @@
-"""Frozen models that answer a batch, live or from the cache."""
+"""Frozen teachers, run live or read from the cache."""

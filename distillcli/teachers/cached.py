@@ -1,4 +1,4 @@
-"""A teacher whose answers are kept in files, and the key under which they are found again."""
+"""A teacher whose outputs are stored in files, and the key that names them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distillcli.config.schema import TrainConfig
 from distillcli.models.weights import weights_fingerprint
 from distillcli.runs.folder import versions
 from distillcli.runtime import Runtime
-from distillcli.teachers.frozen import FrozenTeacher, Teacher, answer_settings
+from distillcli.teachers.frozen import FrozenTeacher, Teacher, output_settings
 from distillcli.teachers.rows import RowCache, choose_format, open_cache
 from distillcli.types import Batch, Output, Taps
 from distillcli.views.loader import Data
@@ -24,9 +24,9 @@ from distillcli.views.showing import showing
 
 @dataclasses.dataclass(frozen=True)
 class CachedTeacher:
-    """A teacher that is asked for each view of an image once. Rows hold the logits, then the embedding if it is tapped.
+    """A teacher that is run once for each view of an image. Rows hold the logits, then the embedding if it is tapped.
 
-    Also the first answer is the one that was stored, rounded: otherwise the first run would differ from the later ones.
+    The first run uses the stored, rounded row as well: otherwise it would differ from later ones.
     """
 
     live: FrozenTeacher
@@ -34,18 +34,18 @@ class CachedTeacher:
 
     def __call__(self, batch: Batch) -> Output:
         device = batch.images.device
-        rows, present = self.stored(batch)
+        rows, present = self.cached_rows(batch)
         if not present.all():
-            fresh = self.asked(batch)
+            fresh = self.live_rows(batch)
             for view, of_view, index in _by_view(batch):
                 absent = of_view & ~present
                 rows[absent] = self.cache.write(view, index[absent], fresh[absent])
-        answers = torch.from_numpy(rows).to(device, non_blocking=device.type == "cuda")
+        outputs = torch.from_numpy(rows).to(device, non_blocking=device.type == "cuda")
         classes = self.live.backbone.spec.classes
-        embedding = answers[:, classes:] if self.live.taps.embedding else None
-        return Output(answers[:, :classes], embedding, {})
+        embedding = outputs[:, classes:] if self.live.taps.embedding else None
+        return Output(outputs[:, :classes], embedding, {})
 
-    def stored(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def cached_rows(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The rows of a batch, B x width, and which of them are there; the others are undefined."""
         rows = np.zeros((len(batch.index), self.cache.width), dtype=np.float32)
         present = np.zeros(len(batch.index), dtype=bool)
@@ -53,12 +53,12 @@ class CachedTeacher:
             rows[of_view], present[of_view] = self.cache.read(view, index[of_view])
         return rows, present
 
-    def asked(self, batch: Batch) -> NDArray[np.float32]:
+    def live_rows(self, batch: Batch) -> NDArray[np.float32]:
         """The rows of a batch as the live teacher gives them."""
-        answer = self.live(batch)
-        parts = [answer.logits] if answer.embedding is None else [answer.logits, answer.embedding]
-        asked: NDArray[np.float32] = torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
-        return asked
+        output = self.live(batch)
+        parts = [output.logits] if output.embedding is None else [output.logits, output.embedding]
+        rows: NDArray[np.float32] = torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
+        return rows
 
 
 def _by_view(batch: Batch) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.int64]]]:
@@ -92,20 +92,20 @@ def with_cache(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime:
     if row_format == "off":
         return teacher, "off", why
     root = Path(cache.dir) if cache.dir else Path(config.runs) / "cache"
-    rows = open_cache(root, answers_key(config, data, teacher, runtime), row_format, width, images, runtime.rank)
+    rows = open_cache(root, cache_key(config, data, teacher, runtime), row_format, width, images, runtime.rank)
     return CachedTeacher(teacher, rows), row_format, why
 
 
-def answers_key(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime: Runtime) -> dict[str, Any]:
-    """All that can change what the teacher says for (view, index), in plain words."""
+def cache_key(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime: Runtime) -> dict[str, Any]:
+    """Everything that can change the teacher's output for (view, index), in plain words."""
     recipe = dataclasses.asdict(config.augment)
     del recipe["name"]
     return {
         "teacher": [teacher.backbone.spec.name, weights_fingerprint(teacher.backbone.state_dict())],
-        "settings": answer_settings(config),
+        "settings": output_settings(config),
         "arithmetic": [
             *(teacher.precision, config.trainer.channels_last, runtime.device.type),
-            "plain" if teacher.answering is None else "folded",
+            "plain" if teacher.inference_copy is None else "folded",
         ],
         "embedding": teacher.taps.embedding,
         "data": data.source.fingerprint,
@@ -129,8 +129,8 @@ def compare_with_live(config: TrainConfig, data: Data, teacher: CachedTeacher, c
             if number == per_view or compared >= count:
                 break
             batch = parts[0]
-            stored, present = teacher.stored(batch)
-            fresh = teacher.asked(batch)
+            stored, present = teacher.cached_rows(batch)
+            fresh = teacher.live_rows(batch)
             rounded = teacher.cache.format.decode(teacher.cache.format.encode(fresh), teacher.cache.width)
             if present.any():
                 compared += int(present.sum())

@@ -1,4 +1,4 @@
-"""A teacher: a frozen model that answers a batch, and where it comes from."""
+"""A teacher: a frozen model, and where its weights come from."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from distillcli.types import Batch, Inputs, Output, Spec, Taps
 
 
 class Teacher(Protocol):
-    """Whatever answers a batch of views with the targets of the teacher terms."""
+    """Whatever returns the targets of the teacher terms for a batch of views."""
 
     def __call__(self, batch: Batch) -> Output: ...
 
     @property
     def live(self) -> FrozenTeacher:
-        """The model behind it, which answers any images."""
+        """The model behind it, which takes any images."""
         ...
 
 
@@ -38,16 +38,16 @@ class Teacher(Protocol):
 class FrozenTeacher:
     """A backbone in eval mode, without gradients, in its own precision. It is no part of what is trained or saved.
 
-    ``answering``: a copy of the backbone for inference that answers in its place, or None.
+    ``inference_copy``: a faster copy of the backbone that is run in its place, or None.
     """
 
     backbone: Classifier
     precision: str
     taps: Taps
-    answering: Classifier | None = None
+    inference_copy: Classifier | None = None
 
     def __post_init__(self) -> None:
-        for model in (self.backbone, self.answering):
+        for model in (self.backbone, self.inference_copy):
             if model is not None:
                 model.eval().requires_grad_(False)
 
@@ -57,7 +57,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Output:
-        model = self.answering or self.backbone
+        model = self.inference_copy or self.backbone
         assert not model.training
         with autocast(batch.images.device, self.precision):
             output: Output = model(batch.images, self.taps)
@@ -109,8 +109,8 @@ def describe_teacher(config: TrainConfig, inputs: Inputs) -> Spec:
     return join_specs(specs) if config.teacher.members else specs[0]
 
 
-def answer_settings(config: TrainConfig) -> list[Any]:
-    """What decides the answers of the teachers of ``config`` beside their weights and precision."""
+def output_settings(config: TrainConfig) -> list[Any]:
+    """What decides the outputs of the teachers of ``config``, besides their weights and precision."""
     sizes = [member.config.teacher.image_size or config.dataset.image_size for member in members_of(config)]
     return [config.teacher.average, sizes]
 
@@ -118,11 +118,11 @@ def answer_settings(config: TrainConfig) -> list[Any]:
 def open_teacher(
     config: TrainConfig, weights_from: list[str | None], classes: tuple[str, ...], taps: Taps, runtime: Runtime
 ) -> FrozenTeacher:
-    """The teacher of ``config``, ready to teach: an ensemble, or one model.
+    """The teacher of ``config``, ready for use: an ensemble, or one model.
 
     ``weights_from``: for each member its checkpoint or run folder, or None for timm's weights. Raises UserError if
     weights do not fit their model or lack a class of the data. A teacher of more classes, or of the same in another
-    order, answers with those of the data.
+    order, gives logits for those of the data.
     """
     members = zip(members_of(config), weights_from, strict=True)
     return as_teacher(

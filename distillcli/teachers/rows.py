@@ -1,8 +1,8 @@
-"""The teacher-output cache: what a teacher said for (index, view), kept in files, so that it is paid once.
+"""The teacher-output cache: a teacher's outputs by (index, view) in files, so that each is computed once.
 
-Exact because a view is a pure function of (seed, view, index): the row that was stored for a view is the row that the
-teacher would give now, rounded as the format says. The first run uses the rounded rows that it stores, so it and every
-later run are equal bit for bit. A folder is named by a hash of all that can change a row.
+Exact because a view is a pure function of (seed, view, index): the row stored for a view is the one the teacher would
+output now, rounded as the format says. The first run uses the rounded rows that it stores, so it and all later runs are
+equal bit for bit. A folder is named by a hash of everything that can change a row.
 
 Every row ends with its checksum: a row that was never written, was torn by a crash or was damaged since is computed
 again, and damaged ones are counted.

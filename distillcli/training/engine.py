@@ -30,7 +30,7 @@ from distillcli.views.showing import Showing
 
 @dataclass(frozen=True)
 class Loop:
-    """A fit made ready to take steps on its device. ``teacher``: who answers each batch, or None."""
+    """A fit made ready to take steps on its device. ``teacher``: gives the targets of each batch, or None."""
 
     state: State
     update: Update
@@ -63,7 +63,7 @@ def ready(fit: Fit, runtime: Runtime) -> Loop:
 
 
 def trained_module(loop: Loop, fit: Fit, runtime: Runtime) -> nn.Module:
-    """What a step calls: the model of the loop, compiled if that is asked for, and joined with the other ranks'."""
+    """What a step calls: the model of the loop, compiled if so configured, and synchronised with the other ranks."""
     if fit.config.trainer.compile:
         # Launching its kernels one by one takes longer than running a small student: a GPU replays them as graphs.
         fit.student.compile(mode="reduce-overhead" if runtime.device.type == "cuda" else "default")

@@ -24,7 +24,7 @@ LATENCY_RUNS = 30
 def measure(
     backbone: Classifier, data: Data, precision: str = "fp32", teacher: FrozenTeacher | None = None
 ) -> Measured:
-    """All numbers of one model on the evaluated part of ``data``; those that cannot be known are None."""
+    """All numbers of one model on the evaluated part of ``data``; unknown ones are None."""
     numbers, by_class = evaluate_by_class(backbone, data.evaluation, precision, teacher)
     names = data.source.classes
     return Measured(
@@ -59,7 +59,7 @@ def evaluate_by_class(
     ``top1``, ``top5`` and ``agreement`` (share of images where student and teacher decide alike) in percent, top-5
     being top-k of the classes there are; ``balanced_accuracy``: the mean over the classes of their top-1; ``nll`` and
     ``kl_to_teacher`` = KL(teacher || student) at temperature 1 in nats, mean per image; ``ece`` of 15 equal bins, in
-    [0, 1]. A number that cannot be known is left out: ``agreement`` and ``kl_to_teacher`` need a ``teacher`` with a
+    [0, 1]. An unknown number is left out: ``agreement`` and ``kl_to_teacher`` need a ``teacher`` with a
     head, the others labels, and count the labelled images alone. A student without a head has no number.
 
     Also returns, for each class that occurs, its top-1 in percent and how many images it has.
@@ -83,13 +83,13 @@ def evaluate_by_class(
         with autocast(runtime.device, precision):
             logits = backbone(batch.images).logits.float()
         known = batch.targets >= 0
-        said, labels = logits[known], batch.targets[known]
-        hits = said.topk(min(5, classes)).indices == labels[:, None]
+        of_known, labels = logits[known], batch.targets[known]
+        hits = of_known.topk(min(5, classes)).indices == labels[:, None]
         top1.update(hits[:, 0].float())
         top5.update(hits.any(dim=1).float())
         right += torch.bincount(labels[hits[:, 0]], minlength=classes)
-        ece.update(said.softmax(dim=1), labels)
-        nll.update(functional.cross_entropy(said, labels, reduction="none"))
+        ece.update(of_known.softmax(dim=1), labels)
+        nll.update(functional.cross_entropy(of_known, labels, reduction="none"))
         if teacher is not None:
             target = teacher(batch).logits.float()
             agreement.update((logits.argmax(dim=1) == target.argmax(dim=1)).float())

@@ -18,7 +18,7 @@ class Fit:
     """All that is decided before step 1: train ``student`` as ``config`` says, in ``folder``.
 
     ``role``: student, teacher, assistant or control. ``fingerprint``: names what is trained, and is kept in the
-    checkpoints. ``teacher``: answers batches; None where nobody does, or where the moving average of the student will.
+    checkpoints. ``teacher``: gives the targets; None without one, or where the moving average of the student will.
     ``peers`` learn with the student and teach it.
     """
 
@@ -34,7 +34,7 @@ class Fit:
 
     @property
     def showing(self) -> Showing:
-        """With nobody to teach, only the labelled images are shown, for as many steps as all of them would take."""
+        """Without a teacher only the labelled images are shown, for as many steps as all images would take."""
         train = self.data.train
         return showing(self.config, train if self.objective.compares_teacher else train.labelled())
 

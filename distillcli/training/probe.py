@@ -32,14 +32,14 @@ def probe(backbone: Backbone, data: Data) -> dict[str, float]:
     train = data.train.labelled()
     chosen = train.shown[permutation(0, 0, len(train.shown))[:MOST_IMAGES]]
     learned, labels = embeddings(backbone, dataclasses.replace(train, only=chosen))
-    asked, truth = embeddings(backbone, data.evaluation.labelled())
+    queries, truth = embeddings(backbone, data.evaluation.labelled())
     neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), metric="cosine", weights="distance")
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # what is not finished by then is as good as finished
         linear.fit(learned, labels)
     neighbours.fit(learned, labels)
-    return {"knn_top1": 100 * neighbours.score(asked, truth), "probe_top1": 100 * linear.score(asked, truth)}
+    return {"knn_top1": 100 * neighbours.score(queries, truth), "probe_top1": 100 * linear.score(queries, truth)}
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ PARTS = ("data", "teacher", "forward", "backward", "optimizer")
 
 
 def unmarked(_part: str) -> None:
-    """The mark of a step that nobody times."""
+    """The mark of a step that is not timed."""
 
 
 @dataclass(frozen=True)
