@@ -29,7 +29,7 @@ def main() -> None:
     if not uv.exists():
         run(sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "--quiet", "uv")
     constraints = ["--constraint", "scripts/constraints.txt"]
-    run(str(uv), "pip", "install", "--quiet", "--python", str(PYTHON), *constraints, "--editable", ".[dev]")
+    run(str(uv), "pip", "install", "--quiet", "--compile-bytecode", "--python", str(PYTHON), *constraints, "--editable", ".[dev]")
     print(f"ready: {ENVIRONMENT / 'bin' / 'distill'}")
 
 
