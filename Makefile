@@ -24,7 +24,7 @@ format: setup  ## let ruff rewrite what it can
 	$(VENV)/bin/ruff format .
 
 demo: setup  ## distil resnet50 into a MobileNet on handwritten digits
-	$(VENV)/bin/distill train +experiment=resnet50_to_mobilenet
+	$(VENV)/bin/distill train experiment=resnet50_to_mobilenet
 
 clean:  ## remove the environment and build products
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -13,21 +13,21 @@ from distillcli.commands.table import COMMANDS
 from distillcli.errors import Interrupted, NumericError, UserError, did_you_mean
 
 FLAGS_HELP = """flags:
-  -m, --multirun      sweep: every combination of the comma-separated values
+  -m, --multirun      sweep: every combination of comma-separated values
   --cfg job           show the config instead of running
   --package KEY       with --cfg: only this part of it, e.g. --package trainer
   --resolve           with --cfg: with interpolations resolved
-  --config-dir DIR    your own configs, DIR/GROUP/NAME.yaml; they win over the shipped ones (also $DISTILL_CONFIG_DIR)
+  --config-dir DIR    your own configs, DIR/GROUP/NAME.yaml; they take precedence (also $DISTILL_CONFIG_DIR)
   --info              how the config was composed"""
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run one command and leave with its exit code."""
+    """Run one command and exit with its code."""
     raise SystemExit(run(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: list[str]) -> int:
-    """Run one command; 0 done, 2 a mistake of the user, 1 a bug or a failed sweep, 130 and 143 interrupted."""
+    """Run one command. 0: success, 1: a bug or a failed sweep, 2: a user error, 130 and 143: interrupted."""
     try:
         _dispatch(argv)
         sys.stdout.flush()
@@ -42,14 +42,14 @@ def run(argv: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader has gone (| head). Python would complain once more when it flushes stdout at exit.
+        # The reader is gone (| head). Python would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return _bug()
         where = error.filename or "stdout"
-        return _fail(f"{where}: the disk is full; free some space and go on with resume=RUN", 2)
+        return _fail(f"{where}: the disk is full; free some space and continue with resume=RUN", 2)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except Exception:
@@ -65,7 +65,7 @@ def _bug() -> int:
 
 
 def _fail(error: Exception | str, code: int) -> int:
-    rank = os.environ.get("RANK", "0")  # torchrun shows what all its processes say
+    rank = os.environ.get("RANK", "0")  # torchrun shows the output of all its processes
     print("error:" if rank == "0" else f"error: rank {rank}:", " ".join(str(error).split()), file=sys.stderr)
     return code
 
@@ -103,14 +103,14 @@ def help_text() -> str:
         "distill train                                         a first distillation on the built-in digits",
         "distill train experiment=resnet50_to_mobilenet        a ready-made experiment (distill show experiments)",
         "distill train -m distill.temperature=1,2,4,8          a sweep",
-        "distill eval checkpoint=runs/distill/latest           how good is it?",
+        "distill eval checkpoint=runs/distill/latest           measure the result",
     )
     width = max(map(len, COMMANDS))
     lines = ["Knowledge distillation of image classifiers.", "", "examples:"]
     lines += [f"  {example}" for example in examples]
     lines += ["", "commands:"]
     lines += [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    lines += ["", "distill COMMAND --help says more; distill --version."]
+    lines += ["", "distill COMMAND --help for more; distill --version."]
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """The exceptions that carry an exit code.
 
-Everything a user can mend is a :class:`UserError` and is shown as one line. Everything else is a bug and keeps its
+Everything a user can fix is a :class:`UserError` and is shown as one line. Everything else is a bug and keeps its
 traceback.
 """
 
@@ -22,7 +22,7 @@ class NumericError(Exception):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM after the state was saved.
+    """Ctrl-C or SIGTERM, raised after the state has been saved.
 
     Derives from ``BaseException`` so that a sweep stops instead of going on with its next job.
     """

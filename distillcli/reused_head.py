@@ -26,39 +26,46 @@ default_cfgs = generate_default_cfgs({NAME: {"fixed_input_size": True}})
 _NOT_ARCHITECTURE = ("model_name", "pretrained_cfg", "pretrained_model_args", "num_classes", "in_chans", "img_size")
 
 
-class ReusedHead(nn.Module):
-    """The last stage of ``body``, projected to the channels of ``head``, and what ``head`` does after its features.
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What is joined: ``body`` and ``head`` are names of timm models, with their further arguments.
 
-    ``body`` and ``head`` are names of timm models. The projector has three convolutions, 1 x 1, 3 x 3 and 1 x 1, the
-    first two of 1 / ``reduction`` of the channels, each with batch norm and ReLU; the last ReLU only with ``relu``.
+    The projector between them has three convolutions, 1 x 1, 3 x 3 and 1 x 1, the first two of 1 / ``reduction`` of the
+    channels, each with batch norm and ReLU; the last ReLU only with ``relu``.
     """
 
-    def __init__(
-        self,
-        body: str,
-        head: str,
-        num_classes: int,
-        in_chans: int = 3,
-        img_size: int | None = None,
-        body_args: dict[str, Any] | None = None,
-        head_args: dict[str, Any] | None = None,
-        reduction: int = 2,
-        relu: bool = True,
-    ) -> None:
+    body: str
+    head: str
+    body_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    head_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    reduction: int = 2
+    relu: bool = True
+
+
+class ReusedHead(nn.Module):
+    """The last stage of a body, projected to the channels of a head, and what the head does after its features.
+
+    Takes the arguments that timm gives every model, and those of ``Parts``.
+    """
+
+    def __init__(self, num_classes: int, in_chans: int = 3, img_size: int | None = None, **parts: Any) -> None:
         super().__init__()
-        arguments = {"num_classes": 0, "in_chans": in_chans, **(body_args or {})}
-        self.body: Any = timm.create_model(**resolve_model_input_args(body, {"img_size": img_size}, **arguments))
+        joined = Parts(**parts)
+        arguments = {"num_classes": 0, "in_chans": in_chans, **joined.body_args}
+        self.body: Any = timm.create_model(**resolve_model_input_args(joined.body, {"img_size": img_size}, **arguments))
         channels = self.body.feature_info[-1]["num_chs"]
         self.stages = len(self.body.feature_info)
         self.body.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
-        self.teacher_head: Any = _after_features(timm.create_model(head, num_classes=num_classes, **(head_args or {})))
+        self.teacher_head: Any = _after_features(
+            timm.create_model(joined.head, num_classes=num_classes, **joined.head_args)
+        )
         self.num_classes, self.in_chans = num_classes, in_chans
         self.num_features, self.head_hidden_size = self.teacher_head.num_features, self.teacher_head.head_hidden_size
-        middle = max(1, self.num_features // reduction)
+        middle = max(1, self.num_features // joined.reduction)
         self.projector = nn.Sequential(
             ConvNormAct(channels, middle, 1),
             ConvNormAct(middle, middle, 3),
-            ConvNormAct(middle, self.num_features, 1, apply_act=relu),
+            ConvNormAct(middle, self.num_features, 1, apply_act=joined.relu),
         )
 
     def no_weight_decay(self) -> set[str]:

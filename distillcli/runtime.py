@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from distillcli.config.job import process_count
 from distillcli.config.schema import TrainerConfig
 from distillcli.errors import UserError
 
@@ -76,7 +77,8 @@ def resolve_precision(wanted: str, device: torch.device, teacher: bool = False) 
     A student on a CPU stays fp32: depthwise convolutions run at 0.3-0.4 of the speed in bf16 there.
     """
     if wanted == "fp16" and device.type == "cpu":
-        raise UserError("precision=fp16: CPUs train in fp32 or bf16; use precision=auto")
+        key = "teacher.precision" if teacher else "trainer.precision"
+        raise UserError(f"{key}=fp16: CPUs train in fp32 or bf16; use {key}=auto")
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
@@ -112,7 +114,7 @@ def start(trainer: TrainerConfig) -> Iterator[Runtime]:
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = process_count()
     if world == 1:
         yield Runtime(device)
         return

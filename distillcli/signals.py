@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: finish the step, save, leave."""
+"""Ctrl-C, SIGTERM and SIGUSR1: finish the step, save, exit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
 @dataclass
 class Stop:
-    """``exit_code`` is 0 until a signal asks to stop; the training loop looks at it between two steps."""
+    """``exit_code`` is 0 until a signal asks to stop; the training loop checks it between steps."""
 
     exit_code: int = 0
 

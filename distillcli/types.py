@@ -1,4 +1,4 @@
-"""The vocabulary of tensors that passes between data, models, terms and the engine.
+"""The vocabulary of tensors passed between data, models, terms and the engine.
 
 Shape legend, used as suffixes where shapes matter: B images in a batch, K classes, D width of an embedding, C channels,
 H height, W width, N images in a split.
@@ -28,10 +28,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Taps:
-    """What is wanted of a model beside its logits: which stages, and whether embedding, class maps and features.
+    """What a model is asked for besides its logits. Each field asks for the part of ``Output`` of the same name.
 
-    ``token``: whether the logits of a distillation token are wanted apart, of a model that has one and is trained.
-    ``preactivations``: the stages that are wanted as they were before the activation that ends them.
+    ``stages``, ``preactivations``: stage numbers. ``token``: asks for ``token_logits``, which only models with a
+    distillation token have, and only in training mode.
     """
 
     stages: tuple[int, ...] = ()
@@ -41,19 +41,30 @@ class Taps:
     features: bool = False
     preactivations: tuple[int, ...] = ()
 
+    def __or__(self, other: Taps) -> Taps:
+        """Everything that either asks for."""
+        return Taps(
+            stages=tuple(sorted({*self.stages, *other.stages})),
+            embedding=self.embedding or other.embedding,
+            token=self.token or other.token,
+            class_maps=self.class_maps or other.class_maps,
+            features=self.features or other.features,
+            preactivations=tuple(sorted({*self.preactivations, *other.preactivations})),
+        )
+
 
 LOGITS_ONLY = Taps()
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a model says about a batch.
+    """A model's output for a batch. What was not tapped is None or missing.
 
-    ``logits``: B x K. ``embedding``: B x D, the pooled features before the classifier, or None if it was not tapped.
-    ``stages``: stage number, as it was tapped -> B x C x H x W feature map. ``token_logits``: B x K, of the
-    distillation token, where they were tapped and ``logits`` are the class token's alone. ``class_maps``: B x K x H x
-    W, the classifier applied to every position by itself. ``features``: what the head is given, B x C x H x W in
-    models whose head pools a map. ``preactivations``: like ``stages``, before the activation that ends the stage.
+    ``logits``: B x K. ``embedding``: B x D, the pooled features before the classifier. ``stages``: stage number, as it
+    was tapped -> B x C x H x W feature map. ``token_logits``: B x K, of the distillation token; ``logits`` are then
+    the class token's alone. ``class_maps``: B x K x H x W, the classifier applied to each position by itself.
+    ``features``: the input of the head, B x C x H x W in models whose head pools a map. ``preactivations``: like
+    ``stages``, before the activation that ends the stage.
     """
 
     logits: Tensor
@@ -66,8 +77,42 @@ class Output:
 
     @property
     def taught_logits(self) -> Tensor:
-        """What a teacher's logits are compared with: B x K, the distillation token's where there is one."""
+        """The logits to compare with a teacher's: B x K, the distillation token's where there is one."""
         return self.logits if self.token_logits is None else self.token_logits
+
+    def float(self) -> Output:
+        """The same in float32: softmax, norms and squares overflow or vanish in half precision."""
+        return Output(
+            logits=self.logits.float(),
+            embedding=_float(self.embedding),
+            stages={stage: maps.float() for stage, maps in self.stages.items()},
+            token_logits=_float(self.token_logits),
+            class_maps=_float(self.class_maps),
+            features=_float(self.features),
+            preactivations={stage: maps.float() for stage, maps in self.preactivations.items()},
+        )
+
+
+def _float(part: Tensor | None) -> Tensor | None:
+    return None if part is None else part.float()
+
+
+def tapped(part: Tensor | None) -> Tensor:
+    """An optional part of an ``Output`` that the caller has tapped, so that it cannot be None."""
+    assert part is not None, "this part of the output was not tapped"
+    return part
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model is built for: how many ``classes`` (0: it has no classifier), and the images it is shown.
+
+    ``image_size``: side of the views in pixels. ``channels``: of the images.
+    """
+
+    classes: int
+    image_size: int
+    channels: int = 3
 
 
 @dataclass(frozen=True)

@@ -36,18 +36,20 @@ from torchvision.transforms.functional import to_pil_image
 
 from distillcli.config.compose import compose
 from distillcli.config.schema import TrainConfig
+from distillcli.config.terms import labels_only
 from distillcli.models.backbone import build, describe, place
 from distillcli.runtime import Runtime, start
 from distillcli.sources.open import open_source
 from distillcli.teachers.cached import with_cache
 from distillcli.teachers.frozen import Teacher, as_teacher
 from distillcli.terms.base import Setting
-from distillcli.terms.objective import Objective, labels_only
-from distillcli.training.engine import train_step
+from distillcli.terms.objective import Objective
 from distillcli.training.learners import Distillation
 from distillcli.training.optim import build_optimizer
+from distillcli.training.step import Update, train_step
 from distillcli.types import Batch
 from distillcli.views.loader import Data, open_data
+from distillcli.views.showing import showing
 
 TEMPERATURE, ALPHA, LR, SHIFT = 4.0, 0.9, 0.05, 0.1
 Step = Callable[[], object]
@@ -215,33 +217,35 @@ def distill_loop(
     config: TrainConfig, data: Data, runtime: Runtime, precision: str | None, cached: bool = False
 ) -> Step:
     """The step of this package. ``precision``: of the teacher, None for no teacher. Cached: rows are written before."""
-    classes, size = len(data.source.classes), config.dataset.image_size
-    layout, batch_size = config.trainer.channels_last, config.trainer.batch_size
+    layout = config.trainer.channels_last
     terms = config.distill if precision else labels_only(config.distill)
-    specs = [describe(model, classes, size, "model") for model in (config.student, config.teacher)]
+    specs = [describe(model, data.inputs, "student") for model in (config.student, config.teacher)]
     labels = data.source.train.labels
     objective = Objective(terms, Setting(specs[0], specs[1] if precision else None, labels, config.trainer.epochs))
     model = Distillation(
-        place(build(config.student, classes, size, "student"), runtime.device, layout), objective
+        place(build(config.student, data.inputs, "student"), runtime.device, layout), objective
     ).train()
     optimizer = build_optimizer(config.optimizer, [model.student.net], model.objective)
-    scaler = torch.amp.GradScaler(runtime.device.type, enabled=False)
+    trainer = dataclasses.replace(config.trainer, precision="fp32", clip_grad=None)
+    update = Update.of(optimizer, trainer, runtime.device)
     teacher: Teacher | None = None
     if precision:
         config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, precision=precision))
-        backbone = place(build(config.teacher, classes, size, "teacher"), runtime.device, layout)
+        backbone = place(build(config.teacher, data.inputs, "teacher"), runtime.device, layout)
         live = as_teacher(config, [backbone], objective.teacher_taps, runtime)
         teacher = with_cache(config, data, live, runtime)[0] if cached else live
 
+    shown = dataclasses.replace(showing(config, data.train), micro_batches=1, cycle=1 if cached else 0)
+
     def batches() -> Iterator[list[Batch]]:
         for epoch in itertools.count(1):
-            yield from data.train.epoch(config.augment, config.seed, epoch, batch_size, cycle=1 if cached else 0)
+            yield from shown.epoch(epoch)
 
     if cached and teacher is not None:
-        for parts in itertools.islice(batches(), data.train.steps_per_epoch(batch_size) + 1):
+        for parts in itertools.islice(batches(), shown.steps_per_epoch + 1):
             teacher(parts[0])
     waiting = batches()
-    return lambda: train_step(next(waiting), teacher, model, optimizer, scaler, "fp32", None, 0.0)
+    return lambda: train_step(next(waiting), teacher, model, update, 0.0)
 
 
 def main() -> None:

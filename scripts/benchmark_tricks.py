@@ -26,7 +26,8 @@ from distillcli.models.inference import for_inference
 from distillcli.models.pointwise import use_linear
 from distillcli.runtime import Runtime, autocast
 from distillcli.sources.decode import decode_bytes
-from distillcli.sources.source import Least
+from distillcli.sources.source import MinimumSize
+from distillcli.types import Inputs
 from distillcli.views.store import Cropping, Rows, StreamStore
 
 CPU, SIZE, BATCH, TURNS = torch.device("cpu"), 32, 64, 7
@@ -36,7 +37,7 @@ CROPS = 8
 
 
 def model(name: str, linear: bool) -> Backbone:
-    backbone = build(ModelConfig(name), 10, SIZE, "model").to(memory_format=torch.channels_last)
+    backbone = build(ModelConfig(name), Inputs(10, SIZE), "model").to(memory_format=torch.channels_last)
     if linear:
         use_linear(backbone)
     return backbone
@@ -92,8 +93,8 @@ class Photographs:
     def __len__(self) -> int:
         return CROPS
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        return decode_bytes(self.content, self.name(index), least if self.reduced else None)
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        return decode_bytes(self.content, self.name(index), minimum_size if self.reduced else None)
 
     def name(self, index: int) -> str:
         return f"photograph {index}"

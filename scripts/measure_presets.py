@@ -1,6 +1,6 @@
 """Every preset of configs/distill on real digits at one budget: python scripts/measure_presets.py
 
-Runs one sweep of `+experiment=presets` over presets and seeds, or goes on with it, and writes docs/results.md from the
+Runs one sweep of `experiment=presets` over presets and seeds, or goes on with it, and writes docs/results.md from the
 run folders. `--presets kd,dkd` measures some, `--seeds 0,1,2` chooses the seeds, `--runs` the folder. `--jobs 2`
 runs two at a time, each on one thread (pip install 'distillcli[joblib]').
 """
@@ -8,14 +8,15 @@ runs two at a time, each on one thread (pip install 'distillcli[joblib]').
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import yaml
+
+from distillcli.report.sweep_jobs import SweepJob, read_jobs
+from distillcli.runs.result import Measured
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted(path.stem for path in (ROOT / "configs" / "distill").glob("*.yaml"))
@@ -43,7 +44,7 @@ def sweep_arguments(presets: list[str], seeds: str, runs: Path, jobs: int) -> li
     choices = [f"distill={','.join(presets)}", f"seed={seeds}"]
     if jobs > 1:
         choices += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}", "trainer.threads=1"]
-    return ["train", "-m", "+experiment=presets", *choices, f"runs={runs}", f"out={runs / 'sweep'}"]
+    return ["train", "-m", "experiment=presets", *choices, f"runs={runs}", f"out={runs / 'sweep'}"]
 
 
 def spread(values: list[float]) -> str:
@@ -51,27 +52,31 @@ def spread(values: list[float]) -> str:
     return f"{statistics.fmean(values):.2f}{deviation}"
 
 
-def table(results: list[dict[str, Any]], batch: int) -> str:
+def by_seed(jobs: list[SweepJob], name: str) -> list[float]:
+    """Top-1 of the control ("baseline") or the teacher, once for each seed."""
+    return [*{job.result.seed: top1 for job in jobs if (top1 := job.top1(name)) is not None}.values()]
+
+
+def table(jobs: list[SweepJob], batch: int) -> str:
     """One row per preset, the best mean first, and the control among them."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        choice = next(word.split("=")[1] for word in result["overrides"] if word.startswith("distill="))
-        groups.setdefault(choice, []).append(result)
-    controls = {result["seed"]: result["baseline"]["top1"] for result in results if result["baseline"]}
-    top1 = list(controls.values())
+    groups: dict[str, list[SweepJob]] = {}
+    for job in jobs:
+        groups.setdefault(job.overrides["distill"], []).append(job)
+    top1 = by_seed(jobs, "baseline")
     rows = [(statistics.fmean(top1), spread(top1), "", "**control**", "", len(top1), "")] if top1 else []
     for name, group in groups.items():
-        last = [result["last"]["top1"] for result in group]
-        best = [result["best"]["top1"] for result in group]
-        pairs = [result["last"]["top1"] - result["baseline"]["top1"] for result in group if result["baseline"]]
-        step = [1000 * batch / result["images_per_second"] for result in group if result["images_per_second"]]
+        last = [accuracy for job in group if (accuracy := job.top1()) is not None]
+        best = [job.result.best.top1 for job in group if job.result.best and job.result.best.top1 is not None]
+        pairs = [(job.top1(), job.top1("baseline")) for job in group]
+        gains = [student - control for student, control in pairs if student is not None and control is not None]
+        step = [1000 * batch / speed for job in group if (speed := job.result.images_per_second)]
         rows.append(
             (
                 statistics.fmean(last),
                 spread(last),
                 spread(best),
                 name,
-                spread(pairs) if pairs else "",
+                spread(gains) if gains else "",
                 len(last),
                 f"{statistics.median(step):.0f}" if step else "",
             )
@@ -97,32 +102,31 @@ def main() -> None:
     given = parser.parse_args()
     arguments = sweep_arguments(given.presets.split(","), given.seeds, given.runs, given.jobs)
     finished = subprocess.run([sys.executable, "-m", "distillcli", *arguments], check=False)
-    sweep = json.loads((given.runs / "sweep" / "sweep.json").read_text("utf-8"))
-    results = [result for result in sweep["results"] if result["status"] == "ok"]
-    failed = [result for result in sweep["results"] if result["status"] != "ok"]
-    first = results[0]
-    recorded = yaml.safe_load((given.runs / "sweep" / first["job"] / "config.yaml").read_text("utf-8"))
+    every_job = read_jobs(given.runs / "sweep")
+    jobs = [job for job in every_job if job.result.finished]
+    first = jobs[0].result
+    assert first.dataset is not None
+    recorded = yaml.safe_load((given.runs / "sweep" / jobs[0].name / "config.yaml").read_text("utf-8"))
     batch = recorded["trainer"]["batch_size"]
     given.output.write_text(
         WORDS.format(
-            test=first["dataset"]["test"],
-            val=first["dataset"]["val"],
+            test=first.dataset.test,
+            val=first.dataset.val,
             seeds=given.seeds.replace(",", ", "),
-            teacher=next(result["teacher"]["model"] for result in results if result["teacher"]),
-            student=first["student"]["model"],
-            expert=spread(
-                list({result["seed"]: result["teacher"]["top1"] for result in results if result["teacher"]}.values())
-            ),
-            epochs=first["epochs"],
+            teacher=next(job.result.teacher.model for job in jobs if job.result.teacher),
+            student=(first.student or Measured()).model,
+            expert=spread(by_seed(jobs, "teacher")),
+            epochs=first.epochs,
             batch=batch,
             command=f"python scripts/measure_presets.py --seeds {given.seeds} --jobs {given.jobs}",
-            versions=", ".join(f"{name} {first['versions'][name]}" for name in ("torch", "timm")) + ".",
-            table=table(results, batch),
+            versions=", ".join(f"{name} {first.versions[name]}" for name in ("torch", "timm")) + ".",
+            table=table(jobs, batch),
         ),
         "utf-8",
     )
-    for result in failed:
-        print(f"not measured: {result.get('overrides')}: {result.get('error')}", file=sys.stderr)
+    for job in every_job:
+        if job not in jobs:
+            print(f"not measured: {' '.join(job.result.overrides) or job.name}: {job.result.error}", file=sys.stderr)
     raise SystemExit(finished.returncode)
 
 

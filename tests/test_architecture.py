@@ -19,7 +19,7 @@ FLOORS = (
     ("config", "types"),
     ("runs", "sources", "runtime", "signals", "reused_head"),
     ("models", "views", "terms", "report"),
-    ("teachers", "launch"),
+    ("teachers", "launch", "export"),
     ("training",),
     ("distillation",),
     ("commands",),

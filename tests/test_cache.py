@@ -22,7 +22,8 @@ from distillcli.teachers.cached import CachedTeacher, answers_key, compare_with_
 from distillcli.teachers.frozen import FrozenTeacher, Teacher
 from distillcli.teachers.rows import FORMATS, RowCache, choose_format, list_caches
 from distillcli.terms.objective import Objective
-from distillcli.types import Batch, Output
+from distillcli.types import Batch, Inputs, Output
+from distillcli.views.showing import showing
 from tests.tiny import CPU, digest, last, open_tiny, setting, some_teacher, tiny, train
 
 IMAGES, CLASSES = 40, 7
@@ -187,8 +188,8 @@ def cached(config: TrainConfig) -> tuple[CachedTeacher, Any]:
     data = open_tiny(config)
     size, classes = config.dataset.image_size, len(data.source.classes)
     learner, expert = (
-        describe(config.student, classes, size, "student"),
-        describe(config.teacher, classes, size, "teacher"),
+        describe(config.student, Inputs(classes, size), "student"),
+        describe(config.teacher, Inputs(classes, size), "teacher"),
     )
     objective = Objective(config.distill, setting(learner, expert))
     live = some_teacher(config, objective, classes)
@@ -198,8 +199,7 @@ def cached(config: TrainConfig) -> tuple[CachedTeacher, Any]:
 
 
 def batches(config: TrainConfig, data: Any, epoch: int) -> list[Batch]:
-    found = data.train.epoch(config.augment, config.seed, epoch, 16, cycle=config.teacher.cache.views)
-    return [batch for parts in found for batch in parts]
+    return [batch for parts in showing(config, data.train).epoch(epoch) for batch in parts]
 
 
 def test_mixed_views_are_cached_exactly(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,29 +10,33 @@ import torch
 
 from distillcli.config.job import Job
 from distillcli.config.schema import ModelConfig
-from distillcli.distillation.assistants import assistant_recipes, assistants_of
+from distillcli.distillation.plan import check_weights, make_plan
+from distillcli.distillation.recipes import assistant_recipes, assistants_of
 from distillcli.distillation.reopening import reopen_model, reopen_teacher
 from distillcli.distillation.whole import distill
 from distillcli.errors import Interrupted, UserError
 from distillcli.models.backbone import Backbone, build
+from distillcli.runs.result import Measured, Result
 from distillcli.runtime import seed_everything
 from distillcli.sources.open import open_source
 from distillcli.terms.base import Setting
 from distillcli.terms.objective import Objective
 from distillcli.training.learners import MutualLearning
-from distillcli.types import Batch, Output
+from distillcli.types import Batch, Inputs, Output
 from tests.tiny import CPU, Watch, digest, last, tiny
 
 SHORT = ("trainer.epochs=2", "teacher.fit.epochs=1", "dataset.samples=32", "trainer.batch_size=16")
 CHAIN = ("teacher.assistants=[{name: test_vit},{name: test_resnet, seed: 7}]",)
 
 
-def run(folder: Path, *overrides: str, watch: Watch | None = None) -> tuple[dict[str, Any], Watch]:
+def run(folder: Path, *overrides: str, watch: Watch | None = None) -> tuple[Result, Watch]:
     watch = watch or Watch()
     config = tiny(f"runs={folder.parent / 'runs'}", *SHORT, *overrides)
     folder.mkdir(exist_ok=True)
     job = Job(overrides, "distill train", None, None)
-    return distill(config, job, open_source(config.dataset), folder, watch.session), watch
+    plan = make_plan(config, open_source(config.dataset))
+    check_weights(plan)
+    return distill(plan, job, folder, watch.session), watch
 
 
 # --- handed down -----------------------------------------------------------------------------------------------------
@@ -42,19 +45,19 @@ def run(folder: Path, *overrides: str, watch: Watch | None = None) -> tuple[dict
 def test_assistants_are_fitted_once_and_explain_themselves(tmp_path: Path) -> None:
     result, watch = run(tmp_path / "first", *CHAIN)
     assert watch.labels == ["teacher", "assistant", "assistant", "student", "control"]
-    assert [row["model"] for row in result["chain"]] == ["test_vit", "test_resnet"]
+    assert [assistant.model for assistant in result.chain] == ["test_vit", "test_resnet"]
     folders = sorted((tmp_path / "runs" / "assistants").iterdir())
-    assert sorted(row["run"] for row in result["chain"]) == [str(folder) for folder in folders]
+    assert sorted(str(assistant.run) for assistant in result.chain) == [str(folder) for folder in folders]
 
     again, watch = run(tmp_path / "second", *CHAIN)
     assert watch.labels == ["student"]
-    assert again["student"]["nll"] == result["student"]["nll"]
+    assert (again.student or Measured()).nll == (result.student or Measured()).nll is not None
 
 
 def test_the_student_learns_from_the_last_assistant(tmp_path: Path) -> None:
     """The chain gives the same weights as naming the last assistant's run as the teacher."""
     result, _ = run(tmp_path / "chain", *CHAIN)
-    run(tmp_path / "direct", "teacher.name=test_resnet", f"teacher.checkpoint={result['chain'][-1]['run']}")
+    run(tmp_path / "direct", "teacher.name=test_resnet", f"teacher.checkpoint={result.chain[-1].run}")
     assert digest(last(tmp_path / "chain")["student"]) == digest(last(tmp_path / "direct")["student"])
 
 
@@ -62,7 +65,7 @@ def test_another_assistant_above_makes_all_below_others(tmp_path: Path) -> None:
     first, _ = run(tmp_path / "first", *CHAIN)
     other, watch = run(tmp_path / "other", CHAIN[0].replace("test_vit", "test_byobnet"))
     assert watch.labels == ["assistant", "assistant", "student"]
-    assert first["chain"][1]["run"] != other["chain"][1]["run"]
+    assert first.chain[1].run != other.chain[1].run
 
 
 def test_the_teacher_of_the_run_stays_the_measure(tmp_path: Path) -> None:
@@ -71,7 +74,8 @@ def test_the_teacher_of_the_run_stays_the_measure(tmp_path: Path) -> None:
     config = tiny(f"runs={tmp_path / 'runs'}", *SHORT, *CHAIN)
     teacher = reopen_teacher(tmp_path / "run", config, open_source(config.dataset), CPU)
     assert teacher is not None
-    assert teacher.backbone.spec.name == config.teacher.name == result["teacher"]["model"]
+    assert result.teacher is not None
+    assert teacher.backbone.spec.name == config.teacher.name == result.teacher.model
 
 
 @pytest.mark.parametrize("chain", ["generations=2", CHAIN[0]])
@@ -87,7 +91,7 @@ def test_generations_are_the_student_again_each_with_its_seed() -> None:
         (config.student.name, 12),
         (config.student.name, 11),
     ]
-    recipes = assistant_recipes(config)
+    recipes = [recipe.config for recipe in assistant_recipes(config)]
     assert [recipe.seed for recipe in recipes] == [10, 12, 11]
     assert [len(recipe.teacher.assistants) for recipe in recipes] == [0, 1, 2]
     assert [recipe.generations for recipe in recipes] == [1, 1, 1]
@@ -97,7 +101,8 @@ def test_a_shorter_family_is_part_of_a_longer_one(tmp_path: Path) -> None:
     """Two generations more continue nothing and repeat nothing that had the same seed and teacher."""
     result, watch = run(tmp_path / "three", "generations=3", "seed=10")
     assert watch.labels == ["teacher", "assistant", "assistant", "student", "control"]
-    _, watch = run(tmp_path / "two", "generations=2", "seed=11", f"teacher.checkpoint={result['teacher']['run']}")
+    assert result.teacher is not None
+    _, watch = run(tmp_path / "two", "generations=2", "seed=11", f"teacher.checkpoint={result.teacher.run}")
     assert "teacher" not in watch.labels
     assert watch.labels[0] == "student", "its first generation has seed 12, as that of the family of three"
 
@@ -116,7 +121,7 @@ def pair(first: int, second: int) -> tuple[Backbone, Backbone, Objective]:
     models = []
     for seed in (first, second):
         seed_everything("peer", seed)
-        models.append(build(ModelConfig("test_resnet"), 5, 32, "student").eval())
+        models.append(build(ModelConfig("test_resnet"), Inputs(5, 32), "student").eval())
     config = tiny("distill=kd", "distill.alpha=null").distill
     objective = Objective(config, Setting(models[0].spec, models[1].spec, np.zeros(6, np.int64), 2))
     return models[0], models[1], objective
@@ -167,8 +172,8 @@ PEERS = ("peers=[{name: test_vit}]", "distill=kd", "distill.alpha=null")
 def test_peers_are_measured_kept_and_resumed_bit_for_bit(tmp_path: Path) -> None:
     whole, watch = run(tmp_path / "whole", *PEERS)
     assert watch.labels == ["student", "control"]
-    assert whole["teacher"] is None
-    assert [row["model"] for row in whole["peers"]] == ["test_vit"]
+    assert whole.teacher is None
+    assert [peer.model for peer in whole.peers] == ["test_vit"]
 
     with pytest.raises(Interrupted):
         run(tmp_path / "stopped", *PEERS, watch=Watch(stop_after=3))
@@ -209,11 +214,11 @@ def test_terms_that_learn_from_the_teacher_first_are_refused(tmp_path: Path, ter
 def test_the_average_teaches_and_the_control_has_none(tmp_path: Path) -> None:
     result, watch = run(tmp_path / "mean", *MEAN)
     assert watch.labels == ["student", "control"]
-    assert result["teacher"] is None
+    assert result.teacher is None
     values = [train["loss/kl"] for train, _ in watch.rows[:2]]
     assert all(value > 0 for value in values)
     assert "loss/kl" not in watch.rows[2][0]
-    assert result["baseline"] is not None
+    assert result.baseline is not None
 
 
 def test_an_average_that_follows_at_once_teaches_nothing(tmp_path: Path) -> None:

@@ -16,16 +16,17 @@ from tiny import CPU, last, tiny
 
 from distillcli import cli
 from distillcli.config.schema import AugmentConfig, DatasetConfig, ModelConfig
-from distillcli.distillation.assistants import describe_assistants
+from distillcli.distillation.kinds import KINDS
 from distillcli.errors import UserError
+from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import build, describe
-from distillcli.models.weights import export, load_into, read_weights
-from distillcli.runs.folder import read_result
+from distillcli.models.weights import load_into, read_weights
+from distillcli.runs.result import read_result, top1_of
 from distillcli.sources.channels import with_channels
-from distillcli.sources.decode import decode, luma
+from distillcli.sources.decode import decode_file, luma
 from distillcli.sources.open import open_source
 from distillcli.sources.source import ArrayImages, Images
-from distillcli.teachers.frozen import describe_teacher
+from distillcli.types import Inputs
 from distillcli.views.loader import Loader
 from distillcli.views.store import MemoryStore, Rows, StreamStore, open_store
 
@@ -56,7 +57,7 @@ def test_gray_keeps_its_values_and_colours_become_their_luma(tmp_path: Path) -> 
     expected = pixels.astype(np.float64) @ [0.299, 0.587, 0.114]
     np.testing.assert_allclose(luma(pixels)[..., 0], expected, atol=0.51)
     Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "16.png")
-    np.testing.assert_array_equal(luma(decode(tmp_path / "16.png"))[..., 0], RAMP)
+    np.testing.assert_array_equal(luma(decode_file(tmp_path / "16.png"))[..., 0], RAMP)
 
 
 def test_every_source_has_one_channel(tmp_path: Path) -> None:
@@ -97,11 +98,11 @@ def test_arrays_have_as_many_channels_as_are_asked_for(tmp_path: Path) -> None:
         (["dataset.channels=0"], "dataset.channels=0: must be at least 1"),
         (
             ["dataset.channels=5"],
-            "dataset.channels=5: dataset=fake has images of 1 or 3 channels; others are read from",
+            "dataset.channels=5: dataset=fake has images of 1 or 3 channels; for other numbers use dataset=npz",
         ),
-        (["+dataset.channels=5", "augment=strong"], "augment.saturation=0.4: needs images of 1 or 3 channels"),
-        (["+dataset.channels=5", "augment.hue=0.1"], "augment.hue=0.1: needs images of 1 or 3 channels"),
-        (["+dataset.channels=2", "augment=trivial"], "augment.policy=trivial: needs images of 1 or 3 channels"),
+        (["+dataset.channels=5", "augment=strong"], "augment.saturation=0.4: needs 1 or 3 channels"),
+        (["+dataset.channels=5", "augment.hue=0.1"], "augment.hue=0.1: needs 1 or 3 channels"),
+        (["+dataset.channels=2", "augment=trivial"], "augment.policy=trivial: needs 1 or 3 channels"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(tmp_path: Path, overrides: list[str], said: str) -> None:
@@ -166,7 +167,7 @@ def test_memory_and_stream_hold_all_channels(memory_bytes: float, kind: type) ->
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 @torch.no_grad()
 def test_a_model_normalises_and_is_exported_with_its_channels(name: str, channels: int, tmp_path: Path) -> None:
-    backbone = build(ModelConfig(name), 4, 32, "student", channels).eval()
+    backbone = build(ModelConfig(name), Inputs(4, 32, channels), "student").eval()
     settings = timm.get_pretrained_cfg(name)
     assert settings is not None
     for buffer, values in ((backbone.mean, settings.mean), (backbone.std, settings.std)):
@@ -178,24 +179,25 @@ def test_a_model_normalises_and_is_exported_with_its_channels(name: str, channel
     assert len(exported.pretrained_cfg["mean"]) == channels
     images = torch.rand(2, channels, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(exported(images), backbone.net(images))
-    again = build(ModelConfig(f"local-dir:{tmp_path}"), 4, 32, "student", channels).eval()
+    again = build(ModelConfig(f"local-dir:{tmp_path}"), Inputs(4, 32, channels), "student").eval()
     load_into(again, read_weights(str(tmp_path)), "student")
     torch.testing.assert_close(again(images).logits, backbone(images).logits, rtol=0, atol=1e-6)
 
 
 def test_weights_of_other_channels_are_refused_with_the_key(tmp_path: Path) -> None:
-    export(build(ModelConfig("test_resnet"), 4, 32, "student", 1), tmp_path, ("a", "b", "c", "d"), 1.0)
+    export(build(ModelConfig("test_resnet"), Inputs(4, 32, 1), "student"), tmp_path, ("a", "b", "c", "d"), 1.0)
     with pytest.raises(UserError, match=r"1 of \d+ tensors differ, .* dataset\.channels to its channels"):
-        load_into(build(ModelConfig("test_resnet"), 4, 32, "student"), read_weights(str(tmp_path)), "student")
+        load_into(build(ModelConfig("test_resnet"), Inputs(4, 32), "student"), read_weights(str(tmp_path)), "student")
 
 
 def test_whoever_is_described_sees_the_channels_of_the_data() -> None:
-    gray, rgb = (describe(ModelConfig("resnet18"), 10, 32, "student", channels) for channels in (1, 3))
+    gray, rgb = (describe(ModelConfig("resnet18"), Inputs(10, 32, channels), "student") for channels in (1, 3))
     assert rgb.params - gray.params == 2 * 7 * 7 * 64
     assert rgb.macs - gray.macs == 2 * 7 * 7 * 64 * 16 * 16
     config = tiny("dataset.channels=1", "generations=2", "teacher=ensemble")
-    specs = [describe_teacher(config, 4), describe_teacher(tiny("dataset.channels=1"), 4)]
-    assert [spec.channels for spec in (*specs, *describe_assistants(config, 4))] == [1, 1, 1]
+    gray = Inputs(4, 32, 1)
+    student = describe(config.student, gray, "student")
+    assert [spec.channels for spec in KINDS["fixed"].describe(config, student, gray)] == [1, 1]
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -212,16 +214,17 @@ def test_a_run_from_the_data_to_the_exported_model(
     assert cli.run(["train", *arguments]) == 0, capsys.readouterr().err
     result = read_result(tmp_path / "run")
     assert result is not None
-    assert result["baseline"]["top1"] is not None
+    assert top1_of(result.baseline) is not None
+    assert result.student is not None
     capsys.readouterr()
     for what in ("run", "run/student", "run/checkpoints/last.pt"):
         assert cli.run(["eval", f"checkpoint={what}", "format=json", *QUICK[:2]]) == 0, capsys.readouterr().err
         numbers = json.loads(capsys.readouterr().out)
-        assert [numbers[key] for key in ("top1", "nll", "ece")] == [
-            result["student"][key] for key in ("top1", "nll", "ece")
-        ]
+        student = result.student
+        assert [numbers[key] for key in ("top1", "nll", "ece")] == [student.top1, student.nll, student.ece]
     exported = timm.create_model("local-dir:run/student", pretrained=True).eval()
-    trained = timm.create_model("test_efficientnet", num_classes=result["dataset"]["classes"], in_chans=channels).eval()
+    classes = (tmp_path / "run" / "classes.txt").read_text().splitlines()
+    trained = timm.create_model("test_efficientnet", num_classes=len(classes), in_chans=channels).eval()
     trained.load_state_dict(last(tmp_path / "run")["student"])
     images = torch.rand(2, channels, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

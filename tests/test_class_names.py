@@ -12,6 +12,7 @@ import torch
 from distillcli.config.schema import ModelConfig
 from distillcli.distillation.teaching import find_teacher
 from distillcli.errors import UserError
+from distillcli.models import imagenet
 from distillcli.models.backbone import Backbone, build
 from distillcli.models.class_names import columns, teacher_classes
 from distillcli.models.ensemble import Ensemble
@@ -19,9 +20,8 @@ from distillcli.models.imagenet import open_pretrained, pretrained_classes
 from distillcli.models.weights import Weights, load_into, select_classes
 from distillcli.runs.folder import write_text
 from distillcli.runtime import seed_everything
-from distillcli.teachers import frozen as teachers
 from distillcli.teachers.frozen import open_teacher
-from distillcli.types import LOGITS_ONLY, Taps
+from distillcli.types import LOGITS_ONLY, Inputs, Taps
 from tests.tiny import CPU, Watch, last, open_tiny, tiny, train
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -37,7 +37,7 @@ def six(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def whole(run: Path) -> Backbone:
-    backbone = build(ModelConfig("test_resnet"), 6, 32, "teacher").eval()
+    backbone = build(ModelConfig("test_resnet"), Inputs(6, 32), "teacher").eval()
     backbone.net.load_state_dict(last(run)["student"])
     return backbone
 
@@ -108,7 +108,7 @@ def test_other_names_are_mapped_by_a_file(six: Path, tmp_path: Path, file: str, 
 def test_a_map_that_cannot_be_right_is_one_line(tmp_path: Path, text: str, said: str) -> None:
     write_text(tmp_path / "map.csv", text)
     with pytest.raises(UserError, match=said) as caught:
-        teacher_classes(str(tmp_path / "map.csv"), ("stripes", "dots"))
+        teacher_classes(str(tmp_path / "map.csv"), ("stripes", "dots"), "teacher.class_map")
     assert "\n" not in str(caught.value)
 
 
@@ -141,8 +141,8 @@ def test_columns_are_found_by_name_and_never_twice() -> None:
 @torch.no_grad()
 def test_every_head_of_a_model_is_narrowed(name: str) -> None:
     seed_everything(0, name)
-    full = build(ModelConfig(name), 5, 64, "teacher").eval()
-    narrow = build(ModelConfig(name), 2, 64, "teacher").eval()
+    full = build(ModelConfig(name), Inputs(5, 64), "teacher").eval()
+    narrow = build(ModelConfig(name), Inputs(2, 64), "teacher").eval()
     weights = Weights(full.net.state_dict(), "full", classes=KNOWN)
     load_into(narrow, select_classes(weights, narrow, ("dog", "ant"), "teacher.checkpoint"), "teacher")
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -171,12 +171,12 @@ def test_names_that_are_ambiguous_mixed_or_unknown_are_no_match(wanted: tuple[st
 def test_weights_for_imagenet_answer_for_some_of_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Backbone] = []
 
-    def without_network(model: ModelConfig, classes: int, image_size: int, role: str, _channels: int) -> Backbone:
-        made.append(build(ModelConfig(model.name), classes, image_size, role))
+    def without_network(model: ModelConfig, inputs: Inputs, key: str) -> Backbone:
+        made.append(build(ModelConfig(model.name), inputs, key))
         return made[-1]
 
-    monkeypatch.setattr(teachers, "build", without_network)
-    backbone = open_pretrained(ModelConfig("test_resnet"), IMAGENETTE, 32, "teacher").eval()
+    monkeypatch.setattr(imagenet, "build", without_network)
+    backbone = open_pretrained(ModelConfig("test_resnet"), IMAGENETTE, Inputs(3, 32), "teacher").eval()
     torch.testing.assert_close(
         backbone(IMAGES).logits, made[0].eval()(IMAGES).logits[:, [0, 217, 482]], rtol=1e-5, atol=1e-6
     )
@@ -185,7 +185,7 @@ def test_weights_for_imagenet_answer_for_some_of_its_classes(monkeypatch: pytest
 @torch.no_grad()
 def test_each_member_has_its_own_temperature() -> None:
     seed_everything(0, "members")
-    members = [build(ModelConfig("test_resnet"), 5, 32, "teacher").eval() for _ in range(2)]
+    members = [build(ModelConfig("test_resnet"), Inputs(5, 32), "teacher").eval() for _ in range(2)]
     answers = [member(IMAGES).logits.double().numpy() / heat for member, heat in zip(members, (2.0, 0.5), strict=True)]
     expected = sum(np.exp(answer) / np.exp(answer).sum(1, keepdims=True) for answer in answers) / 2
     answer = Ensemble(members, [1.0, 1.0], [2.0, 0.5], "probabilities")(IMAGES).logits.softmax(1)

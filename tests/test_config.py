@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import yaml
+from omegaconf import MISSING
 
+from distillcli.commands.completion import candidates
+from distillcli.commands.table import COMMANDS, Command
 from distillcli.config import search
 from distillcli.config.compose import compose
 from distillcli.config.job import Job
 from distillcli.config.model_names import model_names, optimizer_names
-from distillcli.config.overrides import normalise, path_value
-from distillcli.config.schema import EvalConfig, TrainConfig
+from distillcli.config.overrides import normalise_overrides, path_value
+from distillcli.config.primaries import PRIMARIES, Primary
+from distillcli.config.ranges import at_least
+from distillcli.config.schema import DatasetConfig, EvalConfig, TrainConfig, TrainerConfig
 from distillcli.errors import Interrupted, UserError
 from distillcli.launch.launch import launch
-from distillcli.runs.folder import read_result
+from distillcli.runs.result import Result, read_result
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +83,73 @@ def test_eval_takes_a_model_name_and_a_folder(tmp_path: Path) -> None:
     assert "dataset=folder dataset.root=PATH" in refused("checkpoint=resnet18", "dataset.root=images", primary="eval")
 
 
+@dataclass
+class PredictConfig:
+    checkpoint: str = MISSING
+    top: int = 1
+    dataset: Optional[DatasetConfig] = None  # noqa: UP045 - OmegaConf reads it at run time
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def check_predict(config: PredictConfig) -> None:
+    at_least("top", config.top, 1)
+
+
+@pytest.fixture
+def predict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third primary config: its dataclass, its line in the table, and its YAML."""
+    monkeypatch.setitem(PRIMARIES, "predict", Primary(PredictConfig, check_predict))
+    (defaults, rest) = (search.builtin_folder() / "eval.yaml").read_text("utf-8").split("  - eval_schema", 1)
+    search.use([write("predict", f"{defaults}  - predict_schema{rest}")])
+
+
+@pytest.mark.usefixtures("predict")
+def test_a_new_primary_config_is_one_line_in_the_table() -> None:
+    calls: list[object] = []
+    launch("predict", ["checkpoint=a b", "top=3", "--config-dir", "mine"], lambda config, _: calls.append(config))
+    assert calls == [PredictConfig("a b", 3)]
+    config = compose("predict", ["checkpoint=x", "dataset=digits"])
+    assert isinstance(config, PredictConfig)
+    assert config.dataset is not None
+    assert config.dataset.name == "digits"
+
+
+@pytest.mark.usefixtures("predict")
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["checkpoint=x", "topp=3"], "unknown key topp; did you mean top?"),
+        (["checkpoint=x", "trainer.batch=3"], "did you mean trainer.batch_size?"),
+        (["checkpoint=x", "seed=3"], "unknown key seed"),
+        (["checkpoint=x", "experiment=smoke"], "unknown key experiment"),
+        (["checkpoint=x", "teacher=resnet18"], "unknown key teacher"),
+        (["top=3"], "checkpoint is missing; set checkpoint=VALUE"),
+        (["checkpoint=x", "top=0"], "top=0: must be at least 1"),
+        (["checkpoint=x", "top=many"], "top=many: expected whole number"),
+        (["checkpoint=x", "trainer.epochs=.inf"], "trainer.epochs"),
+        (["checkpoint=x", "dataset=digit"], "unknown dataset 'digit'; did you mean 'digits'"),
+        (["checkpoint=x", "dataset.root=y"], "dataset.root: no dataset is chosen; choose one first"),
+    ],
+)
+def test_mistakes_in_a_new_primary_config_are_explained(overrides: list[str], expected: str) -> None:
+    assert expected in refused(*overrides, primary="predict")
+
+
+@pytest.mark.usefixtures("predict")
+def test_only_runs_can_be_resumed() -> None:
+    for primary in ("eval", "predict"):
+        with pytest.raises(UserError, match=f"distill {primary} has none to continue"):
+            launch(primary, ["resume=runs/old", "--config-dir", "mine"], Recorder())
+
+
+@pytest.mark.usefixtures("predict")
+def test_completion_knows_a_new_primary_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "predict", Command("module", "summary", "predict", ()))
+    assert "top=" in candidates(["predict"], "to")
+    assert candidates(["predict"], "dataset=digi") == ["dataset=digits"]
+    assert candidates(["predict"], "experiment=") == []
+
+
 @pytest.mark.parametrize("spelling", ["experiment=mine", "+experiment=mine", "++experiment=mine"])
 def test_spellings_of_experiment(spelling: str) -> None:
     search.use([write("experiment/mine", "# @package _global_\nseed: 7\n")])
@@ -115,9 +188,9 @@ def test_a_term_can_be_taken_away() -> None:
 
 
 def test_normalising_twice_changes_nothing() -> None:
-    once = normalise("train", ["experiment=a", "distill.terms.x.y=1", "out=a b", "+seed=1"])
+    once = normalise_overrides("train", ["experiment=a", "distill.terms.x.y=1", "out=a b", "+seed=1"])
     assert once == ["+experiment=a", "++distill.terms.x.y=1", "out='a b'", "seed=1"]
-    assert normalise("train", once) == once
+    assert normalise_overrides("train", once) == once
 
 
 @pytest.mark.parametrize(
@@ -320,26 +393,25 @@ def test_a_failing_job_does_not_stop_the_others(capsys: pytest.CaptureFixture[st
         launch("train", ["-m", "seed=0,1,2,3", "out=my sweep"], sometimes)
     assert stop.value.code == 1
     assert [config.seed for config, _ in action.calls] == [0, 3]
-    assert read_result(Path("my sweep/1")) == {
-        "status": "failed",
-        "error": "seed 1 is unlucky",
-        "overrides": ["seed=1"],
-    }
-    assert read_result(Path("my sweep/2"))["error"] == "RuntimeError: a bug"
+    unlucky = Result(status="failed", error="seed 1 is unlucky", overrides=("seed=1",))
+    assert read_result(Path("my sweep/1")) == unlucky
+    assert read_result(Path("my sweep/2")) == Result(
+        status="failed", error="RuntimeError: a bug", overrides=("seed=2",)
+    )
     assert "error: job 1: seed 1 is unlucky" in capsys.readouterr().err
 
     # The same command again: finished jobs are skipped, the others run.
     again = Recorder()
     launch("train", ["-m", "seed=0,1,2,3", "out=my sweep"], again)
     assert [config.seed for config, _ in again.calls] == [1, 2]
-    with pytest.raises(UserError, match="job 0 was seed=0, now it would be seed=5"):
+    with pytest.raises(UserError, match="job 0 ran with seed=0 and would now run with seed=5"):
         launch("train", ["-m", "seed=5,6", "out=my sweep"], again)
 
 
 def test_a_sweep_does_not_move_into_a_foreign_folder() -> None:
     Path("photos").mkdir()
     Path("photos/a.jpg").touch()
-    with pytest.raises(UserError, match="not the folder of a sweep"):
+    with pytest.raises(UserError, match="not a sweep folder"):
         launch("train", ["-m", "seed=0,1", "out=photos"], Recorder())
 
 

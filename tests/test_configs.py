@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from distillcli.config.compose import compose
+from distillcli.config.datasets import DATASETS
 from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.config.search import builtin_folder
+from distillcli.config.terms import check_terms, labels_only, needs_teacher
+from distillcli.distillation.kinds import kind_of
 from distillcli.distillation.students import student_model
-from distillcli.distillation.teaching import learns_with_student, teaching_specs
 from distillcli.models.backbone import describe
-from distillcli.sources.open import DATASETS
-from distillcli.terms.objective import Objective, check_terms, labels_only, needs_teacher
+from distillcli.terms.objective import Objective
 from distillcli.training.optim import build_optimizer, build_schedule
-from distillcli.types import Spec
+from distillcli.types import Inputs
 from tests.tiny import setting
 
 CONFIGS = builtin_folder()
@@ -34,7 +34,7 @@ def overrides_of(option: Path, folder: Path) -> list[str]:
     (folder / "class").mkdir(exist_ok=True)
     given = {"teacher/mean.yaml": ["trainer.ema=0.99"], "experiment/embedding.yaml": [f"teacher.checkpoint={folder}"]}
     needed = given.get(option.as_posix(), [])
-    return [f"+experiment={name}" if group == "experiment" else f"{group}={name}", f"dataset.root={folder}", *needed]
+    return [f"experiment={name}" if group == "experiment" else f"{group}={name}", f"dataset.root={folder}", *needed]
 
 
 def composed(overrides: list[str]) -> TrainConfig:
@@ -43,25 +43,12 @@ def composed(overrides: list[str]) -> TrainConfig:
     return config
 
 
-KNOWN: dict[tuple[str, int, int], Spec] = {}
-
-
-def described(model: str, classes: int, size: int, how: Callable[[], Spec]) -> Spec:
-    """Most options share the default models, and building them takes half a second."""
-    key = (model, classes, size)
-    if key not in KNOWN:
-        KNOWN[key] = how()
-    return KNOWN[key]
-
-
 def can_be_built(config: TrainConfig) -> None:
     """Models, objective, optimizer and schedule, and the control's objective as well."""
     classes = config.dataset.classes if config.dataset.name == "fake" else CLASSES.get(config.dataset.name, 7)
-    size = config.dataset.image_size
-    model = student_model(config, classes)
-    student = described(repr(model), classes, size, lambda: describe(model, classes, size, "student"))
-    who = repr((config.teacher, config.peers, config.student if learns_with_student(config) else config.generations))
-    teacher = described(who, classes, size, lambda: (teaching_specs(config, student, classes) or [student])[-1])
+    inputs = Inputs(classes, config.dataset.image_size)
+    student = describe(student_model(config, inputs), inputs, "student")
+    teacher = (kind_of(config).describe(config, student, inputs) or [student])[-1]
     assert student.classes == classes
     assert teacher.classes == (classes if config.teacher.head else 0)
     assert student.params > 0
@@ -109,7 +96,7 @@ def test_a_dataset_can_be_evaluated_on(option: Path, tmp_path: Path) -> None:
 def test_an_experiment_opens_with_its_command(option: Path) -> None:
     lines = (CONFIGS / option).read_text("utf-8").splitlines()
     assert lines[0] == "# @package _global_"
-    assert re.fullmatch(rf"# distill train (-m )?\+?experiment={re.escape(option.stem)}( .*)?", lines[1]), lines[1]
+    assert re.fullmatch(rf"# distill train (-m )?experiment={re.escape(option.stem)}( .*)?", lines[1]), lines[1]
 
 
 @pytest.mark.parametrize("option", EXPERIMENTS, ids=str)

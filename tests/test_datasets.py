@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import hashlib
+import importlib
+import inspect
 import json
 import pickle
 import struct
@@ -15,9 +18,11 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from distillcli.config.check_data import check_dataset
+from distillcli.config.datasets import DATASETS, OPTIONAL_KEYS
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
-from distillcli.sources.open import DATASETS, check_source, open_source
+from distillcli.sources.open import check_source, open_source
 from distillcli.sources.source import ArrayImages, Source, Split
 from distillcli.sources.torchvision_sets import TORCHVISION_SETS
 
@@ -115,16 +120,36 @@ def test_an_unknown_name_is_never_taken_for_a_folder(tmp_path: Path) -> None:
     assert "dataset=folder dataset.root=PATH" in message
 
 
+def test_every_data_set_has_a_reader() -> None:
+    for name, known in DATASETS.items():
+        module, function = known.reader.split(".")
+        reader = getattr(importlib.import_module(f"distillcli.sources.{module}"), function)
+        assert inspect.signature(reader).return_annotation == "Source", name
+        assert set(known.keys) <= {field.name for field in dataclasses.fields(DatasetConfig)}, name
+    assert {name for name, known in DATASETS.items() if "torchvision" in known.reader} == set(TORCHVISION_SETS)
+
+
+@pytest.mark.parametrize("key", sorted(OPTIONAL_KEYS))
+def test_a_key_that_a_data_set_does_not_read_is_refused(key: str, tmp_path: Path) -> None:
+    (tmp_path / "class").mkdir()
+    for name, known in DATASETS.items():
+        config = DatasetConfig(name=name, root=str(tmp_path), **{key: str(tmp_path)})
+        if key in known.keys:
+            check_dataset(config)
+        else:
+            with pytest.raises(UserError, match=f"dataset.{key}=.*: not used by dataset={name}; remove it"):
+                check_dataset(config)
+
+
 def test_every_data_set_has_a_config_and_a_description() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(DATASETS)
-    for name, known in DATASETS.items():
+    for name in DATASETS:
         text = (CONFIGS / f"{name}.yaml").read_text()
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DatasetConfig), OmegaConf.create(text)))
         assert isinstance(config, DatasetConfig)
         assert config.name == name
         assert text.startswith("# ")
         assert config.root == (f"data/{name}" if name in TORCHVISION_SETS else None)
-        assert "\n" not in known.about
 
 
 def test_the_table_matches_torchvision() -> None:
@@ -158,7 +183,7 @@ def test_empty_parts_few_classes_and_repeated_names_are_refused() -> None:
     for source, said in (
         (Source("x", ("a", "b"), good, good, empty, ""), "the test part is empty"),
         (Source("x", ("a",), good, good, None, ""), "1 class;"),
-        (Source("x", ("a", "b", "a"), good, good, None, ""), "two classes are called 'a'"),
+        (Source("x", ("a", "b", "a"), good, good, None, ""), "two classes are named 'a'"),
     ):
         with pytest.raises(UserError, match=said):
             check_source(source)

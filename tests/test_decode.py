@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from distillcli.errors import UserError
-from distillcli.sources.decode import decode, shown, to_rgb
+from distillcli.sources.decode import decode_file, show_path, to_rgb
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -41,17 +41,17 @@ def mode_of(path: Path) -> str:
 
 def refused(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        decode(path)
+        decode_file(path)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith(shown(path))
+    assert message.startswith(show_path(path))
     return message
 
 
 def test_rgb_is_unchanged_and_may_be_written_to(tmp_path: Path) -> None:
     pixels = np.random.RandomState(0).randint(0, 256, (5, 7, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    read = decode(tmp_path / "a.png")
+    read = decode_file(tmp_path / "a.png")
     assert read.dtype == np.uint8
     assert read.flags.writeable
     np.testing.assert_array_equal(read, pixels)
@@ -60,13 +60,13 @@ def test_rgb_is_unchanged_and_may_be_written_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "pgm", "gif"])
 def test_grayscale_is_repeated(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(RAMP).save(tmp_path / f"a.{suffix}")
-    np.testing.assert_array_equal(decode(tmp_path / f"a.{suffix}"), gray(RAMP))
+    np.testing.assert_array_equal(decode_file(tmp_path / f"a.{suffix}"), gray(RAMP))
 
 
 def test_one_bit_is_black_and_white(tmp_path: Path) -> None:
     Image.fromarray(RAMP).point(lambda value: 255 * (value > 99), mode="1").save(tmp_path / "a.png")
     assert mode_of(tmp_path / "a.png") == "1"
-    np.testing.assert_array_equal(decode(tmp_path / "a.png"), gray(255 * (RAMP > 99)))
+    np.testing.assert_array_equal(decode_file(tmp_path / "a.png"), gray(255 * (RAMP > 99)))
 
 
 def test_transparency_is_composited_on_white(tmp_path: Path) -> None:
@@ -74,11 +74,11 @@ def test_transparency_is_composited_on_white(tmp_path: Path) -> None:
         tmp_path / "rgba.png"
     )
     expected = np.array([[[200, 100, 0], [255, 255, 255], [244, 224, 204]]])
-    np.testing.assert_allclose(decode(tmp_path / "rgba.png").astype(int), expected, atol=1)
+    np.testing.assert_allclose(decode_file(tmp_path / "rgba.png").astype(int), expected, atol=1)
 
     Image.fromarray(np.array([[[100, 255], [100, 0]]], np.uint8)).save(tmp_path / "la.png")
     assert mode_of(tmp_path / "la.png") == "LA"
-    np.testing.assert_array_equal(decode(tmp_path / "la.png"), gray([[100, 255]]))
+    np.testing.assert_array_equal(decode_file(tmp_path / "la.png"), gray([[100, 255]]))
 
 
 def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
@@ -86,22 +86,22 @@ def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "plain.png")
-    np.testing.assert_array_equal(decode(tmp_path / "plain.png"), [[[10, 20, 30], [40, 50, 60]]])
+    np.testing.assert_array_equal(decode_file(tmp_path / "plain.png"), [[[10, 20, 30], [40, 50, 60]]])
     image.save(tmp_path / "index.png", transparency=1)
-    np.testing.assert_array_equal(decode(tmp_path / "index.png"), [[[10, 20, 30], [255, 255, 255]]])
+    np.testing.assert_array_equal(decode_file(tmp_path / "index.png"), [[[10, 20, 30], [255, 255, 255]]])
     image.save(tmp_path / "bytes.png", transparency=b"\x00\xff")
-    np.testing.assert_array_equal(decode(tmp_path / "bytes.png"), [[[255, 255, 255], [40, 50, 60]]])
+    np.testing.assert_array_equal(decode_file(tmp_path / "bytes.png"), [[[255, 255, 255], [40, 50, 60]]])
 
 
 def test_a_transparent_colour_of_an_opaque_mode(tmp_path: Path) -> None:
     Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)).save(tmp_path / "a.png", transparency=(1, 2, 3))
-    np.testing.assert_array_equal(decode(tmp_path / "a.png"), [[[255, 255, 255], [4, 5, 6]]])
+    np.testing.assert_array_equal(decode_file(tmp_path / "a.png"), [[[255, 255, 255], [4, 5, 6]]])
 
 
 def test_cmyk(tmp_path: Path) -> None:
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
     assert mode_of(tmp_path / "a.jpg") == "CMYK"
-    np.testing.assert_allclose(decode(tmp_path / "a.jpg")[0, 0].astype(int), [255, 0, 0], atol=3)
+    np.testing.assert_allclose(decode_file(tmp_path / "a.jpg")[0, 0].astype(int), [255, 0, 0], atol=3)
 
 
 @pytest.mark.parametrize("kind", ["png", "tif", "big-endian tif", "pgm"])
@@ -120,14 +120,14 @@ def test_16_bit_is_scaled_by_the_range_of_its_type(tmp_path: Path, kind: str) ->
         head = b"MM\0*" + struct.pack(">I", 16) + values.astype(">u2").tobytes()
         path.write_bytes(head + struct.pack(">H", len(entries)) + table + b"\0\0\0\0")
         assert mode_of(path) == "I;16B"
-    np.testing.assert_array_equal(decode(path), gray([[0, 1, 128, 255]]))
+    np.testing.assert_array_equal(decode_file(path), gray([[0, 1, 128, 255]]))
 
 
 def test_16_bit_png_with_a_transparent_value_and_with_three_channels(tmp_path: Path) -> None:
     write_png(tmp_path / "a.png", np.array([[5, 257]], np.uint16), color_type=0, bits=16, extra=struct.pack(">H", 5))
-    np.testing.assert_array_equal(decode(tmp_path / "a.png"), gray([[255, 1]]))
+    np.testing.assert_array_equal(decode_file(tmp_path / "a.png"), gray([[255, 1]]))
     write_png(tmp_path / "b.png", np.array([[[0, 32768, 65535]]], np.uint16), color_type=2, bits=16)
-    np.testing.assert_array_equal(decode(tmp_path / "b.png"), [[[0, 128, 255]]])
+    np.testing.assert_array_equal(decode_file(tmp_path / "b.png"), [[[0, 128, 255]]])
 
 
 def test_float_and_32_bit_images_are_refused(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", exif=exif, quality=100)
-    read = decode(tmp_path / f"a.{suffix}")
+    read = decode_file(tmp_path / f"a.{suffix}")
     assert read.shape == ((16, 32, 3) if orientation < 5 else (32, 16, 3))
     row, column = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}[
         orientation
@@ -157,7 +157,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
 
 def test_a_damaged_exif_block_leaves_the_pixels(tmp_path: Path) -> None:
     Image.fromarray(gray(RAMP)).save(tmp_path / "a.png", exif=b"Exif\0\0nonsense")
-    np.testing.assert_array_equal(decode(tmp_path / "a.png"), gray(RAMP))
+    np.testing.assert_array_equal(decode_file(tmp_path / "a.png"), gray(RAMP))
 
 
 def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
@@ -165,12 +165,12 @@ def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     for suffix in ("gif", "webp", "png"):
         path = tmp_path / f"a.{suffix}"
         frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
-        np.testing.assert_array_equal(decode(path)[0, 0], [255, 0, 0])
+        np.testing.assert_array_equal(decode_file(path)[0, 0], [255, 0, 0])
 
 
 def test_the_wrong_extension_does_not_matter(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "a.jpg", format="PNG")
-    np.testing.assert_array_equal(decode(tmp_path / "a.jpg"), gray(RAMP))
+    np.testing.assert_array_equal(decode_file(tmp_path / "a.jpg"), gray(RAMP))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif", "bmp", "ppm"])
@@ -215,7 +215,7 @@ def test_hostile_names_stay_on_one_line(tmp_path: Path) -> None:
     path = tmp_path / "two\nlines\x1b[31m.jpg"
     path.write_bytes(b"")
     with pytest.raises(UserError) as caught:
-        decode(path)
+        decode_file(path)
     assert str(caught.value).isprintable()
     assert r"two\nlines" in str(caught.value)
 
@@ -251,7 +251,7 @@ def test_a_jpeg_is_decoded_at_the_smallest_size_that_will_do(
     tmp_path: Path, least: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     Image.fromarray(smooth(640, 480)).save(tmp_path / "a.jpg", quality=95)
-    read = decode(tmp_path / "a.jpg", lambda width, height: least)
+    read = decode_file(tmp_path / "a.jpg", lambda width, height: least)
     assert read.shape == (*expected[::-1], 3)
     np.testing.assert_allclose(read.astype(int), smooth(*expected).astype(int), atol=6)
 
@@ -268,17 +268,17 @@ def test_the_least_is_that_of_the_upright_image(tmp_path: Path, orientation: int
         asked.append((width, height))
         return width // 4, height // 4
 
-    read = decode(tmp_path / "a.jpg", least)
+    read = decode_file(tmp_path / "a.jpg", least)
     assert asked == [upright]
     assert read.shape[:2] == tuple(-(-side // 4) for side in reversed(upright))
-    whole = np.asarray(Image.fromarray(decode(tmp_path / "a.jpg")).resize(read.shape[1::-1], Image.Resampling.BOX))
+    whole = np.asarray(Image.fromarray(decode_file(tmp_path / "a.jpg")).resize(read.shape[1::-1], Image.Resampling.BOX))
     np.testing.assert_allclose(read.astype(int), whole.astype(int), atol=6)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_jpegs_of_other_modes_are_reduced_as_well(tmp_path: Path, mode: str) -> None:
     Image.fromarray(smooth(64, 48)).convert(mode).save(tmp_path / "a.jpg", quality=95)
-    read, whole = decode(tmp_path / "a.jpg", lambda width, height: (16, 12)), decode(tmp_path / "a.jpg")
+    read, whole = decode_file(tmp_path / "a.jpg", lambda width, height: (16, 12)), decode_file(tmp_path / "a.jpg")
     assert read.shape == (12, 16, 3)
     np.testing.assert_allclose(read.mean((0, 1)), whole.mean((0, 1)), atol=1)
 
@@ -286,12 +286,12 @@ def test_jpegs_of_other_modes_are_reduced_as_well(tmp_path: Path, mode: str) -> 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif", "gif", "bmp"])
 def test_other_formats_keep_their_size(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(smooth(64, 48)).save(tmp_path / f"a.{suffix}")
-    whole = decode(tmp_path / f"a.{suffix}")
-    np.testing.assert_array_equal(decode(tmp_path / f"a.{suffix}", lambda width, height: (1, 1)), whole)
+    whole = decode_file(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(decode_file(tmp_path / f"a.{suffix}", lambda width, height: (1, 1)), whole)
 
 
 def test_a_truncated_jpeg_is_refused_when_reduced_too(tmp_path: Path) -> None:
     Image.fromarray(smooth(640, 480)).save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:3000])
     with pytest.raises(UserError, match="truncated or damaged"):
-        decode(tmp_path / "a.jpg", lambda width, height: (8, 8))
+        decode_file(tmp_path / "a.jpg", lambda width, height: (8, 8))

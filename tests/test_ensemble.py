@@ -16,7 +16,7 @@ from distillcli.models.ensemble import Ensemble
 from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import describe_teacher
 from distillcli.terms.objective import Objective
-from distillcli.types import LOGITS_ONLY
+from distillcli.types import LOGITS_ONLY, Inputs
 from tests.tiny import Watch, open_tiny, setting, tiny
 
 MEMBERS = "teacher.members=[{name: test_resnet},{name: test_resnet, seed: 5},{name: test_vit, weight: 2.0}]"
@@ -26,7 +26,7 @@ def backbones() -> list[Backbone]:
     found = []
     for seed, name in enumerate(("test_resnet", "test_resnet", "test_vit")):
         seed_everything("member", seed)
-        found.append(build(ModelConfig(name), 5, 32, "teacher").eval())
+        found.append(build(ModelConfig(name), Inputs(5, 32), "teacher").eval())
     return found
 
 
@@ -80,8 +80,8 @@ def test_members_are_fitted_once_each_with_their_own_seed(tmp_path: Path) -> Non
 
 def test_the_cost_is_that_of_all_members() -> None:
     config = tiny("teacher=ensemble", MEMBERS)
-    spec = describe_teacher(config, 4)
-    single = describe_teacher(tiny(), 4)
+    spec = describe_teacher(config, Inputs(4, 32))
+    single = describe_teacher(tiny(), Inputs(4, 32))
     assert spec.params > 2 * single.params
     assert spec.macs > 2 * single.macs
 
@@ -90,7 +90,9 @@ def test_the_cost_is_that_of_all_members() -> None:
 def test_terms_on_features_are_refused(distill: str) -> None:
     config = tiny("teacher=ensemble", MEMBERS, f"distill={distill}")
     with pytest.raises(UserError, match="ensemble"):
-        Objective(config.distill, setting(describe_teacher(tiny(), 4), describe_teacher(config, 4)))
+        Objective(
+            config.distill, setting(describe_teacher(tiny(), Inputs(4, 32)), describe_teacher(config, Inputs(4, 32)))
+        )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import torch
 from distillcli.config.schema import AugmentConfig
 from distillcli.errors import UserError
 from distillcli.sources.draws import permutation
-from distillcli.views.epochs import most_shown, occurrence, order, side
+from distillcli.views.epochs import earlier_occurrences, epoch_order, most_shown, view_size
+from distillcli.views.showing import Showing
 from tests.conftest import Distill
 from tests.test_cache import batches, cached
 from tests.test_loader import array_images, loader
@@ -23,12 +24,12 @@ LONG_TAIL = np.repeat([0, 1, 2, 3], [600, 250, 120, 30])
 
 
 def test_a_plain_epoch_is_a_permutation() -> None:
-    assert np.array_equal(order(3, 2, LONG_TAIL, False, 1), permutation(3, 2, 1_000))
+    assert np.array_equal(epoch_order(3, 2, LONG_TAIL, False, 1), permutation(3, 2, 1_000))
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_balanced_epoch_shows_every_class_equally_often_and_no_image_much_more_than_another(epoch: int) -> None:
-    index = order(0, epoch, LONG_TAIL, True, 1)
+    index = epoch_order(0, epoch, LONG_TAIL, True, 1)
     assert np.abs(np.bincount(LONG_TAIL[index]) - 250).max() <= 1
     times = np.bincount(index, minlength=1_000)
     for label, expected in enumerate(1_000 / (4 * np.bincount(LONG_TAIL))):
@@ -40,18 +41,18 @@ def test_a_balanced_epoch_shows_every_class_equally_often_and_no_image_much_more
 
 def test_balancing_a_balanced_set_shows_every_image_once() -> None:
     labels = np.arange(400) % 4
-    assert np.array_equal(np.sort(order(0, 1, labels, True, 1)), np.arange(400))
+    assert np.array_equal(np.sort(epoch_order(0, 1, labels, True, 1)), np.arange(400))
 
 
 def test_balanced_epochs_come_to_every_image_and_differ() -> None:
-    epochs = [order(0, epoch, LONG_TAIL, True, 1) for epoch in range(1, 31)]
+    epochs = [epoch_order(0, epoch, LONG_TAIL, True, 1) for epoch in range(1, 31)]
     assert set(np.concatenate(epochs)) == set(range(1_000))
     assert not np.array_equal(np.sort(epochs[0]), np.sort(epochs[1]))
-    assert np.array_equal(epochs[0], order(0, 1, LONG_TAIL, True, 1))
+    assert np.array_equal(epochs[0], epoch_order(0, 1, LONG_TAIL, True, 1))
 
 
 def test_occurrences_count_what_stands_before() -> None:
-    assert occurrence(np.array([5, 2, 5, 5, 2, 0])).tolist() == [0, 0, 1, 2, 1, 0]
+    assert earlier_occurrences(np.array([5, 2, 5, 5, 2, 0])).tolist() == [0, 0, 1, 2, 1, 0]
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -63,8 +64,9 @@ def test_no_two_epochs_share_a_view_and_steps_stay(balanced: bool, repeats: int)
     recipe, met = AugmentConfig(name="test", repeats=repeats, flip=0.5, rotate=20.0), Counter[tuple[int, int]]()
     images = dict[tuple[int, int], torch.Tensor]()
     for epoch in (1, 2, 3):
-        steps = list(source.epoch(recipe, 7, epoch, 12))
-        assert len(steps) == source.steps_per_epoch(12) == 4
+        shown = Showing(source, recipe, 7, 12)
+        steps = list(shown.epoch(epoch))
+        assert len(steps) == shown.steps_per_epoch == 4
         for (batch,) in steps:
             assert isinstance(batch.view, torch.Tensor)
             rows = list(zip(batch.view.tolist(), batch.index.tolist(), strict=True))
@@ -91,10 +93,10 @@ def test_repeated_views_are_cached_each_for_itself(tmp_path: Path) -> None:
 
 
 def test_views_grow_to_full_size_in_even_numbers() -> None:
-    sides = [side(224, [0.5, 0.8], epoch, 10) for epoch in range(1, 11)]
+    sides = [view_size(224, [0.5, 0.8], epoch, 10) for epoch in range(1, 11)]
     assert sides == [112, 126, 140, 154, 168, 182, 196, 210, 224, 224]
-    assert side(224, None, 1, 10) == 224
-    assert side(32, [0.5, 0.01], 1, 2) == 16
+    assert view_size(224, None, 1, 10) == 224
+    assert view_size(32, [0.5, 0.01], 1, 2) == 16
 
 
 @pytest.mark.parametrize("override", ["trainer.progressive=[0.5,0.5]", "dataset.balanced=true", "augment.repeats=2"])
@@ -112,8 +114,8 @@ def test_a_run_trains_as_asked_and_otherwise_than_without(override: str, tmp_pat
     [
         ("augment.repeats=3", "trainer.batch_size=16 is not divisible"),
         ("augment.repeats=0", "at least 1"),
-        ("trainer.progressive=[0.5]", "two shares"),
-        ("trainer.progressive=[0.1,0.5]", "below 8"),
+        ("trainer.progressive=[0.5]", "two fractions"),
+        ("trainer.progressive=[0.1,0.5]", "fewer than 8 pixels"),
         ("augment.policy=random", "one of none, randaugment"),
         ("augment.policy_magnitude=31", r"\[0, 30\]"),
         ("augment.mixup=-1", "at least 0"),
@@ -132,7 +134,7 @@ def test_views_that_grow_do_not_come_again() -> None:
 
 
 def test_a_model_of_one_size_refuses_growing_views(distill: Distill) -> None:
-    answer = distill("train", "+experiment=smoke", "trainer.progressive=[0.5,0.5]", "student.name=test_vit")
+    answer = distill("train", "experiment=smoke", "trainer.progressive=[0.5,0.5]", "student.name=test_vit")
     assert answer.code == 2
     assert "test_vit takes images of one size; use trainer.progressive=null" in answer.stderr
     assert "Traceback" not in answer.stderr

@@ -48,9 +48,12 @@ def measured(
     ]
     frozen = None if teacher is None else FrozenTeacher(Echo(classes, classes), "fp32", LOGITS_ONLY)  # type: ignore[arg-type]
     loader: Any = SimpleNamespace(
-        plain=lambda: iter(batches), labels=torch.from_numpy(labels), has_labels=bool((labels >= 0).any())
+        plain=lambda: iter(batches),
+        labels=torch.from_numpy(labels),
+        has_labels=bool((labels >= 0).any()),
+        runtime=Runtime(CPU),
     )
-    return evaluate(Echo(classes), loader, Runtime(CPU), teacher=frozen)  # type: ignore[arg-type]
+    return evaluate(Echo(classes), loader, teacher=frozen)  # type: ignore[arg-type]
 
 
 def logits(count: int, classes: int, seed: int = 0, scale: float = 3.0) -> NDArray[np.float32]:
@@ -156,8 +159,9 @@ def test_the_model_is_evaluated_in_eval_mode_and_returns_to_its_own(training: bo
         plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))]),
         labels=torch.zeros(4, dtype=torch.long),
         has_labels=True,
+        runtime=Runtime(CPU),
     )
-    evaluate(model, loader, Runtime(CPU))  # type: ignore[arg-type]
+    evaluate(model, loader)  # type: ignore[arg-type]
     assert model.modes == [False]
     assert model.training == training
 
@@ -171,8 +175,9 @@ def test_evaluation_makes_no_graph() -> None:
         plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))]),
         labels=torch.zeros(4, dtype=torch.long),
         has_labels=True,
+        runtime=Runtime(CPU),
     )
-    evaluate(model, loader, Runtime(CPU))  # type: ignore[arg-type]
+    evaluate(model, loader)  # type: ignore[arg-type]
     assert seen == [False]
 
 

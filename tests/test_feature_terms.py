@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillcli.config.schema import DistillConfig, ModelConfig
+from distillcli.config.terms import KNOWN_TERMS, parse_options
 from distillcli.errors import UserError
-from distillcli.models.backbone import build
-from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher
-from distillcli.terms.base import Term
 from distillcli.terms.feature import (
     FEATURE_TERMS,
     attention,
@@ -28,11 +26,11 @@ from distillcli.terms.feature import (
     neuron_selectivity,
     variational_information,
 )
-from distillcli.terms.objective import Objective, parse_options
 from distillcli.terms.stages import AdapterNorm, stage_pairs, unit
 from distillcli.training.learners import Distillation
 from distillcli.types import Batch, Output, Spec
-from tests.tiny import setting
+from tests import builders
+from tests.builders import batch_of, cast, fresh, objective, output, seeded, take, value_of
 
 Array = NDArray[np.float64]
 
@@ -45,49 +43,14 @@ TRAINED = ["fsp", "vid", "reviewkd", "embedding"]  # with STUDENT and TEACHER, w
 LISTS = ["at", "nst", "fsp", "vid", "reviewkd"]
 
 
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def output(spec: Spec, count: int = 4, seed: int = 0, grad: bool = False) -> Output:
-    """Every stage under its positive and its negative number."""
-    logits, embedding = seeded(count, spec.classes, seed=seed), seeded(count, spec.embedding_width, seed=seed + 100)
-    stages = [seeded(count, *shape, seed=seed + 200 + row) for row, shape in enumerate(spec.stage_shapes)]
-    tensors = [tensor.requires_grad_(grad) for tensor in (logits, embedding, *stages)]
-    numbers = {row - shift: maps for row, maps in enumerate(tensors[2:]) for shift in (0, len(stages))}
-    return Output(tensors[0], tensors[1], numbers)
-
-
-def cast(whole: Output, dtype: torch.dtype) -> Output:
-    assert whole.embedding is not None
-    stages = {stage: maps.to(dtype) for stage, maps in whole.stages.items()}
-    return Output(whole.logits.to(dtype), whole.embedding.to(dtype), stages)
-
-
-def take(whole: Output, rows: list[int]) -> Output:
-    assert whole.embedding is not None
-    stages = {stage: maps[rows] for stage, maps in whole.stages.items()}
-    return Output(whole.logits[rows], whole.embedding[rows], stages)
-
-
-def batch_of(count: int = 4) -> Batch:
-    return Batch(torch.zeros(count, 3, 8, 8), torch.arange(count) % 5, torch.arange(count))
-
-
 def built(name: str, student: Spec = STUDENT, teacher: Spec = TEACHER, **options: Any) -> Any:
-    """The term in float64. Norm layers get other weights than 1 and 0, so that a reference cannot forget them."""
-    seed_everything(0)
-    term = FEATURE_TERMS[name](parse_options(name, options), setting(student, teacher)).double()
+    """Norm layers get other weights than 1 and 0, so that a reference cannot forget them."""
+    term = builders.built(name, student, teacher, **options)
     for module in term.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
     return term
-
-
-def value_of(term: Term, student: Output, teacher: Output) -> Tensor:
-    value: Tensor = term(student, teacher, batch_of(len(student.logits)), 1.0)
-    return value
 
 
 def inputs_of(whole: Output) -> list[Tensor]:
@@ -406,22 +369,20 @@ def test_no_term_compares_the_samples_of_a_batch(name: str) -> None:
     """With the batch norm of adapters on its running statistics, the batch is the mean of its samples."""
     term, student, teacher = built(name).eval(), output(STUDENT), output(TEACHER, seed=1)
     whole = value_of(term, student, teacher)
-    parts = [value_of(term, take(student, rows), take(teacher, rows)) for rows in ([0, 1], [2, 3])]
-    singles = [value_of(term, take(student, [row]), take(teacher, [row])) for row in range(4)]
-    again = [0, 1, 2, 3] * 2
-    assert not term.whole_batch
-    for other in (sum(parts) / 2, sum(singles) / 4, value_of(term, take(student, again), take(teacher, again))):
+    parts = [value_of(term, take(student, rows), take(teacher, rows)) for rows in ([0, 1, 2], [3, 4, 5])]
+    singles = [value_of(term, take(student, [row]), take(teacher, [row])) for row in range(6)]
+    again = [*range(6)] * 2
+    assert not KNOWN_TERMS[name].whole_batch
+    for other in (sum(parts) / 2, sum(singles) / 6, value_of(term, take(student, again), take(teacher, again))):
         torch.testing.assert_close(other, whole, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_labels_and_logits_do_not_matter(name: str) -> None:
     term, student, teacher = built(name), output(STUDENT), output(TEACHER, seed=1)
-    soft = Batch(torch.zeros(4, 3, 8, 8), seeded(4, 5).softmax(dim=1), torch.arange(4))
-    none = torch.zeros(4, 5)
-    other = term(
-        Output(none, student.embedding, student.stages), Output(none, teacher.embedding, teacher.stages), soft, 1.0
-    )
+    soft = batch_of(targets=seeded(6, 5).softmax(dim=1))
+    none = torch.zeros(6, 5)
+    other = term(replace(student, logits=none), replace(teacher, logits=none), soft, 1.0)
     assert torch.equal(other, value_of(term, student, teacher))
 
 
@@ -544,29 +505,27 @@ def test_fsp_of_a_single_common_stage_is_refused() -> None:
 # --- inside the objective -----------------------------------------------------------------------------------------
 
 
-def objective(name: str, student: Spec = STUDENT, teacher: Spec = TEACHER, **options: Any) -> Objective:
-    seed_everything(0)
-    terms = DistillConfig(name="test", temperature=1.0, alpha=None, terms={"ce": {}, name: options})
-    return Objective(terms, setting(student, teacher))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_changes_little(name: str) -> None:
     """The cast of the inputs is all that is lost: the value is computed in float32, under autocast too."""
     student, teacher, batch = output(STUDENT), output(TEACHER, seed=1), batch_of()
-    exact = objective(name)(cast(student, torch.float32), cast(teacher, torch.float32), batch, 0)[1][name]
-    double: Any = objective(name).terms[name].double()
+    exact = objective({"ce": {}, name: {}}, STUDENT, TEACHER)(
+        cast(student, torch.float32), cast(teacher, torch.float32), batch, 0
+    )[1][name]
+    double: Any = objective({"ce": {}, name: {}}, STUDENT, TEACHER).terms[name].double()
     assert exact.item() == pytest.approx(value_of(double, student, teacher).item(), rel=1e-4)
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", torch.bfloat16):
-            half = objective(name)(cast(student, dtype), cast(teacher, dtype), batch, 0)[1][name]
+            half = objective({"ce": {}, name: {}}, STUDENT, TEACHER)(
+                cast(student, dtype), cast(teacher, dtype), batch, 0
+            )[1][name]
         assert half.dtype == torch.float32
         assert half.item() == pytest.approx(exact.item(), rel=2e-2)
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_parts_get_gradients_and_move(name: str) -> None:
-    whole, batch = objective(name), batch_of()
+    whole, batch = objective({"ce": {}, name: {}}, STUDENT, TEACHER), batch_of()
     parameters = dict(whole.named_parameters())
     assert parameters
     assert {id(one) for one in whole.terms[name].parameters()} == {id(one) for one in parameters.values()}
@@ -600,17 +559,12 @@ def test_training_on_the_term_alone_lowers_it(name: str) -> None:
 # --- with real models ---------------------------------------------------------------------------------------------
 
 
-def backbone(name: str, size: int) -> Any:
-    seed_everything(0, name)
-    return build(ModelConfig(name=name), 5, size, "student")
-
-
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize(("student", "teacher"), [("test_resnet", "test_vit"), ("test_vit", "test_resnet")])
 @pytest.mark.parametrize("name", NAMES)
 def test_terms_join_cnn_and_vit(name: str, student: str, teacher: str, size: int) -> None:
-    learner, expert = backbone(student, size), backbone(teacher, size)
-    model = Distillation(learner, objective(name, learner.spec, expert.spec))
+    learner, expert = fresh(student, size), fresh(teacher, size)
+    model = Distillation(learner, objective({"ce": {}, name: {}}, learner.spec, expert.spec))
     model.train()
     frozen = FrozenTeacher(expert, "fp32", model.objective.teacher_taps)
     images = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0))

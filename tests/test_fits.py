@@ -16,7 +16,9 @@ from distillcli.distillation.fits import fit_once
 from distillcli.distillation.recipes import control_recipe, teacher_recipe
 from distillcli.distillation.teaching import find_teacher
 from distillcli.errors import Interrupted, UserError
-from distillcli.runs.folder import locked, read_result
+from distillcli.runs.folder import locked
+from distillcli.runs.result import read_result
+from distillcli.teachers.frozen import members_of
 from distillcli.types import LOGITS_ONLY
 
 
@@ -25,11 +27,11 @@ def config_in(folder: Path, *overrides: str) -> TrainConfig:
 
 
 def control(config: TrainConfig, watch: Watch | None = None) -> Path:
-    return fit_once(control_recipe(config), "control", open_tiny(config), (watch or Watch()).session)
+    return fit_once(control_recipe(config), open_tiny(config), (watch or Watch()).session)
 
 
 def teacher(config: TrainConfig, watch: Watch | None = None) -> Path:
-    return fit_once(teacher_recipe(config, CPU), "teacher", open_tiny(config), (watch or Watch()).session)
+    return fit_once(teacher_recipe(members_of(config)[0], CPU.device), open_tiny(config), (watch or Watch()).session)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_a_fit_is_a_run_folder(known: dict[str, Path], runs: Path) -> None:
         assert folder.parent == runs / f"{role}s"
         result = read_result(folder)
         assert result is not None
-        assert (result["status"], result["role"], result["objective"]) == ("ok", role, "1·ce")
+        assert (result.status, result.role, result.objective) == ("ok", role, "1·ce")
         expected = {"config.yaml", "command.txt", "environment.json", "classes.txt", "metrics.jsonl"}
         expected |= {"checkpoints/last.pt", "checkpoints/best.pt", "student/config.json", "student/model.safetensors"}
         assert expected <= set(files(folder))

@@ -187,24 +187,24 @@ def test_the_root_must_be_a_folder_of_class_folders(tmp_path: Path) -> None:
 
 def test_loose_images_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "flat" / "a.png")
-    refused(tmp_path / "flat", str(tmp_path / "flat"), "1 image outside any class folder", "'a.png'", "move them")
+    refused(tmp_path / "flat", str(tmp_path / "flat"), "1 image outside the class folders", "'a.png'", "move them")
     put_classes(tmp_path / "mixed")
     put(tmp_path / "mixed" / "a.png")
-    refused(tmp_path / "mixed", "1 image outside any class folder")
+    refused(tmp_path / "mixed", "1 image outside the class folders")
     for part in ("train", "val"):
         put_classes(tmp_path / "parts" / part)
     for name in ("a.png", "b.png"):
         put(tmp_path / "parts" / "test" / name)
-    refused(tmp_path / "parts", str(tmp_path / "parts" / "test"), "2 images outside any class folder")
+    refused(tmp_path / "parts", str(tmp_path / "parts" / "test"), "2 images outside the class folders")
     put(tmp_path / "only" / "train" / "a.png")
-    refused(tmp_path / "only", str(tmp_path / "only" / "train"), "outside any class folder")
+    refused(tmp_path / "only", str(tmp_path / "only" / "train"), "outside the class folders")
 
 
 def test_an_empty_class_is_refused(tmp_path: Path) -> None:
     put_classes(tmp_path)
     (tmp_path / "cow").mkdir()
     (tmp_path / "cow" / "notes.txt").write_text("")
-    refused(tmp_path, str(tmp_path / "cow"), "without images", "remove the folder")
+    refused(tmp_path, str(tmp_path / "cow"), "without images", "add some or remove it")
 
 
 def test_one_class_is_refused_and_points_to_the_folder_inside(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_ambiguous_parts_are_refused(tmp_path: Path) -> None:
     put_classes(tmp_path / "two" / "train")
     put_classes(tmp_path / "two" / "val")
     put_classes(tmp_path / "two" / "valid")
-    refused(tmp_path / "two", "'val', 'valid' may each be the val part")
+    refused(tmp_path / "two", "'val', 'valid' could each be the val part")
     put_classes(tmp_path / "no_train" / "training")
     put_classes(tmp_path / "no_train" / "validation")
     refused(tmp_path / "no_train", "'validation' but no train/")

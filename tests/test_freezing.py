@@ -10,10 +10,12 @@ from torch import nn
 
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
+from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build
 from distillcli.models.freezing import freeze
-from distillcli.models.weights import export, read_weights
+from distillcli.models.weights import read_weights
 from distillcli.training.optim import build_optimizer
+from distillcli.types import Inputs
 from tests.test_models import families
 from tests.tiny import last, tiny, train
 
@@ -23,7 +25,7 @@ def trained(backbone: Backbone) -> set[str]:
 
 
 def fresh(name: str = "test_resnet", size: int = 32) -> Backbone:
-    return build(ModelConfig(name), 4, size, "student")
+    return build(ModelConfig(name), Inputs(4, size), "student")
 
 
 @pytest.fixture

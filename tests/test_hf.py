@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from distillcli import cli
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
-from distillcli.runs.folder import read_result
+from distillcli.runs.result import read_result
 from distillcli.sources.open import open_source
 from distillcli.sources.source import Source
 
@@ -133,7 +133,7 @@ def test_the_fingerprint_is_of_the_data_not_of_the_place(tmp_path: Path) -> None
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    assert refused("x/y") == "dataset=hf is read with the package datasets: pip install 'distillcli[hf]'"
+    assert refused("x/y") == "dataset=hf needs the package datasets: pip install 'distillcli[hf]'"
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
@@ -161,10 +161,12 @@ def test_a_run_on_a_local_folder(
     assert cli.run(["train", *arguments]) == 0, capsys.readouterr().err
     result = read_result(tmp_path / "run")
     assert result is not None
-    assert (result["dataset"]["name"], result["evaluated_on"]) == ("digits", "test")
-    assert {"classes": 10, "train": 180, "val": 20, "test": 80}.items() <= result["dataset"].items()
+    assert result.student is not None
+    assert result.dataset is not None
+    assert (result.dataset.name, result.evaluated_on) == ("digits", "test")
+    assert (result.dataset.classes, result.dataset.train, result.dataset.val, result.dataset.test) == (10, 180, 20, 80)
     capsys.readouterr()
     assert cli.run(["eval", "checkpoint=run", "format=json", *quick]) == 0, capsys.readouterr().err
     numbers = json.loads(capsys.readouterr().out)
-    for name in ("top1", "nll", "agreement"):
-        assert numbers[name] == result["student"][name]
+    student = result.student
+    assert [numbers[name] for name in ("top1", "nll", "agreement")] == [student.top1, student.nll, student.agreement]

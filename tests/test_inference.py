@@ -11,7 +11,7 @@ from distillcli.models.backbone import Backbone, build, place
 from distillcli.models.inference import NORMS, cast_weights, fold_norms, for_inference
 from distillcli.models.weights import weights_fingerprint
 from distillcli.runtime import autocast, seed_everything
-from distillcli.types import Taps
+from distillcli.types import Inputs, Taps
 
 CPU = torch.device("cpu")
 SIZE = 64
@@ -34,7 +34,7 @@ families = pytest.mark.parametrize("name", FAMILIES)
 def trained(name: str, channels_last: bool = True) -> Backbone:
     """A model whose norms have seen data: their statistics and scales are those of nothing special."""
     seed_everything(0, name)
-    backbone = place(build(ModelConfig(name), 7, SIZE, "teacher"), CPU, channels_last)
+    backbone = place(build(ModelConfig(name), Inputs(7, SIZE), "teacher"), CPU, channels_last)
     for module in backbone.modules():
         if isinstance(module, NORMS):
             nn.init.normal_(module.running_mean, 0.0, 0.3)

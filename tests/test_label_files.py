@@ -85,15 +85,15 @@ def test_splits_and_files_that_are_not_listed(root: Path) -> None:
     [
         ("file,label\n0.png,a\nnone.png,b\n", "a.csv, line 3: no image 'none.png' in"),
         ("file,label\n../images/0.png,a\n", "no image '../images/0.png'"),
-        ("file,label\n0.png,a\n./0.png,b\n", "line 3: '0.png' is listed in line 2 already"),
+        ("file,label\n0.png,a\n./0.png,b\n", "line 3: '0.png' is already listed in line 2"),
         ("file,label\n0.png,a\n1.png,\n", "line 3: label is ''"),
-        ("file,label\n0.png,a\n1.png\n", "line 3: has other columns than the header"),
-        ("file,label\n0.png,a\n1.png,b,c\n", "line 3: has other columns than the header"),
+        ("file,label\n0.png,a\n1.png\n", "line 3: its columns do not match the header"),
+        ("file,label\n0.png,a\n1.png,b,c\n", "line 3: its columns do not match the header"),
         ("file,label,split\n0.png,a,dev\n", "line 2: split 'dev' is none of train, val and test"),
-        ("file,label,split\n0.png,a,val\n", "lists no image of the train part"),
+        ("file,label,split\n0.png,a,val\n", "lists no training images"),
         ("file,label,split\n0.png,a,train\n1.png,b,train\n2.png,c,val\n", "'c' only in val"),
-        ("file,path,label\n0.png,x,a\n", "'file', 'path' may each be the file"),
-        ("file,label,class\n0.png,1,a\n", "'class', 'label' may each be the label"),
+        ("file,path,label\n0.png,x,a\n", "'file', 'path' could each be the file"),
+        ("file,label,class\n0.png,1,a\n", "'class', 'label' could each be the label"),
         ("0.png,a\n1.png,b\n", "no column file, filename, path, image among '0.png', 'a'"),
         ("file,label\n", "has no rows"),
         ('file,label\n"0.png,a\n', "correct it"),
@@ -143,4 +143,4 @@ def test_a_key_that_nothing_reads_is_refused_at_once(distill: Any, tmp_path: Pat
     (tmp_path / "labels.csv").write_text("file,label\n")
     answer = distill("train", "dataset=fake", "dataset.labels=labels.csv")
     assert answer.code == 2
-    assert answer.stderr.strip().endswith("dataset.labels=labels.csv: dataset=fake does not read it; remove it")
+    assert answer.stderr.strip().endswith("dataset.labels=labels.csv: not used by dataset=fake; remove it")

@@ -12,11 +12,12 @@ from distillcli.cli import run
 from distillcli.config.schema import TrainConfig
 from distillcli.models import memory_layout as layout
 from distillcli.models.memory_layout import settle_layout
-from distillcli.runs.folder import read_result
+from distillcli.runs.result import read_result
+from distillcli.types import Inputs
 
 
 def settled(config: TrainConfig) -> bool | None:
-    return settle_layout(config, 4, CPU).trainer.channels_last
+    return settle_layout(config, Inputs(4, config.dataset.image_size), CPU).trainer.channels_last
 
 
 def remember(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[str]:
@@ -60,7 +61,7 @@ def test_a_run_records_the_measured_layout_and_resumes_in_it(tmp_path: Path, mon
     assert run(["train", *small, "trainer.threads=1", "trainer.channels_last=null", "out=run"]) == 0
     result = read_result(Path("run"))
     assert result is not None
-    assert result["channels_last"] is False
+    assert result.channels_last is False
     (trial,) = json.loads(Path("runs/cache/layouts.json").read_text("utf-8")).values()
     assert trial["layout"] == "contiguous"
     Path("runs/cache/layouts.json").unlink()
@@ -68,11 +69,12 @@ def test_a_run_records_the_measured_layout_and_resumes_in_it(tmp_path: Path, mon
     assert run(["train", "resume=run"]) == 0
     resumed = read_result(Path("run"))
     assert resumed is not None
-    assert resumed["fingerprints"] == result["fingerprints"]
-    assert timed == [result["student"]["model"]]
+    assert resumed.fingerprints == result.fingerprints
+    assert result.student is not None
+    assert timed == [result.student.model]
 
 
 def test_a_trial_times_both_layouts(tmp_path: Path) -> None:
-    seconds = layout.measure_layouts(tiny(f"runs={tmp_path}"), 4, CPU)
+    seconds = layout.measure_layouts(tiny(f"runs={tmp_path}"), Inputs(4, 32), CPU)
     assert set(seconds) == {"channels_last", "contiguous"}
     assert min(seconds.values()) > 0

@@ -21,9 +21,10 @@ from distillcli.errors import UserError
 from distillcli.runtime import Runtime
 from distillcli.sources.draws import permutation
 from distillcli.sources.folder import FileImages
-from distillcli.sources.source import ArrayImages, Images, Least, Source, Split
+from distillcli.sources.source import ArrayImages, Images, MinimumSize, Source, Split
 from distillcli.types import Batch
 from distillcli.views.loader import EVALUATION_BATCH, Loader, open_data
+from distillcli.views.showing import Showing
 from distillcli.views.store import Cropping, MemoryStore, Rows, StreamStore, open_store
 
 CPU = torch.device("cpu")
@@ -56,8 +57,10 @@ def loader(
     return Loader(store, torch.arange(len(images)) % 3, config, runtime, 3)
 
 
-def epoch(source: Loader, batch_size: int = 12, number: int = 1, **options: Any) -> list[list[Batch]]:
-    return list(source.epoch(RECIPE, 7, number, batch_size, **options))
+def epoch(
+    source: Loader, batch_size: int = 12, number: int = 1, first_step: int = 0, **options: Any
+) -> list[list[Batch]]:
+    return list(Showing(source, RECIPE, 7, batch_size, **options).epoch(number, first_step))
 
 
 def indices(steps: list[list[Batch]]) -> list[list[int]]:
@@ -105,7 +108,7 @@ def test_memory_and_stream_show_the_same_images_in_the_same_order(folder: FileIm
     assert isinstance(stream.store, StreamStore)
     # Turned or shifted, a stored image shows what lies beside the crop, a streamed crop has nothing there.
     crops = AugmentConfig(name="test", flip=0.5, crop_area=[0.3, 1.0], brightness=0.4)
-    one, two = (list(source.epoch(crops, 7, 1, 12)) for source in (memory, stream))
+    one, two = (list(Showing(source, crops, 7, 12).epoch(1)) for source in (memory, stream))
     assert indices(one) == indices(two)
     for left, right in zip(one, two, strict=True):
         assert torch.equal(left[0].targets, right[0].targets)
@@ -141,7 +144,7 @@ PINNED = {
 def test_the_views_of_the_shipped_recipes_are_pinned(name: str) -> None:
     """New kinds of augmentation leave these as they are, and so every fitted teacher and cached answer."""
     recipe = AugmentConfig(**yaml.safe_load((builtin_folder() / "augment" / f"{name}.yaml").read_text("utf-8")))
-    (batch,) = next(loader(array_images(20, 20)).epoch(recipe, 5, 2, 8))
+    (batch,) = next(Showing(loader(array_images(20, 20)), recipe, 5, 8).epoch(2))
     assert batch.index[:4].tolist() == [8, 10, 15, 9]
     assert batch.images[:4, 1, 5, 9].tolist() == pytest.approx(PINNED[name], abs=1e-5)
 
@@ -183,7 +186,7 @@ def test_micro_batches_partition_the_batch(micro_batches: int) -> None:
 @pytest.mark.parametrize("memory_bytes", [MEMORY, STREAM])
 def test_a_set_smaller_than_the_batch_is_one_batch(memory_bytes: float) -> None:
     source = loader(array_images(5), memory_bytes)
-    assert source.steps_per_epoch(64) == 1
+    assert Showing(source, RECIPE, 7, 64).steps_per_epoch == 1
     assert [sorted(step) for step in indices(epoch(source, batch_size=64))] == [[0, 1, 2, 3, 4]]
 
 
@@ -301,8 +304,8 @@ class Watched:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        pixels = self.images.read(index, None if self.whole else least)
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        pixels = self.images.read(index, None if self.whole else minimum_size)
         self.sizes.append((pixels.shape[1], pixels.shape[0]))
         return pixels
 

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distillcli.config.schema import DistillConfig
+from distillcli.config.terms import KNOWN_TERMS, StandardizeOptions, labels_only, needs_teacher, parse_options
 from distillcli.errors import UserError
 from distillcli.terms import TERMS
-from distillcli.terms.base import StandardizeOptions, standardized
+from distillcli.terms.base import standardized
 from distillcli.terms.labelled import (
     hand_made_logits,
     label_of,
@@ -36,8 +37,10 @@ from distillcli.terms.logit import (
     reverse_kl,
     symmetric_kl,
 )
-from distillcli.terms.objective import Objective, labels_only, needs_teacher, parse_options
-from distillcli.types import Batch, Output, Spec
+from distillcli.terms.objective import Objective
+from distillcli.types import Output
+from tests import builders
+from tests.builders import batch_of, seeded, spec
 from tests.tiny import setting
 
 Array = NDArray[np.float64]
@@ -65,18 +68,6 @@ WITH_TEACHER = [name for name in ALL if name != "tfkd"]
 ZERO = ["kl", "reverse_kl", "symmetric_kl", "js", "dkd", "multi_kl", "class_correlation", "batch_correlation"]
 
 
-def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def spec(classes: int) -> Spec:
-    return Spec("model", classes, 8, ((4, 8, 6),), 0, 0)
-
-
-def batch_of(targets: Tensor) -> Batch:
-    return Batch(torch.zeros(len(targets), 3, 2, 2), targets, torch.arange(len(targets)))
-
-
 def labels_of(count: int, classes: int) -> Tensor:
     return torch.arange(count) % classes
 
@@ -87,7 +78,9 @@ def value_of(name: str, student: Tensor, teacher: Tensor, targets: Tensor | None
     term = TERMS[name](parse_options(name, {**OPTIONS[name], **options}), setting(spec(classes), spec(classes)))
     targets = labels_of(len(student), classes) if targets is None else targets
     temperature = options.get("temperature", T)
-    value: Tensor = term(Output(student, None, {}), Output(teacher, None, {}), batch_of(targets), temperature)
+    value: Tensor = term(
+        Output(student, None, {}), Output(teacher, None, {}), batch_of(len(targets), targets=targets), temperature
+    )
     return value
 
 
@@ -295,7 +288,7 @@ def test_a_shift_of_each_row_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_mean_over_samples_is_the_mean_of_its_halves_and_ignores_duplication(name: str) -> None:
     student, teacher, labels = seeded(6, 5), seeded(6, 5, seed=1), labels_of(6, 5)
-    assert not TERMS[name].whole_batch
+    assert not KNOWN_TERMS[name].whole_batch
     whole = value_of(name, student, teacher, labels)
     halves = [value_of(name, student[rows], teacher[rows], labels[rows]) for rows in (slice(0, 3), slice(3, 6))]
     torch.testing.assert_close(sum(halves) / 2, whole, rtol=1e-12, atol=0)
@@ -306,7 +299,7 @@ def test_a_mean_over_samples_is_the_mean_of_its_halves_and_ignores_duplication(n
 @pytest.mark.parametrize("name", BATCHWISE)
 def test_a_batchwise_term_depends_on_which_samples_share_a_batch(name: str) -> None:
     student, teacher = 3 * seeded(6, 5), 3 * seeded(6, 5, seed=1)
-    assert TERMS[name].whole_batch
+    assert KNOWN_TERMS[name].whole_batch
     whole = value_of(name, student, teacher)
     halves = (value_of(name, student[:3], teacher[:3]) + value_of(name, student[3:], teacher[3:])) / 2
     assert abs(halves - whole) > 0.02 * whole
@@ -362,9 +355,7 @@ def test_logit_mse_is_its_formula_and_half_of_it_the_limit_of_kl(count: int, cla
 
 
 def objective(name: str, classes: int, **options: Any) -> Objective:
-    terms = {name: {**OPTIONS[name], **options}}
-    config = DistillConfig(name="test", temperature=T, alpha=None, terms=terms)
-    return Objective(config, setting(spec(classes), spec(classes)))
+    return builders.objective({name: {**OPTIONS[name], **options}}, spec(classes), spec(classes), temperature=T)
 
 
 @pytest.mark.parametrize("standardize", [False, True])
@@ -373,7 +364,7 @@ def objective(name: str, classes: int, **options: Any) -> Objective:
 def test_half_precision_outputs_through_the_objective(name: str, dtype: torch.dtype, standardize: bool) -> None:
     options = {"standardize": True} if standardize and name in WITH_TEACHER else {}
     student, teacher = (3 * seeded(64, 10, seed=seed, dtype=torch.float32) for seed in (0, 1))
-    batch, terms = batch_of(labels_of(64, 10)), objective(name, 10, **options)
+    batch, terms = batch_of(64, targets=labels_of(64, 10)), objective(name, 10, **options)
     full, _ = terms(Output(student, None, {}), Output(teacher, None, {}), batch, 0)
     with torch.autocast("cpu", torch.bfloat16):
         half, _ = terms(Output(student.to(dtype), None, {}), Output(teacher.to(dtype), None, {}), batch, 0)
@@ -390,7 +381,9 @@ def test_logits_of_ten_thousand_are_finite(name: str, count: int, classes: int, 
     teacher = student.flip(1).to(dtype)
     student = student.to(dtype).requires_grad_()
     for labels in (torch.zeros(count).long(), torch.full((count,), classes - 1)):
-        total, _ = objective(name, classes)(Output(student, None, {}), Output(teacher, None, {}), batch_of(labels), 0)
+        total, _ = objective(name, classes)(
+            Output(student, None, {}), Output(teacher, None, {}), batch_of(len(labels), targets=labels), 0
+        )
         (found,) = torch.autograd.grad(total, student)
         assert torch.isfinite(total)
         assert torch.isfinite(found).all()
@@ -400,7 +393,7 @@ def test_logits_of_ten_thousand_are_finite(name: str, count: int, classes: int, 
 @pytest.mark.parametrize("name", WITH_TEACHER)
 def test_constant_rows_are_finite(name: str, standardize: bool) -> None:
     student, teacher = torch.zeros(3, 5, requires_grad=True), torch.full((3, 5), 2.0)
-    terms, batch = objective(name, 5, standardize=standardize), batch_of(labels_of(3, 5))
+    terms, batch = objective(name, 5, standardize=standardize), batch_of(3)
     total, _ = terms(Output(student, None, {}), Output(teacher, None, {}), batch, 0)
     total.backward()
     assert torch.isfinite(total)
@@ -672,7 +665,7 @@ def test_tfkd_needs_no_teacher_and_is_least_at_its_hand_made_one() -> None:
     labels = labels_of(6, 5)
     made = hand_made_logits(torch.zeros(6, 5), labels, 0.99)
     terms = Objective(config, setting(spec(5), None))
-    assert terms(Output(made, None, {}), None, batch_of(labels), 0)[1]["tfkd"].item() == pytest.approx(0, abs=1e-6)
+    assert terms(Output(made, None, {}), None, batch_of(), 0)[1]["tfkd"].item() == pytest.approx(0, abs=1e-6)
     assert value_of("tfkd", made.double(), made, confidence=0.99).item() == pytest.approx(0, abs=1e-12)
     for seed in range(5):
         nearby = made.double() + 1e-2 * seeded(6, 5, seed=seed)
@@ -724,7 +717,7 @@ def test_a_standardised_row_has_mean_0_and_spread_1_and_a_bounded_peak() -> None
 
 
 def test_every_term_that_compares_logits_can_standardise_and_no_other() -> None:
-    able = {name for name, term in TERMS.items() if issubclass(term.Options, StandardizeOptions)}
+    able = {name for name, term in KNOWN_TERMS.items() if issubclass(term.options, StandardizeOptions)}
     assert able == set(WITH_TEACHER)
     for name in ("ce", "tfkd", "hard"):
         with pytest.raises(UserError, match=rf"distill\.terms\.{name}\.standardize"):
@@ -736,8 +729,8 @@ def test_cross_entropy_does_not_see_the_switch() -> None:
     values = []
     for standardize in (False, True):
         terms = {"ce": {}, "kl": {"standardize": standardize}}
-        built = Objective(DistillConfig(name="test", alpha=None, terms=terms), setting(spec(5), spec(5)))
-        values.append(built(Output(student, None, {}), Output(teacher, None, {}), batch_of(labels_of(6, 5)), 0)[1])
+        built = builders.objective(terms, spec(5), spec(5))
+        values.append(built(Output(student, None, {}), Output(teacher, None, {}), batch_of(), 0)[1])
     assert values[0]["ce"] == values[1]["ce"]
     assert values[0]["kl"] != values[1]["kl"]
 
@@ -783,7 +776,7 @@ def test_options_are_told_in_words() -> None:
         "multi_kl": {},
         "batch_correlation": {"temperatures": [2, 4.5]},
     }
-    built = Objective(DistillConfig(name="test", temperature=2.0, alpha=None, terms=terms), setting(spec(5), spec(5)))
+    built = builders.objective(terms, spec(5), spec(5), temperature=2.0)
     assert built.words() == (
         "9·kl(standardize=true, T=2) + 1·dkd(T=2, beta=2) + 1·dist(T=2, squared=false) + 1·multi_kl"
         " + 1·batch_correlation(temperatures=2/4.5)"

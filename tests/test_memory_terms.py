@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distillcli.config.schema import DistillConfig
+from distillcli.config.terms import parse_options
 from distillcli.errors import Interrupted, UserError
-from distillcli.runtime import Runtime, seed_everything
+from distillcli.runtime import seed_everything
 from distillcli.terms.base import Setting
 from distillcli.terms.memory import MEMORY_TERMS, OtherClasses, contrast, queue_divergence, queue_length
-from distillcli.terms.objective import Objective, parse_options
 from distillcli.types import Batch, Output, Spec
-from tests.tiny import Watch, digest, last, setting, tiny, train
+from tests import builders
+from tests.builders import batch_of, cast, objective, output, seeded
+from tests.tiny import Watch, digest, last, tiny, train
 
 Array = NDArray[np.float64]
 
@@ -32,23 +33,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 IMAGES = 24
 
 
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def output(spec: Spec, count: int = 4, seed: int = 0) -> Output:
-    return Output(seeded(count, spec.classes, seed=seed), seeded(count, spec.embedding_width, seed=seed + 100), {})
-
-
-def batch_of(count: int = 4, first: int = 0) -> Batch:
-    index = torch.arange(first, first + count)
-    return Batch(torch.zeros(count, 3, 2, 2), index % 5, index)
-
-
 def built(name: str, images: int = IMAGES, **options: Any) -> Any:
-    seed_everything(0)
-    given = parse_options(name, {**OPTIONS[name], **options})
-    return MEMORY_TERMS[name](given, setting(STUDENT, TEACHER, images)).double()
+    return builders.built(name, STUDENT, TEACHER, images, **{**OPTIONS[name], **options})
 
 
 def step(term: Any, student: Output, teacher: Output, batch: Batch, seed: int = 0) -> Tensor:
@@ -108,16 +94,16 @@ def test_the_gradient_of_crd_agrees_with_finite_differences() -> None:
     teacher, batch = output(TEACHER, seed=1), batch_of()
 
     def value(embedding: Tensor) -> Tensor:
-        return step(built("crd"), Output(torch.zeros(4, 5), embedding, {}), teacher, batch)
+        return step(built("crd"), Output(torch.zeros(6, 5), embedding, {}), teacher, batch)
 
     # The scale follows the first batch; a second one meets a constant.
     def second(embedding: Tensor) -> Tensor:
         term = built("crd")
         step(term, output(STUDENT, seed=5), teacher, batch)
-        return step(term, Output(torch.zeros(4, 5), embedding, {}), teacher, batch)
+        return step(term, Output(torch.zeros(6, 5), embedding, {}), teacher, batch)
 
-    assert torch.autograd.gradcheck(second, [seeded(4, 8).requires_grad_()])
-    embedding = seeded(4, 8).requires_grad_()
+    assert torch.autograd.gradcheck(second, [seeded(6, 8).requires_grad_()])
+    embedding = seeded(6, 8).requires_grad_()
     assert torch.autograd.grad(value(embedding), embedding)[0].abs().max() > 1e-3
 
 
@@ -193,13 +179,13 @@ def test_queue_kl_is_its_formula_first_in_first_out() -> None:
     """Three batches of 4 in a queue of 10: filled with 4, 8, then 10 rows, the oldest two gone."""
     term, queue = built("queue_kl"), np.empty((0, 11))
     for seed in range(3):
-        student, teacher = output(STUDENT, seed=seed), output(TEACHER, seed=10 + seed)
+        student, teacher = output(STUDENT, 4, seed), output(TEACHER, 4, 10 + seed)
         assert student.embedding is not None
         assert teacher.embedding is not None
         mine, its = np_unit(np_linear(term.map, student.embedding.numpy())), np_unit(teacher.embedding.numpy())
         queue = np.concatenate([its, queue])[:10]
         expected = np_queue_kl(mine, its, queue, 0.2)
-        assert step(term, student, teacher, batch_of()).item() == pytest.approx(expected, rel=1e-10)
+        assert step(term, student, teacher, batch_of(4)).item() == pytest.approx(expected, rel=1e-10)
         assert term.filled == len(queue)
         np.testing.assert_allclose(term.queue.numpy()[: len(queue)], queue, rtol=1e-12)
 
@@ -217,9 +203,9 @@ def test_the_gradient_of_queue_kl_agrees_with_finite_differences() -> None:
     def value(embedding: Tensor) -> Tensor:
         term = built("queue_kl")
         step(term, output(STUDENT, seed=5), output(TEACHER, seed=6), batch_of())
-        return step(term, Output(torch.zeros(4, 5), embedding, {}), teacher, batch_of())
+        return step(term, Output(torch.zeros(6, 5), embedding, {}), teacher, batch_of())
 
-    assert torch.autograd.gradcheck(value, [seeded(4, 8).requires_grad_()])
+    assert torch.autograd.gradcheck(value, [seeded(6, 8).requires_grad_()])
 
 
 def test_queue_kl_is_zero_and_least_where_both_are_the_same() -> None:
@@ -245,7 +231,7 @@ def test_the_length_of_a_queue_grows_with_the_data(images: int, length: int) -> 
 def test_extreme_embeddings_are_finite(name: str, count: int, scale: float) -> None:
     term = built(name).float()
     embedding = (scale * seeded(count, 8)).float().requires_grad_()
-    value = step(term, Output(torch.zeros(count, 5), embedding, {}), _float(output(TEACHER, count)), batch_of(count))
+    value = step(term, Output(torch.zeros(count, 5), embedding, {}), output(TEACHER, count).float(), batch_of(count))
     value.backward()
     assert value.isfinite()
     assert embedding.grad is not None
@@ -256,25 +242,14 @@ def test_extreme_embeddings_are_finite(name: str, count: int, scale: float) -> N
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_under_autocast_is_the_value_in_float32(name: str, dtype: torch.dtype) -> None:
     def value(to: torch.dtype) -> Tensor:
-        seed_everything(0)
-        config = DistillConfig(name="test", alpha=None, terms={name: OPTIONS[name]})
-        built = Objective(config, setting(STUDENT, TEACHER, IMAGES))
-        sides = [_to(_to(output(spec, seed=spec.embedding_width), dtype), to) for spec in (STUDENT, TEACHER)]
-        return built(*sides, batch_of(), 0.0)[0]
+        whole = objective({name: OPTIONS[name]}, STUDENT, TEACHER, images=IMAGES)
+        sides = [cast(cast(output(spec, seed=spec.embedding_width), dtype), to) for spec in (STUDENT, TEACHER)]
+        return whole(*sides, batch_of(), 0.0)[0]
 
     with torch.autocast("cpu", torch.bfloat16):
         half = value(dtype)
     assert half.dtype == torch.float32
     assert half == value(torch.float32)
-
-
-def _to(whole: Output, dtype: torch.dtype) -> Output:
-    assert whole.embedding is not None
-    return Output(whole.logits.to(dtype), whole.embedding.to(dtype), {})
-
-
-def _float(whole: Output) -> Output:
-    return _to(whole, torch.float32)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -308,10 +283,14 @@ def test_a_wrong_option_is_one_line(name: str, options: dict[str, Any], words: s
     assert "\n" not in str(caught.value)
 
 
-def test_crd_refuses_mixed_images_and_data_of_one_class() -> None:
-    mixed = Batch(torch.zeros(4, 3, 2, 2), torch.full((4, 5), 0.2), torch.arange(4))
-    with pytest.raises(UserError, match="crd: mixed images"):
-        step(built("crd"), output(STUDENT), output(TEACHER), mixed)
+@pytest.mark.parametrize("mixing", ["augment.mixup=0.2", "augment.cutmix=1"])
+def test_crd_is_refused_with_mixed_images_before_anything_is_opened(mixing: str) -> None:
+    with pytest.raises(UserError, match=r"^distill\.terms\.crd: it cannot be used with mixup or CutMix"):
+        tiny("distill=crd", mixing)
+    tiny("distill=queue_kl", mixing)
+
+
+def test_crd_refuses_data_of_one_class() -> None:
     with pytest.raises(UserError, match="one class"):
         MEMORY_TERMS["crd"](parse_options("crd", {}), Setting(STUDENT, TEACHER, np.zeros(9, np.int64), 1))
 
@@ -327,6 +306,7 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(name: str, tmp_path: Path) -
     assert digest(last(tmp_path / "broken")["student"]) == digest(last(tmp_path / "whole")["student"])
 
 
-def test_several_processes_are_refused(tmp_path: Path) -> None:
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"crd remembers .*train in one process"):
-        train(tiny("distill=crd"), tmp_path / "run", Watch(runtime=Runtime(torch.device("cpu"), 0, 2)))
+        tiny("distill=crd")

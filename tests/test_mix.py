@@ -15,9 +15,10 @@ from torch import Tensor
 
 from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.types import Batch
-from distillcli.views.epochs import partner_ends
+from distillcli.views.epochs import partner_cumulative_weights
 from distillcli.views.loader import Loader
 from distillcli.views.mix import Mix, draw_mix, mix_images, mix_labels
+from distillcli.views.showing import Showing
 from distillcli.views.store import Rows
 from tests.test_loader import CONFIG, MEMORY, STREAM, array_images, by_index, file_images, loader, same
 from tests.tiny import last, tiny, train
@@ -35,7 +36,7 @@ def mixes(count: int = 5_000, view: int = 1, split: int = 1_000, size: int = 32,
 
 def even(split: int) -> NDArray[np.float64]:
     """Any of the images is as likely to be a partner."""
-    return partner_ends(np.zeros(split, np.int64), balanced=False)
+    return partner_cumulative_weights(np.zeros(split, np.int64), balanced=False)
 
 
 def unmixed(source: Loader, index: Tensor, view: int) -> Tensor:
@@ -65,7 +66,7 @@ def test_partners_are_any_image_of_the_split() -> None:
 
 def test_partners_are_of_every_class_alike_where_classes_are_balanced() -> None:
     labels = np.random.RandomState(0).permutation(np.repeat([0, 1, 2], [70, 25, 5]))
-    ends = partner_ends(labels, balanced=True)
+    ends = partner_cumulative_weights(labels, balanced=True)
     partners = draw_mix(recipe(mixup=1.0), 0, np.ones(30_000, np.int64), np.arange(30_000), ends, 32).partners
     assert stats.chisquare(np.bincount(labels[partners])).pvalue > 0.01
     for label in range(3):
@@ -79,7 +80,7 @@ def test_the_images_that_are_mixed_in_follow_the_balance_of_the_data() -> None:
     source = loader(array_images(27))
     source = dataclasses.replace(source, config=config, classes=2, labels=(torch.arange(27) % 9 == 0).long())
     parts = recipe(mixup=1.0)
-    batches = [batch for number in range(1, 41) for (batch,) in source.epoch(parts, 7, number, 12)]
+    batches = [batch for number in range(1, 41) for (batch,) in Showing(source, parts, 7, 12).epoch(number)]
     assert torch.cat([batch.targets for batch in batches]).mean(dim=0)[1].item() == pytest.approx(0.5, abs=0.03)
     plain = dataclasses.replace(source, config=CONFIG)
     assert source.rendering(parts) == [*plain.rendering(parts), "balanced partners"]
@@ -113,7 +114,7 @@ def test_a_mix_depends_on_seed_view_and_index_alone() -> None:
 @pytest.mark.parametrize("parts", MIXING, ids=str)
 def test_a_mixed_view_is_made_of_two_unmixed_views_of_the_split(memory_bytes: float, parts: dict[str, float]) -> None:
     source = loader(array_images(26), memory_bytes)
-    whole, plain = (list(source.epoch(one, 7, 3, 12)) for one in (recipe(**parts), recipe()))
+    whole, plain = (list(Showing(source, one, 7, 12).epoch(3)) for one in (recipe(**parts), recipe()))
     for (batch,), (before,) in zip(whole, plain, strict=True):
         index = batch.index.numpy()
         mix = draw_mix(recipe(**parts), 7, np.full(12, 3), index, even(26), 16)
@@ -132,7 +133,7 @@ def test_a_mixed_view_is_made_of_two_unmixed_views_of_the_split(memory_bytes: fl
 def test_a_view_that_is_not_mixed_is_the_same_bit_for_bit() -> None:
     source = loader(array_images(26))
     (batch,), (before,) = (
-        next(source.epoch(recipe(**parts), 7, 1, 24)) for parts in ({"mixup": 1.0, "mix_probability": 0.5}, {})
+        next(Showing(source, recipe(**parts), 7, 24).epoch(1)) for parts in ({"mixup": 1.0, "mix_probability": 0.5}, {})
     )
     mixed = draw_mix(
         recipe(mixup=1.0, mix_probability=0.5), 7, np.ones(24, np.int64), batch.index.numpy(), even(26), 16
@@ -159,8 +160,8 @@ def test_the_images_given_are_not_changed() -> None:
 # --- what may not matter ------------------------------------------------------------------------------------------
 
 
-def shown(source: Loader, **options: Any) -> list[list[Batch]]:
-    return list(source.epoch(recipe(mixup=1.0, cutmix=1.0), 7, 2, 12, **options))
+def shown(source: Loader, first_step: int = 0, **options: Any) -> list[list[Batch]]:
+    return list(Showing(source, recipe(mixup=1.0, cutmix=1.0), 7, 12, **options).epoch(2, first_step))
 
 
 @pytest.mark.parametrize("memory_bytes", [MEMORY, STREAM])

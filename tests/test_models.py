@@ -15,7 +15,7 @@ from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone, build, describe, place
 from distillcli.runtime import seed_everything
-from distillcli.types import Taps
+from distillcli.types import Inputs, Taps
 
 # Convolutions, depthwise, attention, windows, hybrids; heads of one layer, of several, of two classifiers.
 FAMILIES = [
@@ -42,7 +42,7 @@ families = pytest.mark.parametrize(("name", "size"), FAMILIES, ids=[name for nam
 @functools.cache
 def built(name: str, size: int) -> Backbone:
     seed_everything(0, name)
-    return build(ModelConfig(name=name), 7, size, "student").eval()
+    return build(ModelConfig(name=name), Inputs(7, size), "student").eval()
 
 
 def images(size: int, count: int = 2) -> Tensor:
@@ -137,11 +137,11 @@ def test_macs_of_resnet18_by_hand() -> None:
 
 def test_the_published_size_of_resnet50_is_found_without_memory_for_it() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    spec = describe(ModelConfig(name="resnet50"), 1000, 224, "teacher")
+    spec = describe(ModelConfig(name="resnet50"), Inputs(1000, 224), "teacher")
     assert (spec.params, spec.embedding_width) == (25_557_032, 2048)
     assert spec.macs == pytest.approx(4.09e9, rel=0.01)
     assert spec.stage_shapes == ((64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))
-    huge = describe(ModelConfig(name="vit_giant_patch14_dinov2"), 1000, 518, "teacher")
+    huge = describe(ModelConfig(name="vit_giant_patch14_dinov2"), Inputs(1000, 518), "teacher")
     assert huge.params > 1.1e9
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert grown < huge.params  # a quarter of what its weights take
@@ -151,12 +151,12 @@ def test_describing_leaves_the_random_state_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    describe(ModelConfig(name="test_vit"), 7, 32, "student")
+    describe(ModelConfig(name="test_vit"), Inputs(7, 32), "student")
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_arguments_reach_the_model() -> None:
-    wide = build(ModelConfig(name="test_vit", args={"embed_dim": 96, "num_heads": 3}), 7, 32, "student")
+    wide = build(ModelConfig(name="test_vit", args={"embed_dim": 96, "num_heads": 3}), Inputs(7, 32), "student")
     assert wide.spec.embedding_width == 96
 
 
@@ -176,7 +176,7 @@ def test_a_model_that_cannot_be_built_is_one_line_naming_the_keys(
     name: str, args: dict[str, Any], size: int, said: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        build(ModelConfig(name=name, args=args), 7, size, "student")
+        build(ModelConfig(name=name, args=args), Inputs(7, size), "student")
     message = str(caught.value)
     assert message.startswith(f"student.name={name}: ")
     assert said in message
@@ -186,7 +186,7 @@ def test_a_model_that_cannot_be_built_is_one_line_naming_the_keys(
 
 @torch.no_grad()
 def test_placing_in_channels_last_changes_the_layout_but_no_number_beyond_rounding() -> None:
-    backbone = build(ModelConfig(name="test_resnet"), 7, 32, "student").eval()
+    backbone = build(ModelConfig(name="test_resnet"), Inputs(7, 32), "student").eval()
     expected = backbone(images(32)).logits
     place(backbone, torch.device("cpu"), channels_last=True)
     weights = [value for value in backbone.net.parameters() if value.dim() == 4 and value.shape[1] > 1]
@@ -203,7 +203,9 @@ def test_mean_and_std_are_no_part_of_the_weights() -> None:
 def test_the_same_seed_gives_the_same_weights() -> None:
     def fresh(seed: int) -> Tensor:
         seed_everything(seed, "init", "test_resnet")
-        weight: Tensor = build(ModelConfig(name="test_resnet"), 7, 32, "student").net.state_dict()["conv1.0.weight"]
+        weight: Tensor = build(ModelConfig(name="test_resnet"), Inputs(7, 32), "student").net.state_dict()[
+            "conv1.0.weight"
+        ]
         return weight
 
     assert torch.equal(fresh(0), fresh(0))

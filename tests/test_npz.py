@@ -81,9 +81,9 @@ def test_classes_are_named_by_the_file_by_text_or_by_number(tmp_path: Path) -> N
         ({"images": IMAGES, "labels": LABELS[:7]}, "20 images in images but 7 labels in labels"),
         ({"images": IMAGES, "labels": LABELS - 1}, "row 0 of the train part has label -1"),
         ({"images": IMAGES, "labels": LABELS, "classes": ["cat"]}, "row 1 of the train part has label '1', outside"),
-        ({"images": IMAGES}, "holds images but no labels"),
-        ({"pictures": IMAGES}, "holds pictures; expected x_train and y_train"),
-        ({"images": IMAGES, "labels": LABELS, "x_train": IMAGES}, "may each be the train part"),
+        ({"images": IMAGES}, "contains images but no labels"),
+        ({"pictures": IMAGES}, "contains pictures; expected x_train and y_train"),
+        ({"images": IMAGES, "labels": LABELS, "x_train": IMAGES}, "could each be the train part"),
         (
             {"images": IMAGES, "labels": LABELS, "x_test": IMAGES, "y_test": LABELS + 1},
             "row 1 of the test part has label '2', which no training",

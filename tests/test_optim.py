@@ -17,6 +17,7 @@ from distillcli.models.backbone import build
 from distillcli.terms.objective import Objective
 from distillcli.training.learners import Distillation
 from distillcli.training.optim import build_optimizer, build_schedule
+from distillcli.types import Inputs
 from tests.tiny import setting
 
 EPOCHS, STEPS, BASE = 10, 7, 0.4
@@ -117,7 +118,7 @@ def test_a_schedule_that_does_not_fit_the_epochs_is_one_line(options: dict[str, 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
 def test_norms_and_biases_have_no_weight_decay_and_everything_is_trained_once(name: str) -> None:
-    student = build(ModelConfig(name="test_resnet"), 5, 32, "student")
+    student = build(ModelConfig(name="test_resnet"), Inputs(5, 32), "student")
     terms = DistillConfig(name="test", alpha=None, terms={"ce": {}, "hint": {"stage": -1}})
     model = Distillation(student, Objective(terms, setting(student.spec, student.spec)))
     optimizer = build_optimizer(OptimizerConfig(name=name, lr=0.1, weight_decay=0.05), [student.net], model.objective)
@@ -164,7 +165,7 @@ def test_an_optimizer_without_such_a_kernel_is_built_as_before() -> None:
 
 @pytest.mark.parametrize("layer_decay", [None, 0.5])
 def test_what_a_model_exempts_from_decay_is_exempt(layer_decay: float | None) -> None:
-    net = build(ModelConfig(name="test_vit"), 5, 32, "student").net
+    net = build(ModelConfig(name="test_vit"), Inputs(5, 32), "student").net
     config = OptimizerConfig(name="adamw", lr=0.1, weight_decay=0.05, layer_decay=layer_decay)
     optimizer = build_optimizer(config, [net], nn.Identity())
     decays = {id(value): group["weight_decay"] for group in optimizer.param_groups for value in group["params"]}
@@ -176,7 +177,7 @@ def test_what_a_model_exempts_from_decay_is_exempt(layer_decay: float | None) ->
 
 @pytest.mark.parametrize("name", ["adamw", "lookahead_adamw"])
 def test_rates_fall_by_the_factor_from_the_classifier_to_the_stem_and_the_objective_has_the_full_one(name: str) -> None:
-    student = build(ModelConfig(name="test_vit"), 5, 32, "student")
+    student = build(ModelConfig(name="test_vit"), Inputs(5, 32), "student")
     terms = DistillConfig(name="test", alpha=None, terms={"ce": {}, "hint": {"stage": -1}})
     objective = Objective(terms, setting(student.spec, student.spec))
     config = OptimizerConfig(name=name, lr=BASE, weight_decay=0.05, layer_decay=0.5)

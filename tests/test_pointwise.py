@@ -12,6 +12,7 @@ from distillcli.config.schema import ModelConfig
 from distillcli.models.backbone import Backbone, build, place
 from distillcli.models.pointwise import PointwiseConv2d, use_linear
 from distillcli.runtime import seed_everything
+from distillcli.types import Inputs
 
 CPU = torch.device("cpu")
 
@@ -72,7 +73,7 @@ def test_every_other_convolution_stays_what_it_is(other: nn.Module) -> None:
 
 def student() -> Backbone:
     seed_everything(0, "student")
-    return build(ModelConfig("mobilenetv3_small_050"), 7, 32, "student")
+    return build(ModelConfig("mobilenetv3_small_050"), Inputs(7, 32), "student")
 
 
 def test_a_placed_model_has_the_same_state_dict_and_the_same_answers() -> None:

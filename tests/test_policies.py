@@ -15,9 +15,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as image_ops
 
 from distillcli.config.schema import AugmentConfig
-from distillcli.views.colours import PHOTOMETRIC, operate
+from distillcli.views.colours import PHOTOMETRIC, apply_operations
 from distillcli.views.policies import _AUTOAUGMENT_CIFAR, CHOICES, GEOMETRIC, Steps, affine_maps, draw_policy
-from distillcli.views.views import plain, render
+from distillcli.views.views import plain_views, render_views
 from tests.test_views import pixels, shown, smooth
 
 COUNT = 14_000
@@ -139,7 +139,7 @@ def test_a_change_of_colours_is_torchvisions_with_one_strength_per_image(name: s
     images = shown(torch.cat([pixels(5), smooth(32, 32)[None]]))
     strengths = {"posterize": np.array([8.0, 7, 4, 2, 1, 4]), "solarize": np.array([1.0, 0.9, 0.5, 0.1, 0.0, 0.5])}
     numbers = strengths.get(name, np.array([0.01, 0.5, 1.0, 1.5, 1.99, 1.3]))
-    changed = operate(images, np.array([[name]] * 6), numbers[:, None])
+    changed = apply_operations(images, np.array([[name]] * 6), numbers[:, None])
     factor = name in ("brightness", "color", "contrast", "sharpness")
     for row, number in enumerate(numbers.tolist()):
         expected = apply(name, images[row], number - 1 if factor else number)
@@ -150,7 +150,7 @@ def test_steps_follow_each_other_and_rows_without_one_stay_bit_for_bit() -> None
     images = shown(pixels(4))
     names = np.array([["invert", "solarize"], ["solarize", "invert"], ["identity", "identity"], ["rotate", "invert"]])
     strengths = np.array([[0.0, 0.3], [0.3, 0.0], [0.0, 0.0], [9.0, 0.0]])
-    changed = operate(images, names, strengths)
+    changed = apply_operations(images, names, strengths)
     expected = torch.stack(
         [
             image_ops.solarize(image_ops.invert(images[0]), 0.3),
@@ -164,7 +164,9 @@ def test_steps_follow_each_other_and_rows_without_one_stay_bit_for_bit() -> None
 
 
 def affine_view(maps: NDArray[np.float64], image: torch.Tensor) -> torch.Tensor:
-    return render(image[None], dataclasses.replace(plain(np.ones(1), 1.0), maps=np.eye(2, 3)[None] @ maps), 32)[0]
+    return render_views(
+        image[None], dataclasses.replace(plain_views(np.ones(1), 1.0), maps=np.eye(2, 3)[None] @ maps), 32
+    )[0]
 
 
 @pytest.mark.parametrize("sign", [-1, 1])

@@ -9,7 +9,7 @@ from distillcli.config.schema import ModelConfig
 from distillcli.models.backbone import Backbone, build
 from distillcli.models.inference import for_inference
 from distillcli.runtime import autocast
-from distillcli.types import Taps
+from distillcli.types import Inputs, Taps
 from tests.test_inference import CPU, images, trained
 
 # The stages that end in an activation; all others end in a convolution, a batch norm or a sum of them.
@@ -84,5 +84,5 @@ def test_before_the_activation_of_a_resnet_is_the_sum_of_branch_and_shortcut() -
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_what_layer_norms_or_tokens_end_in_is_not_known(name: str) -> None:
-    spec = build(ModelConfig(name), 7, 224, "teacher").spec
+    spec = build(ModelConfig(name), Inputs(7, 224), "teacher").spec
     assert None in spec.endings[-2:]

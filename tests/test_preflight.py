@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from distillcli.config.schema import ModelConfig
-from distillcli.distillation.plan import family_warnings, start_warnings
+from distillcli.distillation.advice import family_warnings, start_warnings
 from distillcli.models.backbone import describe
+from distillcli.types import Inputs
 from tests.conftest import Distill
 
 
 @pytest.mark.parametrize("term", ["at", "nst", "fsp", "hint"])
 def test_maps_of_two_families_are_warned_of_whichever_teaches(term: str) -> None:
-    plain, pyramid = (describe(ModelConfig(name), 4, 32, "student") for name in ("test_vit", "test_resnet"))
+    plain, pyramid = (describe(ModelConfig(name), Inputs(4, 32), "student") for name in ("test_vit", "test_resnet"))
     for student, teacher in ((pyramid, plain), (plain, pyramid)):
         (warning,) = family_warnings(["ce", term], student, teacher)
         assert warning.startswith(f"distill.terms.{term}: {teacher.name} and {student.name}")
@@ -25,13 +26,13 @@ def test_maps_of_two_families_are_warned_of_whichever_teaches(term: str) -> None
 
 
 def test_an_equal_teacher_has_nothing_to_teach() -> None:
-    assert start_warnings({"top1": 50.0}, {"top1": 51.0}, "test") == []
-    (warning,) = start_warnings({"top1": 50.0}, {"top1": 50.0}, "val")
+    assert start_warnings(50.0, 51.0, "test") == []
+    (warning,) = start_warnings(50.0, 50.0, "val")
     assert "50.00 on val" in warning
 
 
 def test_a_run_from_its_own_teachers_weights_is_told_before_it_starts(tmp_path: Path, distill: Distill) -> None:
-    few = ("+experiment=smoke", "dataset.samples=64", "trainer.device=cpu", "trainer.epochs=1", "baseline=false")
+    few = ("experiment=smoke", "dataset.samples=64", "trainer.device=cpu", "trainer.epochs=1", "baseline=false")
     first = distill("train", *few, "distill=none", "student.name=test_resnet", "out=first")
     assert first.code == 0, first.stderr
     same = ("student.name=test_resnet", "student.checkpoint=first", "teacher.checkpoint=first", "student.freeze=2")

@@ -10,7 +10,8 @@ import yaml
 from conftest import Distill
 
 from distillcli.config.search import builtin_folder
-from distillcli.runs.folder import read_metrics, read_result
+from distillcli.runs.folder import read_metrics
+from distillcli.runs.result import read_result
 
 PRESETS = sorted(path.stem for path in (builtin_folder() / "distill").glob("*.yaml"))
 FEATURES = {"hint", "at", "nst", "fsp", "vid", "reviewkd", "embedding", "ab", "ft", "cat_kd", "ofd"}
@@ -30,7 +31,7 @@ def test_every_preset_trains_and_ends_with_a_table(distill: Distill, tmp_path: P
         folder = tmp_path / "sweep" / str(job)
         result, config = read_result(folder), yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
         assert result is not None
-        assert (result["status"], config["distill"]["name"]) == ("ok", preset)
+        assert (result.status, config["distill"]["name"]) == ("ok", preset)
         row, numbers = read_metrics(folder)
         assert {f"loss/{name}" for name in config["distill"]["terms"]} <= row.keys()
         assert math.isfinite(row["loss"])
@@ -62,7 +63,7 @@ def test_terms_are_combined_by_overrides(distill: Distill, tmp_path: Path) -> No
     assert answer.code == 0, answer.stderr
     result = read_result(tmp_path / "run")
     assert result is not None
-    assert (result["status"], result["objective"]) == ("ok", "0.1·ce + 0.9·kl(T=4) + 0.9·hint + 0.45·rkd")
+    assert (result.status, result.objective) == ("ok", "0.1·ce + 0.9·kl(T=4) + 0.9·hint + 0.45·rkd")
     row = next(row for row in read_metrics(tmp_path / "run") if row["kind"] == "train")
     parts = [share * row[f"loss/{name}"] for name, share in {"ce": 0.1, "kl": 0.9, "hint": 0.9, "rkd": 0.45}.items()]
     assert row["loss"] == pytest.approx(sum(parts), rel=1e-5)

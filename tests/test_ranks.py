@@ -26,6 +26,7 @@ from distillcli.runs.folder import read_metrics
 from distillcli.runtime import Runtime, any_rank, from_main, start
 from distillcli.terms.objective import Objective
 from distillcli.training.evaluation import evaluate
+from distillcli.types import Inputs
 
 SGD = ("optimizer=sgd", "optimizer.name=momentum", "optimizer.lr=0.05", "schedule=constant", "augment=none")
 VIT = ("student.name=test_vit", *SGD)
@@ -87,7 +88,7 @@ def test_two_ranks_take_the_steps_of_one(tmp_path: Path) -> None:
     for name, value in one["student"].items():
         torch.testing.assert_close(two["student"][name], value, rtol=1e-4, atol=1e-6)
     config = tiny(*VIT)
-    start = new_backbone(config, config.student, open_tiny(config), "student").net.state_dict()
+    start = new_backbone(config, open_tiny(config), "student").net.state_dict()
     assert not torch.allclose(start["head.weight"], one["student"]["head.weight"], rtol=1e-2)
     rows = [[row for row in read_metrics(tmp_path / name) if row["kind"] == "eval"] for name in ("one", "two")]
     assert [row["epoch"] for row in rows[1]] == [1, 2]
@@ -117,10 +118,10 @@ def test_evaluation_counts_every_image_once(samples: int, tmp_path: Path) -> Non
 
     def numbers(runtime: Runtime) -> dict[str, float]:
         data = open_tiny(config, runtime)
-        student = new_backbone(config, config.student, data, "student")
-        expert = describe(config.teacher, 4, config.dataset.image_size, "teacher")
+        student = new_backbone(config, data, "student")
+        expert = describe(config.teacher, Inputs(4, config.dataset.image_size), "teacher")
         objective = Objective(config.distill, setting(student.spec, expert))
-        return evaluate(student, data.evaluation, runtime, teacher=some_teacher(config, objective, 4))
+        return evaluate(student, data.evaluation, teacher=some_teacher(config, objective, 4))
 
     alone = numbers(CPU)
     for answer in on_two_ranks(lambda runtime, _: numbers(runtime), tmp_path):
@@ -139,7 +140,7 @@ def test_the_numbers_are_those_of_the_weights(ema: str, tmp_path: Path) -> None:
     answers = on_two_ranks(work, tmp_path)
     data = open_tiny(config)
     saved = reopen_model(str(tmp_path / "run" / "checkpoints" / "last.pt"), data.source, config.dataset, True, CPU)
-    alone = evaluate(saved, data.val, CPU)
+    alone = evaluate(saved, data.val)
     for answer in answers:
         assert answer == pytest.approx({"epoch": 2, **alone}, rel=1e-5)
 
@@ -193,7 +194,7 @@ def test_sweeps_are_refused_under_torchrun(tmp_path: Path, monkeypatch: pytest.M
 def test_torchrun_leaves_one_run(tmp_path: Path) -> None:
     """The real command: one claimed folder, one panel, one result, and the teacher is shared."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "distillcli", "train", "+experiment=smoke", "trainer.threads=1", "trainer.device=cpu"]
+    command += ["-m", "distillcli", "train", "experiment=smoke", "trainer.threads=1", "trainer.device=cpu"]
     command += ["trainer.epochs=1", "teacher.fit.epochs=1", "dataset.samples=64", "baseline=false"]
     done = subprocess.run(
         command,
@@ -217,5 +218,5 @@ def test_torchrun_leaves_one_run(tmp_path: Path) -> None:
     assert result["status"] == "ok"
     config = tiny("dataset.samples=64")
     data = open_tiny(config)
-    alone = evaluate(reopen_model(str(run), data.source, config.dataset, True, CPU), data.evaluation, CPU)
+    alone = evaluate(reopen_model(str(run), data.source, config.dataset, True, CPU), data.evaluation)
     assert {key: result["student"][key] for key in alone} == pytest.approx(alone, rel=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distillcli.config.schema import DistillConfig, ModelConfig
+from distillcli.config.terms import KNOWN_TERMS
 from distillcli.errors import UserError
-from distillcli.models.backbone import build
-from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher
-from distillcli.terms.objective import Objective, parse_options
 from distillcli.terms.relation import (
     RELATION_TERMS,
     angle_loss,
@@ -33,7 +31,8 @@ from distillcli.terms.relation import (
 from distillcli.terms.stages import unit
 from distillcli.training.learners import Distillation
 from distillcli.types import Batch, Output, Spec
-from tests.tiny import setting
+from tests import builders
+from tests.builders import batch_of, cast, changed, fresh, objective, output, seeded, take, value_of
 
 Array = NDArray[np.float64]
 
@@ -51,51 +50,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "pkt": ("pkt", {}),
 }
 NAMES = list(RELATION_TERMS)
+built = partial(builders.built, student=STUDENT, teacher=TEACHER)
 ORDERED = "cc_neighbour"  # the one whose value depends on the order of the samples
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def output(spec: Spec, count: int = 6, seed: int = 0, grad: bool = False) -> Output:
-    logits, embedding = seeded(count, spec.classes, seed=seed), seeded(count, spec.embedding_width, seed=seed + 100)
-    stages = [seeded(count, *shape, seed=seed + 200 + row) for row, shape in enumerate(spec.stage_shapes)]
-    tensors = [tensor.requires_grad_(grad) for tensor in (logits, embedding, *stages)]
-    numbers = {row - shift: maps for row, maps in enumerate(tensors[2:]) for shift in (0, len(stages))}
-    return Output(tensors[0], tensors[1], numbers)
-
-
-def cast(whole: Output, dtype: torch.dtype) -> Output:
-    return changed(whole, lambda tensor: tensor.to(dtype))
-
-
-def take(whole: Output, rows: list[int]) -> Output:
-    return changed(whole, lambda tensor: tensor[rows])
-
-
-def changed(whole: Output, how: Callable[[Tensor], Tensor]) -> Output:
-    assert whole.embedding is not None
-    return Output(how(whole.logits), how(whole.embedding), {stage: how(maps) for stage, maps in whole.stages.items()})
 
 
 def embedded(embedding: Tensor) -> Output:
     """An output whose embedding and last stage are this matrix."""
     return Output(torch.zeros(len(embedding), 5), embedding, {-1: embedding[:, :, None, None]})
-
-
-def batch_of(count: int = 6) -> Batch:
-    return Batch(torch.zeros(count, 3, 8, 8), torch.arange(count) % 5, torch.arange(count))
-
-
-def built(name: str, student: Spec = STUDENT, teacher: Spec = TEACHER, **options: Any) -> Any:
-    seed_everything(0)
-    return RELATION_TERMS[name](parse_options(name, options), setting(student, teacher)).double()
-
-
-def value_of(term: Any, student: Output, teacher: Output) -> Tensor:
-    value: Tensor = term(student, teacher, batch_of(len(student.logits)), 1.0)
-    return value
 
 
 # --- references: float64 NumPy, from the formulas -----------------------------------------------------------------
@@ -304,7 +265,7 @@ def test_a_batch_too_large_for_one_tensor_of_angles_goes_through_the_term(monkey
 
 @pytest.mark.parametrize("name", ["sp", "cc", "rkd", "pkt"])
 def test_terms_are_zero_and_least_where_student_equals_teacher(name: str) -> None:
-    term, matrix = built(name, STUDENT, STUDENT), seeded(6, 8)
+    term, matrix = built(name, teacher=STUDENT), seeded(6, 8)
     assert value_of(term, embedded(matrix), embedded(matrix)).item() == pytest.approx(0, abs=1e-15)
     for seed in range(10):
         moved = matrix + 1e-2 * seeded(6, 8, seed=10 + seed)
@@ -360,7 +321,7 @@ def test_terms_depend_on_which_samples_share_a_batch_and_say_so(case: str) -> No
     name, options = CASES[case]
     term, student, teacher = built(name, **options), output(STUDENT), output(TEACHER, seed=1)
     parts = [value_of(term, take(student, rows), take(teacher, rows)) for rows in ([0, 1, 2], [3, 4, 5])]
-    assert term.whole_batch
+    assert KNOWN_TERMS[name].whole_batch
     whole = value_of(term, student, teacher)
     assert abs(sum(parts) / 2 - whole) > 1e-2 * whole
 
@@ -452,18 +413,12 @@ def test_a_wrong_option_is_one_helpful_line(name: str, options: dict[str, Any], 
 # --- inside the objective -----------------------------------------------------------------------------------------
 
 
-def objective(name: str, student: Spec = STUDENT, teacher: Spec = TEACHER, **options: Any) -> Objective:
-    seed_everything(0)
-    terms = DistillConfig(name="test", temperature=1.0, alpha=None, terms={"ce": {}, name: options})
-    return Objective(terms, setting(student, teacher))
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_half_precision_changes_little(case: str) -> None:
     """The cast of the inputs is all that is lost: the value is computed in float32, under autocast too."""
     name, options = CASES[case]
     student, teacher, batch = output(STUDENT), output(TEACHER, seed=1), batch_of()
-    whole = objective(name, **options)
+    whole = objective({"ce": {}, name: options}, STUDENT, TEACHER)
     assert whole.whole_batch_terms == [name]
     exact = whole(cast(student, torch.float32), cast(teacher, torch.float32), batch, 0)[1][name]
     double = value_of(built(name, **options), student, teacher).item()
@@ -476,7 +431,7 @@ def test_half_precision_changes_little(case: str) -> None:
 
 
 def test_trained_parts_get_gradients_and_move() -> None:
-    whole = objective("cc_neighbour")
+    whole = objective({"cc_neighbour": {}}, STUDENT, TEACHER)
     parameters = dict(whole.named_parameters())
     assert {tuple(value.shape) for value in parameters.values()} == {(128, 8), (128, 11), (128,)}
     before = {key: value.detach().clone() for key, value in parameters.items()}
@@ -485,7 +440,7 @@ def test_trained_parts_get_gradients_and_move() -> None:
     whole(student, teacher, batch_of(), 0)[0].backward()
     optimizer.step()
     assert all(not torch.equal(before[key], value) for key, value in parameters.items())
-    assert not any(list(objective(name).parameters()) for name in NAMES if name != "cc_neighbour")
+    assert not any(list(built(name).parameters()) for name in NAMES if name != "cc_neighbour")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -505,18 +460,13 @@ def test_training_on_the_term_alone_lowers_it(name: str) -> None:
 # --- with real models ---------------------------------------------------------------------------------------------
 
 
-def backbone(name: str, size: int) -> Any:
-    seed_everything(0, name)
-    return build(ModelConfig(name=name), 5, size, "student")
-
-
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize(("student", "teacher"), [("test_resnet", "test_vit"), ("test_vit", "test_resnet")])
 @pytest.mark.parametrize("case", CASES)
 def test_terms_join_cnn_and_vit(case: str, student: str, teacher: str, size: int) -> None:
     name, options = CASES[case]
-    learner, expert = backbone(student, size), backbone(teacher, size)
-    model = Distillation(learner, objective(name, learner.spec, expert.spec, **options))
+    learner, expert = fresh(student, size), fresh(teacher, size)
+    model = Distillation(learner, objective({"ce": {}, name: options}, learner.spec, expert.spec))
     model.train()
     frozen = FrozenTeacher(expert, "fp32", model.objective.teacher_taps)
     images = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import json
 import os
@@ -20,19 +21,21 @@ from PIL import Image
 
 from distillcli.report import console
 from distillcli.report.curves import draw_curves
-from distillcli.report.format import (
-    DASH,
-    best_sentence,
-    clean,
-    count,
-    gap_sentence,
-    load_line,
-    lost_classes_grid,
-    number,
-    seconds,
-    size_words,
-)
+from distillcli.report.format import DASH, clean, count, seconds, size_words
+from distillcli.report.grids import lost_classes_grid
 from distillcli.report.markdown import escaped, fenced, write_report
+from distillcli.report.sections import (
+    Bullets,
+    Code,
+    Picture,
+    Section,
+    Sentence,
+    Table,
+    load_expression,
+    report_sections,
+)
+from distillcli.report.sentences import best_sentence, gap_sentence
+from distillcli.runs.result import DatasetFacts, Measured, Result, from_json
 
 EVIL = [
     "[bold]x[/bold]",
@@ -143,13 +146,6 @@ def test_sizes_are_compared_in_the_direction_that_is_true() -> None:
     assert size_words(1e6, 1e6, 0, 0) == "same size"
 
 
-@pytest.mark.parametrize("value", [None, "93.5", True, float("nan"), float("inf"), [1]])
-def test_what_is_not_a_finite_number_is_missing(value: Any) -> None:
-    assert number({"student": {"top1": value}}, "student", "top1") is None
-    assert number({"student": None}, "student", "top1") is None
-    assert number({}, "student", "top1") is None
-
-
 def test_clean_text_has_no_control_characters() -> None:
     hostile = "".join(map(chr, range(0x2100))) + "\ud800\u2028\u202e\u2066"
     assert not {unicodedata.category(char) for char in clean(hostile)} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -161,36 +157,54 @@ def test_clean_text_has_no_control_characters() -> None:
     ("student", "teacher", "control", "words"),
     [
         (93.5, 96.0, 91.0, "closed 50 % of the gap"),
-        (90.0, 96.0, 91.0, "1.0 points below the same student without teacher: distillation did not help"),
+        (
+            90.0,
+            96.0,
+            91.0,
+            "below the control (the same student trained without a teacher): distillation did not help",
+        ),
         (91.0, 96.0, 91.0, "none of the gap"),
-        (97.0, 96.0, 91.0, "1.0 points above the teacher and 6.0 points above the same student"),
-        (92.0, 91.0, 91.0, "there is no gap to close. The distilled student is 1.0 points above"),
-        (90.0, 89.0, 91.0, "there is no gap to close. The distilled student is 1.0 points below"),
+        (97.0, 96.0, 91.0, "1.0 points above the teacher and 6.0 points above the control"),
+        (92.0, 91.0, 91.0, "there is no gap to close. The student is 1.0 points above"),
+        (90.0, 89.0, 91.0, "there is no gap to close. The student is 1.0 points below"),
         (93.5, 96.0, None, "There is no control"),
-        (93.5, None, None, "There is no control"),
-        (93.5, None, 91.0, "the teacher was not measured"),
+        (96.0, 96.0, None, "The student is as accurate as the teacher"),
         (None, 96.0, 91.0, "not measured"),
     ],
 )
 def test_the_gap_is_told_honestly(
     student: float | None, teacher: float | None, control: float | None, words: str
 ) -> None:
-    said = gap_sentence(make_result(student, teacher, control))
+    said = gap_sentence(from_json(make_result(student, teacher, control)))
     assert words in said
     assert ("closed 50 %" in said) == (words.startswith("closed"))
 
 
+def test_without_a_teacher_there_is_no_gap() -> None:
+    """Plain training, or a teacher that trains with the student, against one whose accuracy nobody knows."""
+    alone = from_json(make_result(teacher=None, control=None))
+    assert gap_sentence(alone) == ""
+    compared = "The student is 2.5 points above the control (the same student trained without a teacher)"
+    assert gap_sentence(from_json(make_result(teacher=None))) == f"{compared}."
+    unknown = Measured(model="resnet50")
+    beside = dataclasses.replace(from_json(make_result()), teacher=unknown)
+    assert gap_sentence(beside) == f"{compared}; the teacher was not measured."
+    said = gap_sentence(dataclasses.replace(alone, teacher=unknown))
+    assert said.startswith("There is no control")
+    assert "the teacher's accuracy was not measured" in said
+
+
 def test_a_best_epoch_chosen_on_the_reported_data_says_so() -> None:
-    result = make_result()
+    result = from_json(make_result())
     assert "chosen on val (94.5 % there): epoch 9 of 10, top-1 93.7 % on test" in best_sentence(result)
     assert "optimistic" not in best_sentence(result)
-    result["evaluated_on"] = "val"
-    assert "chosen on the data it is reported on" in best_sentence(result)
+    on_val = dataclasses.replace(result, evaluated_on="val")
+    assert "chosen on the data it is reported on" in best_sentence(on_val)
 
 
 def test_the_line_that_loads_the_student_is_python_for_any_path() -> None:
     for name in ["runs/a b", "it's", 'quo"te', "new\nline", "émile"]:
-        line = load_line(Path(name))
+        line = load_expression(Path(name))
         assert "\n" not in line
         found = eval(line, {"timm": type("Timm", (), {"create_model": staticmethod(lambda path, pretrained: path)})})
         assert found == f"local-dir:{name}/student"
@@ -202,7 +216,7 @@ def test_the_line_that_loads_the_student_is_python_for_any_path() -> None:
 def test_closing_table_holds_every_number_at_any_width(
     tmp_path: Path, width: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    console.closing_table(make_result(), write_run(tmp_path / "run", None))
+    console.closing_table(from_json(make_result()), write_run(tmp_path / "run", None))
     out = capsys.readouterr().out
     for words in [
         "93.5",
@@ -214,18 +228,17 @@ def test_closing_table_holds_every_number_at_any_width(
         "23.5 M",
         "57.0 M",
         "4.2",
-        "student distilled",
+        "control (no teacher)",
         "agreement",
     ]:
         assert words in out
-    assert f"  {load_line(tmp_path / 'run')}\n" in out  # in one piece, for copying
+    assert f"  student = {load_expression(tmp_path / 'run')}\n" in out  # in one piece, for copying
     assert all(len(line) <= width for line in out.splitlines() if "local-dir" not in line)
 
 
 @pytest.mark.parametrize("status", ["failed", "interrupted"])
 def test_a_run_that_did_not_finish_is_marked(status: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result: dict[str, Any] = {"status": status, "error": "the loss is [not] finite", "student": None, "role": "student"}
-    console.closing_table(result, tmp_path)
+    console.closing_table(Result(status=status, error="the loss is [not] finite", role="student"), tmp_path)
     out = capsys.readouterr().out
     assert "incomplete" in out
     assert ("the loss is [not] finite" in out) == (status == "failed")
@@ -233,24 +246,23 @@ def test_a_run_that_did_not_finish_is_marked(status: str, tmp_path: Path, capsys
 
 
 def test_missing_numbers_are_dashes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    result = make_result()
-    result["student"] = dict.fromkeys(result["student"])
-    console.closing_table(result, tmp_path)
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("student distilled"))
-    assert row.split()[2:] == [DASH] * 6
+    console.closing_table(dataclasses.replace(from_json(make_result()), student=Measured()), tmp_path)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("student "))
+    assert row.split()[1:] == [DASH] * 6
 
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_user_text_reaches_the_terminal_as_text(evil: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    facts = console.Opening(evil, 1, 1, evil, 2, 2, evil, 10, 1, 1, 1, 0, evil, "cpu", "fp32", evil)
+    facts = console.Opening(evil, 1, 1, evil, 2, 2, DatasetFacts(evil, 10, 1, 1, 1, 0), evil, "cpu", "fp32", evil)
     console.opening(facts)
     console.say(evil)
     console.warn(evil)
     result = make_result()
     result["student"]["model"] = result["dataset"]["name"] = evil
-    console.closing_table(result, tmp_path)
-    console.evaluation_table([result["student"]])
-    console.evaluation_table([{**result["student"], "name": evil}, result["student"]])
+    typed = from_json(result)
+    assert typed.student is not None
+    console.closing_table(typed, tmp_path)
+    console.evaluation_table([(evil, typed.student), ("b", typed.student)])
     out, err = capsys.readouterr()
     assert clean(evil) in out
     assert clean(evil) in err
@@ -266,12 +278,7 @@ def test_opening_says_how_much_smaller_the_student_is(width: int, capsys: pytest
         teacher="t",
         teacher_params=27_000_000,
         teacher_macs=4000,
-        dataset="digits",
-        classes=10,
-        train=1297,
-        labelled=1297,
-        val=200,
-        test=300,
+        dataset=DatasetFacts("digits", 10, 1297, 1297, 200, 300),
         objective="ce",
         device="cpu",
         precision="fp32",
@@ -350,7 +357,9 @@ def test_a_terminal_without_unicode_gets_plain_letters() -> None:
 def test_evaluation_of_one_model_has_two_columns_and_all_metrics(
     width: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    console.evaluation_table([model("mobilenetv3_small_100", 93.5)])
+    student = from_json(make_result()).student
+    assert student is not None
+    console.evaluation_table([("mobilenetv3_small_100", student)])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines[2:]] == [
         "93.5",
@@ -408,10 +417,10 @@ def test_report_holds_the_numbers_the_picture_and_the_way_to_use_it(tmp_path: Pa
     assert "curves.png" not in without
     assert "(curves.png)" in report
     for words in [
-        "| student distilled | 93.5 | 99.7 | 94.0 |",
+        "| student | 93.5 | 99.7 | 94.0 |",
         "closed 50 % of the gap",
         "- the teacher was trained with BCE",
-        load_line(folder),
+        load_expression(folder),
         f"distill eval checkpoint='{folder}'",
         "| temperature | 4 |",
         "torch 2.15.0",
@@ -440,6 +449,61 @@ def test_user_text_is_text_in_the_report(evil: str, tmp_path: Path) -> None:
             assert line.replace("\\|", "").count("|") in {3, 8}  # a pipe in a name makes no further column
 
 
+def test_what_the_terminal_shows_is_in_the_report_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Same sentences and same cells: a section is written once."""
+    folder = write_run(tmp_path / "run", make_result())
+    result = from_json(make_result())
+    console.closing_table(result, folder)
+    out = " ".join(capsys.readouterr().out.split())
+    report = write_report(folder).read_text(encoding="utf-8")
+    shown = [block for section in report_sections(result, folder) if section.brief for block in section.blocks]
+    assert {type(block) for block in shown} == {Sentence, Table, Code}
+    for block in shown:
+        match block:
+            case Sentence(words):
+                assert words in out
+                assert words in report
+            case Table(grid):
+                cells = [cell for row in grid for cell in row]
+                assert all(" ".join(cell.split()) in report for cell in cells)
+                assert all(cell in out for row in grid[1:] for cell in row)
+            case Code(text):
+                assert text in report
+                assert " ".join(text.split()) in out
+
+
+def test_a_section_keeps_user_text_as_it_is_and_the_renderers_make_it_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "<b>*x*\x1b[31m"
+    blocks = (
+        Sentence(evil),
+        Table([["", evil], [evil, "1"]]),
+        Bullets((evil,)),
+        Code(evil, "sh"),
+        Picture(tmp_path, evil),
+    )
+
+    def sections(*_: object) -> list[Section]:
+        return [Section("All of them", blocks, brief=True)]
+
+    monkeypatch.setattr("distillcli.report.markdown.report_sections", sections)
+    monkeypatch.setattr(console, "report_sections", sections)
+    console.closing_table(Result(), tmp_path)
+    assert capsys.readouterr().out.count("<b>*x*[31m") == 6
+    report = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "\x1b" not in report
+    assert report.count("&lt;b&gt;\\*x\\*\\[31m") == 5
+    assert report.count("<b>") == 1, "in the code block, where it is text"
+
+
+def test_a_section_that_has_nothing_to_show_is_left_out(tmp_path: Path) -> None:
+    titles = [section.title for section in report_sections(Result(), tmp_path)]
+    assert titles == [""]  # that the run is incomplete
+    full = [section.title for section in report_sections(from_json(make_result()), write_run(tmp_path / "run", None))]
+    assert full == ["", "", "Result", "Use the student", "", "Settings", "Run it again"]
+
+
 def test_escaping_leaves_model_names_readable_and_fences_closed() -> None:
     assert escaped("mobilenetv3_small_100") == "mobilenetv3_small_100"
     assert escaped("_a_ *b*") == "\\_a\\_ \\*b\\*"
@@ -451,7 +515,7 @@ def test_null_everywhere_breaks_nothing(tmp_path: Path) -> None:
     for key in full:
         holed = copy.deepcopy(full)
         holed[key] = None
-        console.closing_table(holed, tmp_path)
+        console.closing_table(from_json(holed), tmp_path)
         folder = write_run(tmp_path / key, holed)
         draw_curves(folder) if key in {"student", "teacher", "baseline", "best", "name"} else None
         write_report(folder)
@@ -462,8 +526,8 @@ def test_the_classes_the_student_loses_most_in() -> None:
     top1 = {"student": [50.0, 90.0, 99.0, 0.0], "teacher": [60.0, 90.0, 90.0, 80.0]}
     for name, values in top1.items():
         result[name]["per_class"] = {f"*{k}*": {"top1": value, "count": 10 + k} for k, value in enumerate(values)}
-    assert lost_classes_grid(result)[1:] == [
+    assert lost_classes_grid(from_json(result))[1:] == [
         ["*3*", "13", "80.0", "0.0", "-80.0"],
         ["*0*", "10", "60.0", "50.0", "-10.0"],
     ]
-    assert len(lost_classes_grid(make_result())) == 1
+    assert len(lost_classes_grid(from_json(make_result()))) == 1

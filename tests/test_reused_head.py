@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distillcli.config.schema import ModelConfig
+from distillcli.config.terms import ReusedHeadOptions, parse_options
 from distillcli.distillation.students import student_model, with_teachers_head
 from distillcli.errors import UserError
+from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build, describe
-from distillcli.models.weights import export, load_into, read_weights
+from distillcli.models.weights import load_into, read_weights
 from distillcli.reused_head import ReusedHead, join, start_from
 from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.terms import TERMS
-from distillcli.terms.base import Setting
-from distillcli.types import Batch, Output, Spec, Taps
+from distillcli.types import Batch, Inputs, Output, Spec, Taps
 from tests.conftest import Distill
 from tests.tiny import setting, tiny
 
@@ -33,7 +33,7 @@ SIZE = 64
 
 def backbone(model: ModelConfig, seed: int = 0) -> Backbone:
     seed_everything(seed)
-    return build(model, 7, SIZE, "student")
+    return build(model, Inputs(7, SIZE), "student")
 
 
 def joined(student: str, teacher: str, **options: Any) -> tuple[Backbone, Backbone, Backbone]:
@@ -50,7 +50,7 @@ def images(count: int = 2) -> Tensor:
 
 
 def term(student: Spec, teacher: Spec) -> Any:
-    return TERMS["simkd"](TERMS["simkd"].Options(), setting(student, teacher))
+    return TERMS["simkd"](ReusedHeadOptions(), setting(student, teacher))
 
 
 # --- the loss -----------------------------------------------------------------------------------------------------
@@ -110,15 +110,15 @@ def test_the_head_of_the_teacher_is_all_that_is_kept_of_it() -> None:
     _, _, whole = joined("test_efficientnet", "resnet18")
     assert {name for name, _ in whole.net.teacher_head.named_parameters()} == {"fc.weight", "fc.bias"}
     assert whole.spec.params == sum(parameter.numel() for parameter in whole.net.parameters())
-    assert whole.spec.params < describe(ModelConfig("resnet18"), 7, SIZE, "teacher").params / 10
+    assert whole.spec.params < describe(ModelConfig("resnet18"), Inputs(7, SIZE), "teacher").params / 10
 
 
 def test_the_head_is_not_trained_and_all_else_is() -> None:
     config = tiny("distill=simkd", "teacher.name=mobilenetv3_small_050", f"dataset.image_size={SIZE}")
-    config = dataclasses.replace(config, student=student_model(config, 7))
+    model = student_model(config, Inputs(7, SIZE))
     expert = backbone(config.teacher)
     teacher = FrozenTeacher(expert, "fp32", Taps(features=True))
-    whole = with_teachers_head(config, backbone(ModelConfig("test_efficientnet")), teacher)
+    whole = with_teachers_head(model, backbone(ModelConfig("test_efficientnet")), teacher, config)
     target = teacher(Batch(images(8), torch.zeros(8), torch.arange(8)))
     start = {name: value.clone() for name, value in whole.net.state_dict().items()}
     trained = [parameter for parameter in whole.net.parameters() if parameter.requires_grad]
@@ -180,18 +180,17 @@ def test_weights_that_the_body_excepts_from_decay_are_excepted() -> None:
 def test_a_teacher_whose_head_takes_tokens_is_refused_in_one_line(teacher: str) -> None:
     config = tiny("distill=simkd", f"teacher.name={teacher}", "dataset.image_size=32")
     with pytest.raises(UserError, match=rf"^distill\.terms\.simkd: the head of {teacher} takes no feature map.*$"):
-        student_model(config, 4)
+        student_model(config, Inputs(4, 32))
 
 
 def test_an_objective_without_it_leaves_the_student_as_it_is() -> None:
     config = tiny("distill=simkd", "+distill.terms.kl.weight=1", "distill.terms.simkd.weight=0")
-    assert student_model(config, 4) is config.student
+    assert student_model(config, Inputs(4, 32)) is config.student
 
 
 def test_reduction_is_checked() -> None:
-    spec = Spec("model", 5, 8, ((4, 8, 6),), 0, 0, (6, 4, 3))
     with pytest.raises(UserError, match=r"^distill\.terms\.simkd\.reduction=0"):
-        TERMS["simkd"](TERMS["simkd"].Options(reduction=0), Setting(spec, spec, np.zeros(1, np.int64), 1))
+        parse_options("simkd", {"reduction": 0})
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -207,16 +206,16 @@ def test_reduction_is_checked() -> None:
     ],
 )
 def test_what_it_does_not_go_with_is_one_line(distill: Distill, override: str, words: str) -> None:
-    answer = distill("train", "+experiment=smoke", "distill=simkd", override)
+    answer = distill("train", "experiment=smoke", "distill=simkd", override)
     assert answer.code == 2
-    assert f"distill.terms.simkd and {words}: " in answer.stderr
+    assert f"distill.terms.simkd and {words} cannot be combined: " in answer.stderr
     assert "Traceback" not in answer.stderr
 
 
 @pytest.mark.parametrize("student", ["test_vit", "test_efficientnet"])
 def test_a_run_ends_with_one_model_that_needs_no_teacher(distill: Distill, tmp_path: Path, student: str) -> None:
     """Trained, exported, evaluated from its folder and its checkpoint, loaded by timm: the same answers each time."""
-    common = ("+experiment=smoke", "distill=simkd", "trainer.threads=1", "out=run", "trainer.epochs=2")
+    common = ("experiment=smoke", "distill=simkd", "trainer.threads=1", "out=run", "trainer.epochs=2")
     answer = distill("train", *common, f"student.name={student}")
     assert answer.code == 0, answer.stderr
     assert "import distillcli.reused_head  #" in answer.stdout

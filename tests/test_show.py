@@ -95,15 +95,15 @@ def test_runs_read_result_files(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_views_are_drawn_as_they_are_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
-    show.run(["views", "+experiment=smoke", "dataset.samples=64", "augment.mixup=1", "trainer.progressive=[0.5,0.5]"])
+    show.run(["views", "experiment=smoke", "dataset.samples=64", "augment.mixup=1", "trainer.progressive=[0.5,0.5]"])
     assert "views.png: 6 images of fake in 8 views of augment=light, seed 0" in capsys.readouterr().out
     first = Path("views.png").read_bytes()
     with Image.open("views.png") as sheet:
         assert sheet.width > 1000
         assert sheet.height > 1000
-    show.run(["views", "+experiment=smoke", "dataset.samples=64", "augment.mixup=1", "trainer.progressive=[0.5,0.5]"])
+    show.run(["views", "experiment=smoke", "dataset.samples=64", "augment.mixup=1", "trainer.progressive=[0.5,0.5]"])
     assert Path("views.png").read_bytes() == first
-    show.run(["views", "+experiment=smoke", "dataset.samples=64", "seed=1"])
+    show.run(["views", "experiment=smoke", "dataset.samples=64", "seed=1"])
     assert Path("views.png").read_bytes() != first
 
 
@@ -136,7 +136,7 @@ def test_a_config_is_copied_once(capsys: pytest.CaptureFixture[str]) -> None:
     configs.run(["cp", "distill/kd", "my configs"])
     assert "distill train distill=kd --config-dir 'my configs'" in capsys.readouterr().out
     Path("my configs/distill/kd.yaml").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         configs.run(["cp", "distill/kd", "my configs"])
     assert Path("my configs/distill/kd.yaml").read_text() == "mine"
 

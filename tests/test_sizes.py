@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from distillcli.config.schema import ModelConfig
-from distillcli.distillation.plan import student_warnings, teacher_warnings
+from distillcli.distillation.advice import teacher_warnings
 from distillcli.errors import UserError
+from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build, describe
-from distillcli.models.weights import export, read_weights
+from distillcli.models.weights import read_weights
 from distillcli.runtime import seed_everything
-from distillcli.types import Taps
+from distillcli.types import Inputs, Taps
 from tests.conftest import Distill
 from tests.tiny import last, tiny, train
 
@@ -25,7 +26,7 @@ VIEWS = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 
 def built(name: str, own: int | None, views: int) -> Backbone:
     seed_everything(0, name)
-    return build(ModelConfig(name=name, image_size=own), 5, views, "student").eval()
+    return build(ModelConfig(name=name, image_size=own), Inputs(5, views), "student").eval()
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224"])
@@ -51,9 +52,9 @@ def test_views_of_the_models_own_size_are_left_alone() -> None:
 
 @pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224"])
 def test_cost_and_stages_are_those_of_the_models_own_size(name: str) -> None:
-    own = describe(ModelConfig(name=name, image_size=32), 5, 224, "student")
-    assert own == describe(ModelConfig(name=name), 5, 32, "student")
-    assert own.macs < describe(ModelConfig(name=name), 5, 224, "student").macs
+    own = describe(ModelConfig(name=name, image_size=32), Inputs(5, 224), "student")
+    assert own == describe(ModelConfig(name=name), Inputs(5, 32), "student")
+    assert own.macs < describe(ModelConfig(name=name), Inputs(5, 224), "student").macs
     with torch.no_grad():
         (stage,) = built(name, 32, 224)(torch.rand(1, 3, 224, 224), Taps((-1,))).stages.values()
     assert stage.shape[1:] == own.stage_shapes[-1]
@@ -61,21 +62,20 @@ def test_cost_and_stages_are_those_of_the_models_own_size(name: str) -> None:
 
 def test_a_size_that_does_not_suit_the_model_names_the_key() -> None:
     with pytest.raises(UserError, match=r"images of 8 pixels.*student\.image_size"):
-        build(ModelConfig(name="vgg11", image_size=8), 5, 32, "student")
+        build(ModelConfig(name="vgg11", image_size=8), Inputs(5, 32), "student")
 
 
 def test_the_size_travels_with_the_weights(tmp_path: Path) -> None:
     export(built("vit_tiny_patch16_224", 32, 48), tmp_path, ("a", "b", "c", "d", "e"), 1.0)
     card = json.loads((tmp_path / "config.json").read_text())
     assert card["pretrained_cfg"]["input_size"] == [3, 32, 32]
-    assert build(read_weights(str(tmp_path)).model, 5, 48, "eval").image_size == 32
+    assert build(read_weights(str(tmp_path)).model, Inputs(5, 48), "eval").image_size == 32
     train(tiny("student.image_size=24", "trainer.epochs=1"), tmp_path / "run")
     assert last(tmp_path / "run")["image_size"] == 24
 
 
 def test_more_pixels_than_the_views_have_are_said_in_one_line() -> None:
     config = tiny("student.image_size=32", "teacher.image_size=64")
-    assert student_warnings(config) == []
     (warning,) = teacher_warnings(config)
     assert warning.startswith("teacher.image_size=64: test_resnet sees the views of 32 pixels enlarged")
     members = tiny("teacher=ensemble", "teacher.members=[{name: test_resnet},{name: test_vit, image_size: 40}]")
@@ -88,10 +88,10 @@ def test_student_and_members_of_three_sizes_from_command_to_evaluation(tmp_path:
     members = "teacher.members=[{name: test_resnet, image_size: 24},{name: vit_tiny_patch16_224, args: {depth: 1}}]"
     sizes = ("student.image_size=16", members, "teacher=ensemble", "teacher.fit.epochs=1", "trainer.epochs=1")
     run = tmp_path / "run"
-    done = distill("train", "+experiment=smoke", *sizes, "dataset.samples=64", "trainer.device=cpu", f"out={run}")
+    done = distill("train", "experiment=smoke", *sizes, "dataset.samples=64", "trainer.device=cpu", f"out={run}")
     assert done.code == 0, done.stderr
     result = json.loads((run / "result.json").read_text())
-    assert result["student"]["macs"] == describe(ModelConfig("test_efficientnet"), 4, 16, "student").macs
+    assert result["student"]["macs"] == describe(ModelConfig("test_efficientnet"), Inputs(4, 16), "student").macs
     again = distill("eval", f"checkpoint={run}", "format=json", "trainer.device=cpu")
     assert again.code == 0, again.stderr
     numbers = json.loads(again.stdout)

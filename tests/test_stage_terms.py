@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,49 +13,26 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
-from distillcli.config.schema import DistillConfig, ModelConfig
+from distillcli.config.schema import ModelConfig
 from distillcli.errors import Interrupted, UserError
 from distillcli.models.backbone import Backbone, build, describe
 from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher
-from distillcli.terms import TERMS
 from distillcli.terms.ab import boundary_loss
 from distillcli.terms.cat_kd import class_map_distance
 from distillcli.terms.ft import factor_distance
-from distillcli.terms.objective import Objective, parse_options
 from distillcli.terms.ofd import partial_distance
-from distillcli.types import Batch, Output, Spec, Taps
-from tests.tiny import STEPS, Watch, digest, last, setting, tiny, train
+from distillcli.types import Batch, Inputs, Output, Spec, Taps
+from tests import builders
+from tests.builders import batch_of, cast, changed, objective, output, parts, seeded, value_of
+from tests.tiny import STEPS, Watch, digest, last, tiny, train
 
 Array = NDArray[np.float64]
 
 STUDENT = Spec("student", 5, 8, ((3, 8, 6), (4, 4, 3)), 0, 0)
 TEACHER = Spec("teacher", 5, 11, ((2, 8, 6), (6, 4, 3)), 0, 0, endings=("", "act"))
 NAMES = ["ab", "ft", "cat_kd", "ofd"]
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def output(spec: Spec, count: int = 4, seed: int = 0, scale: float = 1.0, classes: int = 5) -> Output:
-    stages = {row - 2: scale * seeded(count, *shape, seed=seed + row) for row, shape in enumerate(spec.stage_shapes)}
-    maps = scale * seeded(count, classes, 4, 3, seed=seed + 9)
-    return Output(maps.mean(dim=(2, 3)), None, stages, class_maps=maps, preactivations=dict(stages))
-
-
-def batch_of(count: int = 4) -> Batch:
-    return Batch(torch.zeros(count, 3, 2, 2), torch.arange(count) % 5, torch.arange(count))
-
-
-def built(name: str, **options: Any) -> Any:
-    seed_everything(0)
-    return TERMS[name](parse_options(name, options), setting(STUDENT, TEACHER)).double()
-
-
-def value_of(term: Any, student: Output, teacher: Output) -> Tensor:
-    value: Tensor = term(student, teacher, batch_of(len(student.logits)), 4.0)
-    return value
+built = partial(builders.built, student=STUDENT, teacher=TEACHER)
 
 
 def np_norm(maps: Array) -> Array:
@@ -113,12 +91,11 @@ def test_only_the_sign_of_the_teacher_matters_to_ab_so_a_relu_before_changes_not
 
 def test_a_larger_map_of_the_teacher_is_pooled_by_majority() -> None:
     larger = Spec("teacher", 5, 11, ((6, 8, 6),), 0, 0)
-    seed_everything(0)
-    term = TERMS["ab"](parse_options("ab", {"stages": [-1]}), setting(STUDENT, larger)).double()
-    maps = -torch.ones(4, 6, 8, 6).double()
+    term = built("ab", teacher=larger, stages=[-1])
+    maps = -torch.ones(6, 6, 8, 6).double()
     maps[:, :, ::2] = 5.0  # half of every cell of 2 x 2: no majority
-    half = value_of(term, output(STUDENT), Output(torch.zeros(4, 5), None, {-1: maps}))
-    none = value_of(term, output(STUDENT), Output(torch.zeros(4, 5), None, {-1: -maps.abs()}))
+    half = value_of(term, output(STUDENT), Output(torch.zeros(6, 5), None, {-1: maps}))
+    none = value_of(term, output(STUDENT), Output(torch.zeros(6, 5), None, {-1: -maps.abs()}))
     assert half == none
 
 
@@ -153,7 +130,7 @@ def test_ft_is_its_formula() -> None:
         if isinstance(layer, nn.Conv2d):
             bias = layer.bias.detach().numpy()[:, None, None]
             its = np_leaky(np_convolve(its, layer.weight.detach().numpy()) + bias)
-    assert mine.shape == its.shape == (4, 3, 4, 3)
+    assert mine.shape == its.shape == (6, 3, 4, 3)
     assert value_of(term, student, teacher).item() == pytest.approx(np_factor_distance(mine, its), rel=1e-9)
 
 
@@ -308,22 +285,22 @@ def test_measured_margins_are_the_expected_negative_responses() -> None:
 @pytest.mark.parametrize(("student", "size"), [("test_efficientnet", 64), ("test_vit", 64), ("test_vit", 32)])
 def test_ofd_joins_a_convolutional_teacher_with_students_of_any_size(student: str, size: int) -> None:
     learner, expert = model(student, size), model("resnet18", 64)
-    built = Objective(DistillConfig("test", alpha=None, terms={"ofd": {}}), setting(learner.spec, expert.spec))
-    teacher = FrozenTeacher(expert, "fp32", built.teacher_taps)
+    whole = objective({"ofd": {}}, learner.spec, expert.spec)
+    teacher = FrozenTeacher(expert, "fp32", whole.teacher_taps)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     batch = Batch(images, torch.arange(2), torch.arange(2))
-    built.prepared_terms["ofd"].prepare([teacher(batch)])
-    seen = learner(images[:, :, :size, :size], built.student_taps)
-    built(seen, teacher(batch), batch, 0.0)[0].backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in built.parameters())
+    whole.prepared_terms["ofd"].prepare([teacher(batch)])
+    seen = learner(images[:, :, :size, :size], whole.student_taps)
+    whole(seen, teacher(batch), batch, 0.0)[0].backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in whole.parameters())
 
 
 @pytest.mark.parametrize("name", ["test_vit", "convnext_atto", "swin_tiny_patch4_window7_224"])
 def test_a_teacher_without_stages_before_an_activation_is_refused_in_one_line(name: str) -> None:
-    said = rf"^distill\.terms\.ofd: stage -\d of {name} is not known before its activation.*ResNet$"
-    teacher = describe(ModelConfig(name), 5, 224, "teacher")
+    said = rf"^distill\.terms\.ofd: stage -\d of {name} ends neither in an activation .*ResNet$"
+    teacher = describe(ModelConfig(name), Inputs(5, 224), "teacher")
     with pytest.raises(UserError, match=said):
-        Objective(DistillConfig("test", alpha=None, terms={"ofd": {}}), setting(STUDENT, teacher))
+        objective({"ofd": {}}, STUDENT, teacher)
 
 
 # --- cat_kd -------------------------------------------------------------------------------------------------------
@@ -353,7 +330,7 @@ def test_normalised_class_maps_ignore_the_scale_of_each_class() -> None:
 
 def model(name: str, size: int = 64) -> Backbone:
     seed_everything(0)
-    return build(ModelConfig(name=name), 7, size, "student")
+    return build(ModelConfig(name=name), Inputs(7, size), "student")
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "resnet18", "regnetx_002", "test_efficientnet", "dla34"])
@@ -385,37 +362,28 @@ def test_a_model_with_another_head_is_refused_in_one_line(name: str) -> None:
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e4])
 def test_extreme_maps_are_finite(name: str, count: int, scale: float) -> None:
     term = built(name).float()
-    student, teacher = (_to(output(spec, count, 1, scale), torch.float32) for spec in (STUDENT, TEACHER))
-    tensors = [*student.stages.values(), student.class_maps]
-    for tensor in tensors:
-        assert tensor is not None
-        tensor.requires_grad_()
+    student, teacher = (output(spec, count, 1, scale).float() for spec in (STUDENT, TEACHER))
+    student = changed(student, lambda tensor: tensor.requires_grad_())
     value = value_of(term, student, teacher)
     value.backward()
     assert value.isfinite()
-    assert all(tensor.grad is None or tensor.grad.isfinite().all() for tensor in tensors if tensor is not None)
+    slopes = [tensor.grad for tensor in parts(student) if tensor.grad is not None]
+    assert slopes
+    assert all(slope.isfinite().all() for slope in slopes)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_under_autocast_is_the_value_in_float32(name: str, dtype: torch.dtype) -> None:
     def value(to: torch.dtype) -> Tensor:
-        seed_everything(0)
-        objective = Objective(DistillConfig(name="test", alpha=None, terms={name: {}}), setting(STUDENT, TEACHER))
-        sides = [_to(_to(output(spec, seed=spec.embedding_width), dtype), to) for spec in (STUDENT, TEACHER)]
-        return objective(*sides, batch_of(), 0.0)[0]
+        whole = objective({name: {}}, STUDENT, TEACHER)
+        sides = [cast(cast(output(spec, seed=spec.embedding_width), dtype), to) for spec in (STUDENT, TEACHER)]
+        return whole(*sides, batch_of(), 0.0)[0]
 
     with torch.autocast("cpu", torch.bfloat16):
         half = value(dtype)
     assert half.dtype == torch.float32
     assert half == value(torch.float32)
-
-
-def _to(whole: Output, dtype: torch.dtype) -> Output:
-    assert whole.class_maps is not None
-    stages = {stage: maps.to(dtype) for stage, maps in whole.stages.items()}
-    before = {stage: maps.to(dtype) for stage, maps in whole.preactivations.items()}
-    return Output(whole.logits.to(dtype), None, stages, class_maps=whole.class_maps.to(dtype), preactivations=before)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ import pytest
 from test_report import EVIL, make_result, picture
 
 from distillcli.report import console
-from distillcli.report.jobs import parse_overrides, read_jobs, seed_summary, varying_keys
 from distillcli.report.sweep import close_sweep
 from distillcli.report.sweep_csv import csv_cell
+from distillcli.report.sweep_jobs import Spread, parse_overrides, read_jobs, seed_summary, varying_keys
 
 
 def write_sweep(folder: Path, jobs: Sequence[tuple[list[str], dict[str, Any]]]) -> Path:
@@ -145,7 +145,7 @@ def test_controls_that_differ_get_a_column(tmp_path: Path, capsys: pytest.Captur
     assert "control" in out
     assert "88.8" in out
     assert "77.7" in out
-    assert "student without teacher:" not in out
+    assert "control (no teacher):" not in out
 
 
 @pytest.mark.parametrize("columns", [60, 80])
@@ -216,7 +216,7 @@ def test_one_seed_has_no_deviation_and_failed_jobs_do_not_count(tmp_path: Path) 
     jobs = [(["seed=0"], make_result(93.0)), (["seed=1"], failed("x"))]
     read = read_jobs(write_sweep(tmp_path, jobs))
     (entry,) = seed_summary(read, varying_keys(read))
-    assert entry["student"] == {"mean": 93.0, "std": None, "n": 1}
+    assert entry.spreads["student"] == Spread(mean=93.0, std=None, n=1)
     assert seed_summary(read, ["distill.temperature"]) == []
     close_sweep(tmp_path)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import dataclasses
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,21 +11,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillcli.config.schema import DistillConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from distillcli.config.schema import DistillConfig, OptimizerConfig, TrainerConfig
+from distillcli.config.terms import (
+    KNOWN_TERMS,
+    LogitOptions,
+    RKDOptions,
+    StandardizeOptions,
+    TermOptions,
+    check_terms,
+    labels_only,
+    needs_teacher,
+    parse_options,
+)
 from distillcli.errors import UserError
-from distillcli.models.backbone import build
-from distillcli.runtime import Runtime, seed_everything
-from distillcli.signals import Stop
+from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.terms import TERMS
+from distillcli.terms.base import LogitTerm, TeacherTerm
 from distillcli.terms.feature import Hint
 from distillcli.terms.logit import cross_entropy, hard_label, kl_divergence
-from distillcli.terms.objective import Objective, labels_only, needs_teacher, parse_options
+from distillcli.terms.objective import Objective
 from distillcli.terms.relation import RKD, angles, distances
-from distillcli.training.engine import Session, fit, train_step
 from distillcli.training.learners import Distillation
 from distillcli.training.optim import build_optimizer
+from distillcli.training.step import Update, train_step
 from distillcli.types import Batch, Output, Spec
+from tests import builders
+from tests.builders import batch_of, built, cast, fresh, output, seeded, take
 from tests.tiny import setting
 
 CPU = torch.device("cpu")
@@ -34,37 +46,12 @@ WIDE = Spec("teacher", 5, 11, ((4, 8, 6), (7, 6, 5)), 0, 0, (7, 6, 5), ("", "act
 ALL_TERMS = {"ce": {}, "kl": {}, "hard": {}, "hint": {"stage": -1}, "rkd": {}}
 
 
-def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def output(spec: Spec, count: int = 6, seed: int = 0, grad: bool = False) -> Output:
-    tensors = [seeded(count, spec.classes, seed=seed), seeded(count, spec.embedding_width, seed=seed + 100)]
-    tensors += [seeded(count, *shape, seed=seed + 200 + row) for row, shape in enumerate(spec.stage_shapes)]
-    logits, embedding, *stages = (tensor.float().requires_grad_(grad) for tensor in tensors)
-    numbers = {row - len(stages): maps for row, maps in enumerate(stages)}
-    assert spec.feature_shape is not None
-    features = seeded(count, *spec.feature_shape, seed=seed + 400).float().requires_grad_(grad)
-    return Output(logits, embedding, numbers, None, _class_maps(logits, seed), features, preactivations=numbers)
-
-
-def _class_maps(logits: Tensor, seed: int) -> Tensor:
-    """Maps of 4 x 3 positions whose mean is the logits."""
-    maps = seeded(*logits.shape, 4, 3, seed=seed + 300).float()
-    return maps - maps.mean(dim=(2, 3), keepdim=True) + logits[:, :, None, None]
-
-
-def batch_of(count: int = 6, classes: int = 5) -> Batch:
-    return Batch(torch.zeros(count, 3, 8, 8), torch.arange(count) % classes, torch.arange(count))
-
-
 def config(terms: dict[str, Any], alpha: float | None = None, temperature: float = 4.0) -> DistillConfig:
     return DistillConfig(name="test", temperature=temperature, alpha=alpha, terms=terms)
 
 
 def objective(terms: dict[str, Any], alpha: float | None = None, temperature: float = 4.0) -> Objective:
-    seed_everything(0)
-    return Objective(config(terms, alpha, temperature), setting(SPEC, WIDE))
+    return builders.objective(terms, SPEC, WIDE, alpha, temperature)
 
 
 # --- references: float64 NumPy, from the formulas -----------------------------------------------------------------
@@ -104,14 +91,14 @@ def np_rkd(student: NDArray[np.float64], teacher: NDArray[np.float64]) -> float:
 
 
 def rkd(student: Tensor, teacher: Tensor) -> Tensor:
-    term = RKD(RKD.Options(), setting(SPEC, WIDE))
+    term = RKD(RKDOptions(), setting(SPEC, WIDE))
     value: Tensor = term(Output(student, student, {}), Output(teacher, teacher, {}), batch_of(len(student)), 1.0)
     return value
 
 
 def hint(options: dict[str, Any] | None = None, student: Spec = SPEC, teacher: Spec = WIDE) -> Hint:
-    seed_everything(0)
-    return Hint(Hint.Options(**(options or {"stage": -1})), setting(student, teacher)).double()
+    term: Hint = built("hint", student, teacher, **(options or {"stage": -1}))
+    return term
 
 
 def hint_value(term: Hint, student: Tensor, teacher: Tensor) -> Tensor:
@@ -367,13 +354,11 @@ def test_logit_terms_ignore_a_shift_of_each_row() -> None:
 
 @pytest.mark.parametrize("name", ["ce", "kl", "hard", "hint"])
 def test_a_mean_over_samples_ignores_duplication_of_the_batch(name: str) -> None:
-    term = TERMS[name](parse_options(name, ALL_TERMS[name]), setting(SPEC, WIDE))
+    term = built(name, SPEC, WIDE, **ALL_TERMS[name])
     student, teacher, batch = output(SPEC), output(WIDE, seed=1), batch_of()
-    assert not term.whole_batch
+    assert not KNOWN_TERMS[name].whole_batch
     torch.testing.assert_close(
-        term(
-            _take(student, [*range(6)] * 2), _take(teacher, [*range(6)] * 2), _take_batch(batch, [*range(6)] * 2), 4.0
-        ),
+        term(take(student, [*range(6)] * 2), take(teacher, [*range(6)] * 2), take_batch(batch, [*range(6)] * 2), 4.0),
         term(student, teacher, batch, 4.0),
         rtol=1e-6,
         atol=0,
@@ -382,11 +367,10 @@ def test_a_mean_over_samples_ignores_duplication_of_the_batch(name: str) -> None
 
 @pytest.mark.parametrize("name", ["ce", "kl", "hard"])
 def test_a_mean_over_samples_is_the_mean_of_its_halves(name: str) -> None:
-    term = TERMS[name](parse_options(name, {}), setting(SPEC, WIDE))
+    term = built(name, SPEC, WIDE)
     student, teacher, batch = output(SPEC), output(WIDE, seed=1), batch_of()
     halves = [
-        term(_take(student, rows), _take(teacher, rows), _take_batch(batch, rows), 4.0)
-        for rows in ([0, 1, 2], [3, 4, 5])
+        term(take(student, rows), take(teacher, rows), take_batch(batch, rows), 4.0) for rows in ([0, 1, 2], [3, 4, 5])
     ]
     torch.testing.assert_close(sum(halves) / 2, term(student, teacher, batch, 4.0), rtol=1e-6, atol=0)
 
@@ -394,31 +378,21 @@ def test_a_mean_over_samples_is_the_mean_of_its_halves(name: str) -> None:
 def test_rkd_depends_on_which_samples_share_a_batch() -> None:
     student, teacher = seeded(8, 8), seeded(8, 11, seed=1)
     halves = (rkd(student[:4], teacher[:4]) + rkd(student[4:], teacher[4:])) / 2
-    assert RKD.whole_batch
+    assert KNOWN_TERMS["rkd"].whole_batch
     assert abs(halves - rkd(student, teacher)) > 0.1
 
 
 @pytest.mark.parametrize("name", [name for name in TERMS if name not in ("cc_neighbour", "crd")])
 def test_no_term_depends_on_the_order_of_the_samples(name: str) -> None:
     """But neighbours in a batch (cc_neighbour), and negatives drawn row by row (crd)."""
-    term = TERMS[name](parse_options(name, ALL_TERMS.get(name, {})), setting(SPEC, WIDE))
+    term = built(name, SPEC, WIDE, **ALL_TERMS.get(name, {}))
     student, teacher, batch = output(SPEC), output(WIDE, seed=1), batch_of()
     order = [4, 0, 5, 2, 1, 3]
-    mixed = term(_take(student, order), _take(teacher, order), _take_batch(batch, order), 4.0)
+    mixed = term(take(student, order), take(teacher, order), take_batch(batch, order), 4.0)
     torch.testing.assert_close(mixed, term(student, teacher, batch, 4.0), rtol=1e-5, atol=0)
 
 
-def _take(whole: Output, rows: list[int]) -> Output:
-    assert whole.embedding is not None
-    assert whole.class_maps is not None
-    assert whole.features is not None
-    stages = {stage: maps[rows] for stage, maps in whole.stages.items()}
-    before = {stage: maps[rows] for stage, maps in whole.preactivations.items()}
-    maps, features = whole.class_maps[rows], whole.features[rows]
-    return Output(whole.logits[rows], whole.embedding[rows], stages, None, maps, features, before)
-
-
-def _take_batch(batch: Batch, rows: list[int]) -> Batch:
+def take_batch(batch: Batch, rows: list[int]) -> Batch:
     return Batch(batch.images[rows], batch.targets[rows], batch.index[rows])
 
 
@@ -465,16 +439,11 @@ def test_rkd_is_zero_for_any_similar_figure_but_not_for_its_shear() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_outputs_lose_nothing_but_their_own_rounding(dtype: torch.dtype) -> None:
     """Under autocast too, the value is the one of the rounded tensors computed in float32, to the last bit."""
-
-    def rounded(whole: Output, to: torch.dtype) -> Output:
-        assert whole.embedding is not None
-        stages = {stage: maps.to(dtype).to(to) for stage, maps in whole.stages.items()}
-        return Output(whole.logits.to(dtype).to(to), whole.embedding.to(dtype).to(to), stages)
-
     student, teacher, batch = output(SPEC), output(WIDE, seed=1), batch_of()
-    total, values = objective(ALL_TERMS)(rounded(student, torch.float32), rounded(teacher, torch.float32), batch, 0)
+    rounded = cast(student, dtype), cast(teacher, dtype)
+    total, values = objective(ALL_TERMS)(rounded[0].float(), rounded[1].float(), batch, 0)
     with torch.autocast("cpu", torch.bfloat16):
-        half, halves = objective(ALL_TERMS)(rounded(student, dtype), rounded(teacher, dtype), batch, 0)
+        half, halves = objective(ALL_TERMS)(*rounded, batch, 0)
     assert half.dtype == torch.float32
     assert half == total
     assert halves == values
@@ -489,8 +458,7 @@ def test_logits_of_ten_thousand_give_finite_values_and_gradients(dtype: torch.dt
     student[:, 0] = 1e4
     student, teacher = student.to(dtype).requires_grad_(), student.flip(1).to(dtype)
     terms = Objective(config({"ce": {}, "kl": {}, "hard": {}}, temperature=1.0), setting(SPEC, WIDE))
-    labels = torch.full((count,), classes - 1)
-    batch = Batch(torch.zeros(count, 3, 8, 8), labels, torch.arange(count))
+    batch = batch_of(count, targets=torch.full((count,), classes - 1))
     total, values = terms(Output(student, None, {}), Output(teacher, None, {}), batch, 0)
     total.backward()
     expected = {torch.float32: 2e4, torch.bfloat16: 2 * 9984.0, torch.float16: 2e4}[dtype]  # 1e4 is 9984 in bfloat16
@@ -615,6 +583,37 @@ def test_the_control_learns_from_the_label_terms_alone_at_full_weight() -> None:
     assert labels_only(config({"ce": {"weight": 0.0}, "kl": {}})).terms == {"ce": {}}
 
 
+# --- what is known without torch ----------------------------------------------------------------------------------
+
+
+def test_every_known_term_is_computed_and_every_computed_term_is_known() -> None:
+    assert list(TERMS) == list(KNOWN_TERMS)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_the_kind_of_a_term_is_what_is_known_of_it(name: str) -> None:
+    term, known = TERMS[name], KNOWN_TERMS[name]
+    assert issubclass(term, (TeacherTerm, LogitTerm)) == (known.compares == "teacher")
+    assert known.compares_logits or not issubclass(term, LogitTerm)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_is_built_from_the_options_it_is_known_by(name: str) -> None:
+    """A term without an ``__init__`` of its own reads no options but those its base reads."""
+    known, wanted = KNOWN_TERMS[name].options, get_type_hints(TERMS[name].__init__)["options"]
+    if "__init__" in vars(TERMS[name]):
+        assert known is wanted
+    else:
+        assert issubclass(known, wanted)
+        assert known in (TermOptions, StandardizeOptions, LogitOptions)
+
+
+@pytest.mark.parametrize("name", KNOWN_TERMS)
+def test_the_defaults_of_a_term_are_allowed(name: str) -> None:
+    defaults = KNOWN_TERMS[name].options()
+    assert parse_options(name, dataclasses.asdict(defaults)) == parse_options(name, {}) == defaults
+
+
 # --- options ------------------------------------------------------------------------------------------------------
 
 
@@ -639,8 +638,6 @@ def test_the_control_learns_from_the_label_terms_alone_at_full_weight() -> None:
         ({"hint": {"stage": 2}}, ["distill.terms.hint.stage=2", "student", "0 to 1"]),
         ({"hint": {"stage": 0, "teacher_stage": -3}}, ["distill.terms.hint.teacher_stage=-3", "teacher"]),
         ({"rkd": {"angle": -1}}, ["distill.terms.rkd.angle=-1"]),
-        ({"ce": {"weight": 0}, "kl": {"weight": 0}}, ["distill.alpha", "weight 0"]),
-        ({}, ["distill.alpha", "weight 0"]),
     ],
 )
 def test_a_wrong_option_is_one_helpful_line(terms: dict[str, Any], said: list[str]) -> None:
@@ -652,12 +649,13 @@ def test_a_wrong_option_is_one_helpful_line(terms: dict[str, Any], said: list[st
         assert words in message
 
 
+@pytest.mark.parametrize(("terms", "alpha"), [({"ce": {"weight": 0}, "kl": {"weight": 0}}, None), ({"kl": {}}, 0.0)])
+def test_an_objective_in_which_nothing_has_weight_is_refused(terms: dict[str, Any], alpha: float | None) -> None:
+    with pytest.raises(UserError, match=rf"^distill\.alpha={alpha}: every term has weight 0"):
+        check_terms(config(terms, alpha))
+
+
 # --- with real models ---------------------------------------------------------------------------------------------
-
-
-def backbone(name: str, size: int = 32) -> Any:
-    seed_everything(0, name)
-    return build(ModelConfig(name=name), 5, size, "student")
 
 
 def real_batch(count: int = 4, size: int = 32) -> Batch:
@@ -669,15 +667,14 @@ def sgd_step(
     model: Distillation, teacher: FrozenTeacher, parts: list[Batch], epoch: float = 0.0
 ) -> tuple[float, dict[str, float]]:
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    loss, values, _ = train_step(parts, teacher, model, optimizer, scaler, "fp32", None, epoch)
-    return loss.item(), {name: value.item() for name, value in values.items()}
+    result = train_step(parts, teacher, model, Update.of(optimizer, TrainerConfig(precision="fp32"), CPU), epoch)
+    return result.loss.item(), {name: value.item() for name, value in result.values.items()}
 
 
 @pytest.mark.parametrize(("student", "teacher"), [("test_resnet", "test_vit"), ("test_vit", "test_resnet")])
 @pytest.mark.parametrize("stage", [-1, -2, 0])
 def test_hint_and_rkd_join_cnn_and_vit(student: str, teacher: str, stage: int) -> None:
-    learner, expert = backbone(student), backbone(teacher)
+    learner, expert = fresh(student), fresh(teacher)
     terms = Objective(config({"hint": {"stage": stage}, "rkd": {}}), setting(learner.spec, expert.spec))
     frozen, batch = FrozenTeacher(expert, "fp32", terms.teacher_taps), real_batch()
     total, values = terms(learner(batch.images, terms.student_taps), frozen(batch), batch, 0)
@@ -691,8 +688,8 @@ def test_the_step_under_plain_sgd_is_the_weighted_sum_of_the_separate_gradients(
     """Adam would hide a loss that is divided twice; plain gradient descent with rate 1 shows it."""
     weights = {"ce": 0.5, "kl": 2.0, "hard": 0.25, "hint": 3.0, "rkd": 0.1}
     terms = {name: {**ALL_TERMS[name], "weight": weight} for name, weight in weights.items()}
-    alpha, student, batch = 0.75, backbone("test_vit"), real_batch()
-    expert = backbone("test_resnet")
+    alpha, student, batch = 0.75, fresh("test_vit"), real_batch()
+    expert = fresh("test_resnet")
     model = Distillation(student, Objective(config(terms, alpha), setting(student.spec, expert.spec)))
     teacher = FrozenTeacher(expert, "fp32", model.objective.teacher_taps)
     shares = {name: weight * (1 - alpha if name == "ce" else alpha) for name, weight in weights.items()}
@@ -711,33 +708,25 @@ def test_the_step_under_plain_sgd_is_the_weighted_sum_of_the_separate_gradients(
 
 
 def test_two_micro_batches_take_the_step_of_one_batch_for_terms_of_single_samples() -> None:
-    batch, expert = real_batch(8), backbone("test_resnet")
+    batch, expert = real_batch(8), fresh("test_resnet")
 
     def after(parts: list[Batch]) -> tuple[float, dict[str, float], dict[str, Tensor]]:
-        student = backbone("test_vit")  # no batch norm, no dropout
+        student = fresh("test_vit")  # no batch norm, no dropout
         model = Distillation(student, objective({"ce": {"smoothing": 0.1}, "kl": {}, "hard": {}}, alpha=0.5))
         teacher = FrozenTeacher(expert, "fp32", model.objective.teacher_taps)
         return *sgd_step(model, teacher, parts), student.state_dict()
 
-    whole, halves = after([batch]), after([_take_batch(batch, [0, 1, 2, 3]), _take_batch(batch, [4, 5, 6, 7])])
+    whole, halves = after([batch]), after([take_batch(batch, [0, 1, 2, 3]), take_batch(batch, [4, 5, 6, 7])])
     assert halves[0] == pytest.approx(whole[0], rel=1e-6)
     assert halves[1] == pytest.approx(whole[1], rel=1e-5)
-    moved = backbone("test_vit").state_dict()
+    moved = fresh("test_vit").state_dict()
     assert sum(not torch.equal(moved[name], value) for name, value in whole[2].items()) > 50
     for name, value in whole[2].items():
         torch.testing.assert_close(halves[2][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_accumulation_is_refused_for_terms_of_a_whole_batch(tmp_path: Path) -> None:
-    settings = TrainConfig(trainer=TrainerConfig(accumulate=2))
-    session = Session(Runtime(CPU), Stop(), "", None, print, print)  # type: ignore[arg-type]  # never reached
-    terms = objective({"ce": {}, "rkd": {}})
-    with pytest.raises(UserError, match=r"^trainer\.accumulate=2: rkd .*; use trainer\.accumulate=1$"):
-        fit(settings, None, backbone("test_vit"), terms, None, tmp_path, "", "", session)  # type: ignore[arg-type]
-
-
 def test_three_steps_leave_the_teacher_untouched_and_move_every_trained_part() -> None:
-    student, expert, batch = backbone("test_resnet"), backbone("test_efficientnet"), real_batch()
+    student, expert, batch = fresh("test_resnet"), fresh("test_efficientnet"), real_batch()
     model = Distillation(student, Objective(config(ALL_TERMS), setting(student.spec, expert.spec)))
     teacher = FrozenTeacher(expert, "fp32", model.objective.teacher_taps)
     model.train()
@@ -754,7 +743,7 @@ def test_three_steps_leave_the_teacher_untouched_and_move_every_trained_part() -
 
 
 def test_parts_of_terms_are_given_to_the_optimizer() -> None:
-    model = Distillation(backbone("test_resnet"), objective({"hint": {"stage": -1}}))
+    model = Distillation(fresh("test_resnet"), objective({"hint": {"stage": -1}}))
     optimizer = build_optimizer(OptimizerConfig(name="sgd"), [model.student.net], model.objective)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert {id(parameter) for parameter in model.objective.parameters()} <= held

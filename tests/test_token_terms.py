@@ -15,7 +15,7 @@ from distillcli.runtime import seed_everything
 from distillcli.terms import TERMS
 from distillcli.terms.base import LogitTerm
 from distillcli.terms.objective import Objective
-from distillcli.types import Batch, Output, Taps
+from distillcli.types import Batch, Inputs, Output, Taps
 from tests.tiny import digest, last, setting, tiny, train
 
 DEIT = {"embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -26,7 +26,7 @@ ANSWERING = [name for name, term in TERMS.items() if issubclass(term, LogitTerm)
 def deit() -> Backbone:
     seed_everything(0)
     config = ModelConfig(name="deit_tiny_distilled_patch16_224", args=DEIT)
-    backbone = build(config, 5, 32, "student")
+    backbone = build(config, Inputs(5, 32), "student")
     torch.nn.init.normal_(backbone.net.head_dist.weight)
     torch.nn.init.normal_(backbone.net.head.weight)
     return backbone.train()
@@ -55,14 +55,14 @@ def test_in_training_both_heads_answer_apart_and_in_evaluation_their_mean(stages
 
 def test_levit_answers_with_both_of_its_heads_too() -> None:
     seed_everything(0)
-    seen = build(ModelConfig(name="levit_128s"), 5, 64, "student").train()(images(64), Taps(token=True))
+    seen = build(ModelConfig(name="levit_128s"), Inputs(5, 64), "student").train()(images(64), Taps(token=True))
     assert seen.token_logits is not None
     assert seen.token_logits.shape == seen.logits.shape == (4, 5)
 
 
 def test_a_model_without_a_token_has_no_logits_of_it() -> None:
     seed_everything(0)
-    seen = build(ModelConfig(name="test_vit"), 5, 32, "student").train()(images(), Taps(token=True))
+    seen = build(ModelConfig(name="test_vit"), Inputs(5, 32), "student").train()(images(), Taps(token=True))
     assert seen.token_logits is None
     assert seen.taught_logits is seen.logits
 

@@ -66,7 +66,7 @@ def test_a_run_counts_and_says_what_it_left_out(distill: Any, tmp_path: Path, st
     data = ["dataset=folder", f"dataset.root={damaged(tmp_path / 'images')}", "dataset.image_size=32"]
     if streamed:
         data.append("dataset.memory_gb=0")
-    run = ["train", "+experiment=smoke", *data, "trainer.epochs=1", "trainer.batch_size=4", "baseline=false"]
+    run = ["train", "experiment=smoke", *data, "trainer.epochs=1", "trainer.batch_size=4", "baseline=false"]
     run += ["teacher.fit.epochs=1", "trainer.device=cpu", "trainer.threads=1", "out=run"]
     refused = distill(*run)
     assert refused.code == 2
@@ -117,7 +117,7 @@ def test_labelled_parts_beside_them(tmp_path: Path, train: str) -> None:
 
 def test_too_few_images_and_flat_val(tmp_path: Path) -> None:
     put(tmp_path / "a.png")
-    with pytest.raises(UserError, match="1 images to train on"):
+    with pytest.raises(UserError, match="needs at least 2 training images but has 1"):
         opened(tmp_path, "unlabeled")
     put(tmp_path / "b.png")
     put(tmp_path / "val" / "c.png")

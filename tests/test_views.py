@@ -16,7 +16,15 @@ from torchvision.transforms.v2 import functional as image_ops
 
 from distillcli.config.schema import AugmentConfig
 from distillcli.views.policies import draw_policy
-from distillcli.views.views import Views, centre_boxes, crop_boxes, cut, draw, plain, render
+from distillcli.views.views import (
+    Views,
+    centre_boxes,
+    crop_and_resize,
+    crop_boxes,
+    draw_views,
+    plain_views,
+    render_views,
+)
 
 INDEX = np.arange(500)
 SQUARE = np.ones(500)
@@ -40,7 +48,7 @@ def recipe(**parts: Any) -> AugmentConfig:
 
 
 def views_of(seed: int = 0, view: int = 1, index: NDArray[np.int64] = INDEX, size: int = 32, **parts: Any) -> Views:
-    return draw(recipe(**parts), seed, np.full(len(index), view), index, np.ones(len(index)), 1.0, size)
+    return draw_views(recipe(**parts), seed, np.full(len(index), view), index, np.ones(len(index)), 1.0, size)
 
 
 def pixels(count: int = 8, height: int = 32, width: int = 32, seed: int = 0) -> Tensor:
@@ -120,7 +128,7 @@ def test_a_policy_leaves_the_rest_of_the_view_alone() -> None:
 
 def test_without_a_recipe_every_view_is_the_plain_image() -> None:
     for field in dataclasses.fields(Views):
-        drawn, wanted = getattr(views_of(), field.name), getattr(plain(SQUARE, 1.0), field.name)
+        drawn, wanted = getattr(views_of(), field.name), getattr(plain_views(SQUARE, 1.0), field.name)
         if field.name == "erased":  # nothing is erased, wherever it would have been
             drawn, wanted = drawn[:, 2:], wanted[:, 2:]
         assert np.array_equal(drawn, wanted)
@@ -146,8 +154,8 @@ def test_zoom_is_log_uniform_and_magnifies() -> None:
     assert stats.kstest(np.log2(magnification), stats.uniform(-1, 2).cdf).pvalue > 0.01
     image = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     image[:, 12:20, 12:20] = 255
-    double = dataclasses.replace(plain(np.ones(1), 1.0), maps=np.array([[[0.5, 0, 0], [0, 0.5, 0]]]))
-    assert (render(image, double, 32) > 0.5).sum() == 3 * 16 * 16
+    double = dataclasses.replace(plain_views(np.ones(1), 1.0), maps=np.array([[[0.5, 0, 0], [0, 0.5, 0]]]))
+    assert (render_views(image, double, 32) > 0.5).sum() == 3 * 16 * 16
 
 
 def test_shears_are_uniform_in_degrees_and_only_shear() -> None:
@@ -220,20 +228,20 @@ def test_erased_rectangles_have_area_and_place_in_range() -> None:
 
 def test_the_plain_view_returns_the_pixels_exactly() -> None:
     images = pixels()
-    assert torch.equal(render(images, plain(np.ones(8), 1.0), 32), shown(images))
-    assert torch.equal(render(images, views_of(index=np.arange(8)), 32), shown(images))
+    assert torch.equal(render_views(images, plain_views(np.ones(8), 1.0), 32), shown(images))
+    assert torch.equal(render_views(images, views_of(index=np.arange(8)), 32), shown(images))
 
 
 def test_a_flip_mirrors_the_columns_and_flipping_twice_is_nothing() -> None:
     images, flip = pixels(), views_of(index=np.arange(8), flip=1.0)
-    once = to_bytes(render(images, flip, 32))
+    once = to_bytes(render_views(images, flip, 32))
     assert torch.equal(once, images.flip(2))
-    assert torch.equal(to_bytes(render(once, flip, 32)), images)
+    assert torch.equal(to_bytes(render_views(once, flip, 32)), images)
 
 
 def test_a_shift_moves_whole_pixels_and_leaves_black_behind() -> None:
     images, views = pixels(200), views_of(index=np.arange(200), translate=0.25)
-    moved = to_bytes(render(images, views, 32)).numpy()
+    moved = to_bytes(render_views(images, views, 32)).numpy()
     seen = set()
     for row, image in enumerate(images.numpy()):
         x, y = (-np.round(views.maps[row, :, 2] * 16)).astype(int)  # the content moves against the map
@@ -249,8 +257,8 @@ def test_a_shift_moves_whole_pixels_and_leaves_black_behind() -> None:
 def test_quarter_turns_permute_the_pixels(quarters: int) -> None:
     images, angle = pixels(), quarters * np.pi / 2
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
-    views = dataclasses.replace(plain(np.ones(8), 1.0), maps=np.tile(turn, (8, 1, 1)))
-    assert torch.equal(to_bytes(render(images, views, 32)), images.rot90(quarters, dims=(1, 2)))
+    views = dataclasses.replace(plain_views(np.ones(8), 1.0), maps=np.tile(turn, (8, 1, 1)))
+    assert torch.equal(to_bytes(render_views(images, views, 32)), images.rot90(quarters, dims=(1, 2)))
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (40, 40, 32), (40, 24, 32), (8, 8, 32)])
@@ -259,9 +267,9 @@ def test_every_affine_view_is_scipys_linear_interpolation(height: int, width: in
     count = 20
     geometry = {key: value for key, value in STRONG.items() if key not in ("brightness", "contrast", "saturation")}
     aspects = np.full(count, width / height)
-    views = draw(recipe(**{**geometry, "erase": 0.0}), 0, 1, np.arange(count), aspects, 1.0, size)
+    views = draw_views(recipe(**{**geometry, "erase": 0.0}), 0, 1, np.arange(count), aspects, 1.0, size)
     images = pixels(count, height, width)
-    rendered = render(images, views, size).permute(0, 2, 3, 1).numpy()
+    rendered = render_views(images, views, size).permute(0, 2, 3, 1).numpy()
     place = (np.arange(size) + 0.5) * 2 / size - 1
     outside = 0
     for row in range(count):
@@ -285,7 +293,7 @@ def test_every_affine_view_is_scipys_linear_interpolation(height: int, width: in
 def test_enlarging_is_bilinear_interpolation(side: int, size: int) -> None:
     images = pixels(4, side, side)
     expected = functional.interpolate(shown(images), size=(size, size), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(render(images, plain(np.ones(4), 1.0), size), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(render_views(images, plain_views(np.ones(4), 1.0), size), expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 96), (90, 160), (160, 90)])
@@ -295,10 +303,10 @@ def test_cutting_from_the_file_and_cropping_in_memory_show_the_same(height: int,
     aspects = np.full(count, width / height)
     boxes = crop_boxes(recipe(crop_area=[0.3, 1.0]), 0, 1, np.arange(count), aspects, 1.0)
     boxes = np.concatenate([boxes, centre_boxes(aspects[:1], 0.875)])
-    streamed = shown(torch.stack([cut(image, box, size) for box in boxes]))
+    streamed = shown(torch.stack([crop_and_resize(image, box, size) for box in boxes]))
     stored = image_ops.resize(image.permute(2, 0, 1), [40, 40], antialias=True).permute(1, 2, 0)
-    views = dataclasses.replace(plain(np.ones(count + 1), 1.0), boxes=boxes)
-    memory = render(stored.expand(count + 1, -1, -1, -1), views, size)
+    views = dataclasses.replace(plain_views(np.ones(count + 1), 1.0), boxes=boxes)
+    memory = render_views(stored.expand(count + 1, -1, -1, -1), views, size)
     assert (streamed - memory).abs().max() < 0.03
     assert (streamed - memory).abs().mean() < 0.004
     assert (streamed - streamed.flip(0)).abs().mean() > 0.03  # other boxes look different
@@ -306,28 +314,28 @@ def test_cutting_from_the_file_and_cropping_in_memory_show_the_same(height: int,
 
 def test_cutting_the_whole_image_at_its_own_size_is_exact() -> None:
     image = pixels(1)[0]
-    assert torch.equal(cut(image, np.array([0.0, 0.0, 1.0, 1.0]), 32), image)
-    assert torch.equal(cut(image, np.array([0.25, 0.5, 0.5, 0.5]), 16), image[16:, 8:24])
+    assert torch.equal(crop_and_resize(image, np.array([0.0, 0.0, 1.0, 1.0]), 32), image)
+    assert torch.equal(crop_and_resize(image, np.array([0.25, 0.5, 0.5, 0.5]), 16), image[16:, 8:24])
 
 
 def test_shrinking_averages_instead_of_skipping_pixels() -> None:
     stripes = torch.zeros(64, 64, 3, dtype=torch.uint8)
     stripes[:, 3::8] = stripes[:, 4::8] = 255  # two of eight columns, those where a cell of the small image is centred
-    small = cut(stripes, np.array([0.0, 0.0, 1.0, 1.0]), 8)
+    small = crop_and_resize(stripes, np.array([0.0, 0.0, 1.0, 1.0]), 8)
     assert 0.2 < small.float().mean() / 255 < 0.3
     assert small.max() < 128
 
 
 @pytest.mark.parametrize("box", [[0.0, 0.0, 1e-6, 1e-6], [1 - 1e-6, 1 - 1e-6, 1e-6, 1e-6]])
 def test_a_box_smaller_than_a_pixel_still_shows_one(box: list[float]) -> None:
-    assert cut(pixels(1)[0], np.array(box), 8).shape == (8, 8, 3)
+    assert crop_and_resize(pixels(1)[0], np.array(box), 8).shape == (8, 8, 3)
 
 
 def test_colours_change_as_in_torchvision_one_factor_per_image() -> None:
     images = pixels()
     factors = views_of(index=np.arange(8), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5).colours
-    views = dataclasses.replace(plain(np.ones(8), 1.0), colours=factors)
-    recoloured = render(images, views, 32)
+    views = dataclasses.replace(plain_views(np.ones(8), 1.0), colours=factors)
+    recoloured = render_views(images, views, 32)
     for row, (brightness, contrast, saturation, hue) in enumerate(factors):
         expected = image_ops.adjust_brightness(shown(images)[row], brightness)
         expected = image_ops.adjust_contrast(expected, contrast)
@@ -338,7 +346,7 @@ def test_colours_change_as_in_torchvision_one_factor_per_image() -> None:
 
 def test_erasing_blanks_its_rectangle_with_the_mean_colour_and_nothing_else() -> None:
     images, views = pixels(50), views_of(index=np.arange(50), erase=0.7)
-    erased, before = render(images, views, 32), shown(images)
+    erased, before = render_views(images, views, 32), shown(images)
     centres = (np.arange(32) + 0.5) / 32
     for row, (left, top, width, height) in enumerate(views.erased):
         columns = (centres >= left) & (centres < left + width)
@@ -349,12 +357,12 @@ def test_erasing_blanks_its_rectangle_with_the_mean_colour_and_nothing_else() ->
         torch.testing.assert_close(
             erased[row][:, inside], mean[:, None].expand(3, int(inside.sum())), rtol=0, atol=1e-6
         )
-    assert torch.equal(erased, render(images, views, 32))
+    assert torch.equal(erased, render_views(images, views, 32))
 
 
 @pytest.mark.parametrize("size", [16, 32, 48])
 def test_every_view_stays_between_black_and_white(size: int) -> None:
-    rendered = render(pixels(100), views_of(index=np.arange(100), size=size, **EVERYTHING), size)
+    rendered = render_views(pixels(100), views_of(index=np.arange(100), size=size, **EVERYTHING), size)
     assert rendered.shape == (100, 3, size, size)
     assert rendered.dtype == torch.float32
     assert rendered.min() >= 0
@@ -363,7 +371,7 @@ def test_every_view_stays_between_black_and_white(size: int) -> None:
 
 def test_a_rendered_view_does_not_depend_on_its_batch() -> None:
     images = pixels(20)
-    whole = render(images, views_of(index=np.arange(20), **EVERYTHING), 32)
+    whole = render_views(images, views_of(index=np.arange(20), **EVERYTHING), 32)
     for row in (0, 7, 19):
-        alone = render(images[row : row + 1], views_of(index=np.array([row]), **EVERYTHING), 32)
+        alone = render_views(images[row : row + 1], views_of(index=np.array([row]), **EVERYTHING), 32)
         torch.testing.assert_close(alone[0], whole[row], rtol=0, atol=1e-6)

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
+from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build
-from distillcli.models.weights import Weights, export, knows_classes, load_into, read_weights, weights_fingerprint
+from distillcli.models.weights import Weights, knows_classes, load_into, read_weights, weights_fingerprint
 from distillcli.runtime import seed_everything
 from distillcli.training.checkpoint import read_checkpoint, save_checkpoint
+from distillcli.types import Inputs
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -31,7 +33,7 @@ IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 def backbone(seed: int = 0, name: str = "test_resnet", classes: int = 5) -> Backbone:
     seed_everything(seed, name)
-    return build(ModelConfig(name=name), classes, 32, "student").eval()
+    return build(ModelConfig(name=name), Inputs(classes, 32), "student").eval()
 
 
 def state() -> dict[str, Tensor]:
@@ -117,12 +119,12 @@ def test_every_form_gives_the_same_logits(form: str, tmp_path: Path) -> None:
     assert not torch.equal(logits(model), logits(backbone()))
     load_into(model, weights, "student")
     assert torch.equal(logits(model), logits(backbone()))
-    assert knows_classes(weights, model, CLASSES)
+    assert knows_classes(weights, model, CLASSES, "student")
     if form in NAMELESS:
         with pytest.raises(UserError, match="without the name of their model"):
             _ = weights.model
     else:
-        again = build(weights.model, 5, 32, "student").eval()
+        again = build(weights.model, Inputs(5, 32), "student").eval()
         load_into(again, weights, "student")
         assert torch.equal(logits(again), logits(backbone()))
         assert (weights.classes, weights.image_size) == (CLASSES, 32)
@@ -149,7 +151,7 @@ def test_exporting_leaves_the_model_as_it_was(tmp_path: Path) -> None:
 def test_exporting_a_transformer_keeps_its_size_out_of_its_arguments(tmp_path: Path) -> None:
     export(backbone(name="test_vit"), tmp_path / "student", CLASSES, 1.0)
     weights = read_weights(str(tmp_path / "student"))
-    again = build(weights.model, 5, 32, "student").eval()
+    again = build(weights.model, Inputs(5, 32), "student").eval()
     load_into(again, weights, "student")
     assert torch.equal(logits(again), logits(backbone(name="test_vit")))
 
@@ -165,7 +167,7 @@ def test_arguments_travel_with_a_checkpoint(tmp_path: Path) -> None:
 def test_the_same_classes_in_another_order_are_refused(tmp_path: Path) -> None:
     weights = read_weights(str(our_checkpoint(tmp_path / "last.pt")))
     with pytest.raises(UserError, match="another order") as caught:
-        knows_classes(weights, backbone(), ("bee", "ant", "cat", "dog", "eel"))
+        knows_classes(weights, backbone(), ("bee", "ant", "cat", "dog", "eel"), "student")
     assert str(tmp_path / "last.pt") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -174,7 +176,7 @@ def test_other_classes_are_not_known_and_get_a_new_head_on_the_old_body(tmp_path
     weights = read_weights(str(our_checkpoint(tmp_path / "last.pt")))
     for classes in (("ant", "bee", "cat", "dog", "fox"), ("ant", "bee")):
         model = backbone(seed=1, classes=len(classes))
-        assert not knows_classes(weights, model, classes)
+        assert not knows_classes(weights, model, classes, "student")
         fresh = {name: value.clone() for name, value in model.net.state_dict().items()}
         load_into(model, weights, "student", new_head=True)
         for name, value in model.net.state_dict().items():
@@ -185,8 +187,8 @@ def test_without_names_the_number_of_classes_decides(tmp_path: Path) -> None:
     for content in (state(), prefixed("module."), {"state_dict": prefixed("_orig_mod.")}):
         weights = read_weights(str(saved(tmp_path / "weights.pth", content)))
         assert weights.classes is None
-        assert knows_classes(weights, backbone(), CLASSES)
-        assert not knows_classes(weights, backbone(classes=3), CLASSES[:3])
+        assert knows_classes(weights, backbone(), CLASSES, "student")
+        assert not knows_classes(weights, backbone(classes=3), CLASSES[:3], "student")
 
 
 # --- what does not fit --------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import torch
 
 from distillcli.config.compose import compose
 from distillcli.config.schema import ModelConfig, TrainConfig
-from distillcli.distillation.recipes import recipe_fingerprint
+from distillcli.config.terms import needs_teacher
+from distillcli.distillation.recipes import Above, recipe_fingerprint
 from distillcli.distillation.students import new_backbone
 from distillcli.models.backbone import build, describe, place
 from distillcli.runtime import Runtime, seed_everything
@@ -22,10 +23,12 @@ from distillcli.signals import Stop
 from distillcli.sources.open import open_source
 from distillcli.teachers.frozen import FrozenTeacher, Teacher
 from distillcli.terms.base import Setting
-from distillcli.terms.objective import Objective, needs_teacher
+from distillcli.terms.objective import Objective
 from distillcli.training.checkpoint import read_checkpoint
-from distillcli.training.engine import Fitted, Session, fit
-from distillcli.types import Spec
+from distillcli.training.engine import fit
+from distillcli.training.fit import Fit, Fitted
+from distillcli.training.session import Session
+from distillcli.types import Inputs, Spec
 from distillcli.views.loader import Data, open_data
 
 STEPS = 4  # per epoch: 64 images in batches of 16
@@ -36,7 +39,7 @@ def tiny(*overrides: str) -> TrainConfig:
     """test_resnet teaches test_efficientnet: 2 epochs of 4 steps, with random crops, flips and colours."""
     torch.set_num_threads(1)
     defaults = [
-        "+experiment=smoke",
+        "experiment=smoke",
         "trainer.device=cpu",
         "dataset.samples=64",
         "trainer.batch_size=16",
@@ -94,7 +97,7 @@ def setting(student: Spec, teacher: Spec | None, images: int = 64, epochs: int =
 def some_teacher(config: TrainConfig, objective: Objective, classes: int) -> FrozenTeacher:
     """A teacher with fixed random weights: what it says matters to no test, only that it always says the same."""
     seed_everything(0, "some teacher")
-    backbone = build(ModelConfig(config.teacher.name), classes, config.dataset.image_size, "teacher")
+    backbone = build(ModelConfig(config.teacher.name), Inputs(classes, config.dataset.image_size), "teacher")
     return FrozenTeacher(place(backbone, CPU.device, config.trainer.channels_last), "fp32", objective.teacher_taps)
 
 
@@ -113,17 +116,17 @@ def train(
         folder.mkdir()
     watch = watch or Watch()
     data = open_tiny(config, watch.runtime)
-    classes, size = len(data.source.classes), config.dataset.image_size
-    student = new_backbone(config, config.student, data, "student")
+    student = new_backbone(config, data, "student")
     with_teacher = needs_teacher(config.distill)
-    expert = describe(config.teacher, classes, size, "teacher") if with_teacher else None
+    expert = describe(config.teacher, data.inputs, "teacher") if with_teacher else None
     objective = Objective(
         config.distill, Setting(student.spec, expert, data.source.train.labels, config.trainer.epochs)
     )
-    teacher = some_teacher(config, objective, classes) if with_teacher else None
+    teacher = some_teacher(config, objective, len(data.source.classes)) if with_teacher else None
     keep(teacher, objective, data)
-    recipe = recipe_fingerprint(config, data, student, watch.runtime, teacher.backbone if teacher else None)
-    return fit(config, data, student, objective, swap(teacher), folder, recipe, "student", watch.session)
+    above = Above(teacher.backbone, "off") if teacher else None
+    recipe = recipe_fingerprint(config, data, student, watch.runtime, above)
+    return fit(Fit(config, data, student, objective, folder, recipe, "student", swap(teacher)), watch.session)
 
 
 def last(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from distillcli.config import search
 from distillcli.config.compose import compose
 from distillcli.config.schema import TrainConfig
 from distillcli.errors import UserError
-from distillcli.launch.arguments import parse
+from distillcli.launch.arguments import parse_arguments
 from distillcli.report.bench import as_json, grid, summary
 from distillcli.report.console import print_grid, say, sentence
 from distillcli.sources.open import open_source
@@ -18,7 +18,7 @@ JSON_FLAG = "--json"
 
 def run(arguments: list[str]) -> None:
     """Profile some steps of a config. Raises UserError for what makes no sense of one run."""
-    parsed = parse([word for word in arguments if word != JSON_FLAG])
+    parsed = parse_arguments([word for word in arguments if word != JSON_FLAG])
     if parsed.multirun or parsed.inspect:
         raise UserError("distill bench times one config: no -m, --cfg or --info")
     search.use(parsed.config_folders)
@@ -29,15 +29,15 @@ def run(arguments: list[str]) -> None:
     source = open_source(config.dataset)
 
     from distillcli.distillation.bench import profile
+    from distillcli.distillation.plan import make_plan
     from distillcli.models.memory_layout import settle_layout
     from distillcli.runtime import start
-    from distillcli.terms.objective import check_terms
     from distillcli.views.loader import open_data
 
-    check_terms(config.distill)
+    plan = make_plan(config, source)
     with start(config.trainer) as runtime:
-        config = settle_layout(config, len(source.classes), runtime)
-        found = profile(config, open_data(source, config.dataset, config.trainer.workers, runtime), runtime)
+        plan = plan.settled(settle_layout(config, plan.inputs, runtime))
+        found = profile(plan, open_data(plan.source, config.dataset, config.trainer.workers, runtime), runtime)
     if JSON_FLAG in arguments:
         say(json.dumps(as_json(found)))
         return

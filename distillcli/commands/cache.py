@@ -62,27 +62,18 @@ def _verify(run_folder: Path) -> None:
     config = read_config(run_folder)
     source = open_source(config.dataset)
 
+    from distillcli.distillation.plan import make_plan
     from distillcli.distillation.reopening import reopen_teacher
-    from distillcli.distillation.students import student_model
-    from distillcli.models.backbone import describe
     from distillcli.runtime import start
     from distillcli.teachers.cached import CachedTeacher, compare_with_live, with_cache
-    from distillcli.teachers.frozen import describe_teacher, with_classes
-    from distillcli.terms.base import Setting
-    from distillcli.terms.objective import Objective
     from distillcli.views.loader import open_data
 
+    plan = make_plan(config, source)
     with start(config.trainer) as runtime:
-        source = with_classes(source, config)
-        size, channels, classes = config.dataset.image_size, config.dataset.channels, len(source.classes)
-        student = describe(student_model(config, classes), classes, size, "student", channels)
-        specs = (student, describe_teacher(config, classes))
-        setting = Setting(*specs, source.train.labels, config.trainer.epochs)
-        taps = Objective(config.distill, setting).teacher_taps
-        live = reopen_teacher(run_folder, config, source, runtime, taps)
+        live = reopen_teacher(run_folder, config, plan.source, runtime, plan.objective.teacher_taps)
         if live is None:
             raise UserError(f"{run_folder}: this run had no teacher")
-        data = open_data(source, config.dataset, config.trainer.workers, runtime)
+        data = open_data(plan.source, config.dataset, config.trainer.workers, runtime)
         teacher, _, why = with_cache(config, data, live, runtime)
         if not isinstance(teacher, CachedTeacher):
             raise UserError(f"{run_folder}: {why}")

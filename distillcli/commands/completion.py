@@ -1,4 +1,4 @@
-"""``distill completion SHELL``: a script for the shell, which asks ``distill complete`` for the candidates.
+"""``distill completion SHELL``: a script for the shell, which asks ``distill complete`` for candidates.
 
 Hydra's own completion does not know our commands, our spelling of ``experiment=`` or timm's models, so it is not used.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from distillcli.commands.table import COMMANDS
 from distillcli.errors import UserError
 
-# Bash splits words at = and :, so it is given only what follows the last of them.
+# Bash splits words at = and :, so it is given only what follows the last of these.
 _BASH = """_distill() {
     local line=${COMP_LINE:0:COMP_POINT} IFS=$'\\n'
     local word=${line##* }
@@ -53,7 +53,7 @@ def complete(arguments: list[str]) -> None:
 
 
 def candidates(words: list[str], current: str) -> list[str]:
-    """``words``: what stands before, without "distill"; ``current``: the word being typed, possibly empty."""
+    """``words``: those before, without "distill"; ``current``: the word being typed, possibly empty."""
     if not words:
         found: Iterable[str] = [*COMMANDS, "--help", "--version"]
     elif words[0] not in COMMANDS:
@@ -62,10 +62,9 @@ def candidates(words: list[str], current: str) -> list[str]:
         found = _hydra("train", words[2:], current)
     elif words[0] == "bench":  # the same config as train
         found = ["--json"] if current.startswith("-") else _hydra("train", words[1:], current)
-    elif COMMANDS[words[0]].primary is None:
-        found = _plain(words)
     else:
-        found = _hydra(words[0], words[1:], current)
+        primary = COMMANDS[words[0]].primary
+        found = _plain(words) if primary is None else _hydra(primary, words[1:], current)
     return sorted(candidate for candidate in set(found) if candidate.startswith(current))
 
 
@@ -85,17 +84,19 @@ def _plain(words: list[str]) -> list[str]:
     return []
 
 
-def _hydra(command: str, words: list[str], current: str) -> list[str]:
+def _hydra(primary: str, words: list[str], current: str) -> list[str]:
     from distillcli.config import search
     from distillcli.config.keys import dotted_keys
-    from distillcli.config.overrides import PATH_KEYS, SCHEMAS
+    from distillcli.config.overrides import PATH_KEYS
+    from distillcli.config.primaries import PRIMARIES
     from distillcli.launch.arguments import FLAGS
 
     if current.startswith("-"):
         return [*FLAGS, "-m"]
     search.use([after for before, after in itertools.pairwise(words) if before == "--config-dir"])
-    known = dotted_keys(SCHEMAS[command])
-    groups = {name: options for name, options in search.groups().items() if name in known or command == "train"}
+    known = dotted_keys(PRIMARIES[primary].schema)
+    overlays = PRIMARIES[primary].overlays
+    groups = {name: options for name, options in search.groups().items() if name in known or overlays}
     key, equals, value = current.partition("=")
     if not equals:
         keys = [f"{name}=" for name, word in known.items() if word not in ("config", "mapping")]

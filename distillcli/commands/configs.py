@@ -1,4 +1,4 @@
-"""``distill configs``: list the shipped configs, copy one to edit it."""
+"""``distill configs``: list the shipped configs, or copy one for editing."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def _copy(name: str, folder: Path) -> None:
         with target.open("x", encoding="utf-8") as file:  # x: an edited copy is never overwritten
             file.write(files[name].read_text("utf-8"))
     except FileExistsError as error:
-        raise UserError(f"{target} exists already and stays as it is; edit it, or name another folder") from error
+        raise UserError(f"{target} already exists and is not overwritten; edit it, or choose another folder") from error
     except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
     group, _, option = name.rpartition("/")
     print(f"copied to {target}")
     print(f"edit it, then: distill train {group}={option} --config-dir {shlex.quote(str(folder))}")

@@ -1,4 +1,4 @@
-"""``distill doctor``: what this machine offers, for a first look and for bug reports."""
+"""``distill doctor``: what this machine offers, for a first check and for bug reports."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _import_problem(module: str) -> str:
 
 def _devices() -> Iterator[Row]:
     if _import_problem("torch"):
-        yield "torch", "cannot be imported, so nothing is known about devices"
+        yield "torch", "cannot be imported, so the devices are unknown"
         return
     import torch
 
@@ -70,12 +70,15 @@ def _devices() -> Iterator[Row]:
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             yield f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-        yield "bf16", "yes" if torch.cuda.is_bf16_supported() else "no; trainer.precision=auto takes fp32"
+        yield "bf16", "yes" if torch.cuda.is_bf16_supported() else "no; trainer.precision=auto uses fp32"
     else:
         yield "cuda", "none"
         native = torch.cpu.get_capabilities()
         teachers = "yes" if native.get("avx512_bf16") or native.get("amx_bf16") else "no"
-        yield "bf16", f"for teachers {teachers}, with precision=auto; students on a CPU are faster in fp32"
+        yield (
+            "bf16",
+            f"{teachers} for teacher.precision=auto; on a CPU trainer.precision=auto uses fp32, which is faster",
+        )
     yield "mps", "yes" if torch.backends.mps.is_available() else "none"
 
 
@@ -102,7 +105,7 @@ def _folders() -> Iterator[Row]:
 
 
 def _writable(folder: Path) -> str:
-    """Whether run folders can be made; creates nothing that stays."""
+    """Whether run folders can be created; leaves nothing behind."""
     place = folder if folder.is_dir() else folder.absolute().parent
     try:
         with tempfile.TemporaryFile(dir=place):

@@ -11,6 +11,7 @@ from distillcli.config.job import Job
 from distillcli.config.schema import EvalConfig, TrainConfig
 from distillcli.errors import UserError
 from distillcli.report.console import evaluation_table, say, sentence
+from distillcli.runs.result import to_json
 from distillcli.sources.open import open_source
 
 
@@ -22,34 +23,33 @@ def run(config: EvalConfig, job: Job) -> None:
     trained = None if run_folder is None else read_config(run_folder)
     dataset = config.dataset if config.dataset is not None else None if trained is None else trained.dataset
     if dataset is None:
-        raise UserError(f"checkpoint={what}: no run folder is beside it to name the data; add dataset=NAME")
+        raise UserError(f"checkpoint={what}: no config.yaml next to it, so the dataset is unknown; add dataset=NAME")
     source = open_source(dataset)
 
-    from distillcli.distillation.facts import measure
     from distillcli.distillation.reopening import reopen_model, reopen_teacher
     from distillcli.runtime import start
     from distillcli.teachers.frozen import with_classes
+    from distillcli.training.evaluation import measure
     from distillcli.views.loader import open_data
 
     with start(config.trainer) as runtime:
-        data = open_data(source, dataset, config.trainer.workers, runtime)
         trainer = config.trainer if trained is None else trained.trainer
         backbone = reopen_model(what, source, dataset, trainer.channels_last, runtime)
         teacher = None
         if trained is not None and run_folder is not None:
             teacher = reopen_teacher(run_folder, trained, with_classes(source, trained), runtime)
-        numbers = measure(backbone, data, runtime, teacher=teacher)
+        data = open_data(source, dataset, config.trainer.workers, runtime)
+        numbers = measure(backbone, data, teacher=teacher)
         if not runtime.is_main:
             return
-    numbers["name"] = what
     images = len(source.evaluation.labels)
     facts = {"checkpoint": what, "dataset": source.name, "evaluated_on": source.evaluated_on, "images": images}
     if config.format == "json":
-        for line in json.dumps(facts | numbers, ensure_ascii=False, indent=2).splitlines():
+        for line in json.dumps(facts | to_json(numbers) | {"name": what}, ensure_ascii=False, indent=2).splitlines():
             say(line)
         return
     sentence(f"{what} on the {source.evaluated_on} part of {source.name}, {images:,} images", "bold")
-    evaluation_table([numbers])
+    evaluation_table([(what, numbers)])
 
 
 def read_config(folder: Path) -> TrainConfig:

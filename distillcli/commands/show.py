@@ -1,17 +1,18 @@
-"""``distill show``: what can be chosen, and the runs so far."""
+"""``distill show``: what can be chosen, and past runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from distillcli.config import search
+from distillcli.config.terms import KNOWN_TERMS, KnownTerm
 from distillcli.errors import UserError, did_you_mean
+from distillcli.runs.result import Measured, Result, read_result
 
 Rows = list[tuple[str, ...]]
 
@@ -22,7 +23,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"distill show needs one of {', '.join(topics)}")
     topic, *patterns = arguments
     if topic == "views":
-        from distillcli.commands import show_views  # composes a config, which the lists do without
+        from distillcli.commands import show_views  # composes a config, which the lists do not need
 
         show_views.run(patterns)
         return
@@ -51,7 +52,7 @@ def _wild(pattern: str) -> str:
 
 
 def print_table(headers: tuple[str, ...], rows: Rows) -> None:
-    """A rich table on a terminal; aligned text for files and pipes, never cut."""
+    """A rich table on a terminal; aligned text for files and pipes, never truncated."""
     rows = [tuple(_printable(cell) for cell in row) for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
@@ -78,7 +79,7 @@ def print_table(headers: tuple[str, ...], rows: Rows) -> None:
 
 
 def _printable(text: str) -> str:
-    """Names of files and classes are foreign text: no escape codes reach the terminal."""
+    """File and class names come from outside: no escape codes reach the terminal."""
     return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
@@ -99,13 +100,11 @@ def _options(group: str) -> Iterator[tuple[str, Path]]:
 
 
 def _experiments() -> tuple[tuple[str, ...], Rows]:
-    return ("experiment", "how to run it, what it gave"), [
-        (name, _comment(file)) for name, file in _options("experiment")
-    ]
+    return ("experiment", "command and result"), [(name, _comment(file)) for name, file in _options("experiment")]
 
 
 def _datasets() -> tuple[tuple[str, ...], Rows]:
-    return ("dataset", "what it is"), [(name, _comment(file)) for name, file in _options("dataset")]
+    return ("dataset", "description"), [(name, _comment(file)) for name, file in _options("dataset")]
 
 
 def _models_of(group: str) -> tuple[tuple[str, ...], Rows]:
@@ -130,13 +129,14 @@ def _terms() -> tuple[tuple[str, ...], Rows]:
     from distillcli.terms import TERMS
 
     rows: Rows = []
-    for name, term in sorted(TERMS.items()):
-        summary = (term.__doc__ or "").strip().split("\n")[0]
-        rows.append((name, "\n".join([summary, f"  needs {_term_inputs(term)}", *_term_options(term)])))
+    for name, known in sorted(KNOWN_TERMS.items()):
+        summary = (TERMS[name].__doc__ or "").strip().split("\n")[0]
+        inputs = _term_inputs(known, TERMS[name])
+        rows.append((name, "\n".join([summary, f"  needs {inputs}", *_term_options(known)])))
     return ("term", "what it is, what it needs, and its options with their defaults"), rows
 
 
-def _term_inputs(term: Any) -> str:
+def _term_inputs(known: KnownTerm, term: Any) -> str:
     """What a term, with its defaults, asks of models, labels and batches; it is built for two models of one kind."""
     import numpy as np
 
@@ -144,30 +144,30 @@ def _term_inputs(term: Any) -> str:
     from distillcli.types import Spec
 
     spec = Spec("model", 10, 64, ((16, 8, 8),) * 5, 0, 0, (16, 8, 8), ("",) * 5)
-    built = term(term.Options(), Setting(spec, spec, np.arange(20) % 10, 10))
+    built = term(known.options(), Setting(spec, spec, np.arange(20) % 10, 10))
     taps = built.student_taps
     kinds = {
-        "logits": term.compares == "labels" or term.compares_logits,
+        "logits": known.compares == "labels" or known.compares_logits,
         "embeddings": taps.embedding,
         "maps of stages": bool(taps.stages),
         "class maps": taps.class_maps,
         "the features before the head": taps.features,
     }
-    whose = "of the student" if term.compares == "labels" else "of both models"
+    whose = "of the student" if known.compares == "labels" else "of both models"
     inputs = [f"{' and '.join(kind for kind, wanted in kinds.items() if wanted)} {whose}"]
     if built.teacher_taps.preactivations:
         inputs.append("the teacher's before their activation")
-    if term.compares == "labels" or term.needs_labels:
+    if known.compares == "labels" or known.needs_labels:
         inputs.append("labels")
-    if term.whole_batch:
+    if known.whole_batch:
         inputs.append("whole batches")
-    if term.remembers:
+    if known.remembers:
         inputs.append("one process")
     return ", ".join(inputs)
 
 
-def _term_options(term: Any) -> Iterator[str]:
-    for option in dataclasses.fields(term.Options):
+def _term_options(known: KnownTerm) -> Iterator[str]:
+    for option in dataclasses.fields(known.options):
         if option.default is not dataclasses.MISSING:
             default = option.default
         elif option.default_factory is not dataclasses.MISSING:
@@ -186,35 +186,34 @@ def _as_yaml(value: Any) -> str:
 def _runs() -> tuple[tuple[str, ...], Rows]:
     rows: Rows = []
     for file in sorted(Path("runs").glob("**/result.json")):
-        # Fitted teachers and controls are runs too; only the links named "latest" would show a run twice.
+        # Trained teachers and controls are runs too; only links named "latest" would show a run twice.
         if any(part.is_symlink() for part in file.parents):
             continue
         try:
-            result = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError):
+            result = read_result(file.parent)
+        except OSError:  # somebody else's
             continue
-        if isinstance(result, dict):
+        if result is not None:
             rows.append(_run_row(result, file.parent))
     return ("name", "status", "student", "top-1", "teacher", "its top-1", "gap closed", "folder"), rows
 
 
-def _run_row(result: dict[str, Any], folder: Path) -> tuple[str, ...]:
-    student, teacher = result.get("student") or {}, result.get("teacher") or {}
-    gap = result.get("gap_closed")
+def _run_row(result: Result, folder: Path) -> tuple[str, ...]:
+    student, teacher = result.student or Measured(), result.teacher or Measured()
     return (
-        str(result.get("name", "")),
-        str(result.get("status", "")),
-        str(student.get("model", "")),
-        _percent(student.get("top1")),
-        str(teacher.get("model", "")),
-        _percent(teacher.get("top1")),
-        f"{gap:.0%}" if isinstance(gap, (int, float)) else "-",
+        result.name or "",
+        result.status or "",
+        student.model or "",
+        _percent(student.top1),
+        teacher.model or "",
+        _percent(teacher.top1),
+        "-" if result.gap_closed is None else f"{result.gap_closed:.0%}",
         str(folder),
     )
 
 
-def _percent(value: Any) -> str:
-    return f"{value:.2f}%" if isinstance(value, (int, float)) else "-"
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}%"
 
 
 TOPICS: dict[str, Callable[[], tuple[tuple[str, ...], Rows]]] = {
@@ -232,5 +231,5 @@ _FOOTERS = {
     "teachers": "choose: teacher=NAME, or any timm model: teacher.name=MODEL (distill show models)",
     "students": "choose: student=NAME, or any timm model: student.name=MODEL (distill show models)",
     "datasets": "choose: dataset=NAME",
-    "terms": "add or change one: distill.terms.NAME.OPTION=VALUE; take one away: '~distill.terms.NAME'",
+    "terms": "add or change one: distill.terms.NAME.OPTION=VALUE; remove one: '~distill.terms.NAME'",
 }

@@ -1,4 +1,4 @@
-"""``distill show views``: a contact sheet of what teacher and student are shown."""
+"""``distill show views``: a contact sheet of the views that teacher and student see."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from distillcli.config.compose import compose
 from distillcli.config.schema import AugmentConfig, TrainConfig
 from distillcli.report.console import say
 from distillcli.sources.open import open_source
-from distillcli.views.epochs import side
+from distillcli.views.epochs import view_size
 
-# Images H x W x C in [0, 1], each with the words above it.
+# Images H x W x C in [0, 1], each with its caption.
 Column = list[tuple[NDArray[np.float32], str]]
 
 FILE = Path("views.png")
@@ -22,9 +22,9 @@ IMAGES, VIEWS = 6, 8
 
 
 def run(overrides: list[str]) -> None:
-    """Write ``views.png``: in each row an image, first as in evaluation, then in its first views.
+    """Write ``views.png``: one image per row, first as in evaluation, then in its first views.
 
-    ``overrides``: as of ``distill train``. Raises UserError for a config or data that could not be trained on.
+    ``overrides``: as for ``distill train``. Raises UserError for a config or data that cannot be trained on.
     """
     config = compose("train", overrides)
     assert isinstance(config, TrainConfig)
@@ -48,7 +48,7 @@ def run(overrides: list[str]) -> None:
         columns = {"evaluation": column(AugmentConfig(name="none"), 0, full)}
         for view in range(1, VIEWS + 1):
             epoch = (view - 1) // train.views_per_pass(config.augment) + 1
-            size = side(full, config.trainer.progressive, epoch, config.trainer.epochs)
+            size = view_size(full, config.trainer.progressive, epoch, config.trainer.epochs)
             columns[f"view {view}"] = column(config.augment, view, size)
     draw_sheet(columns, FILE)
     recipe = config.augment.name
@@ -81,7 +81,7 @@ def visible(picture: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def label_words(target: int | list[float], classes: Sequence[str]) -> str:
-    """A class name; or, where images are mixed, each class with its share of the label, the largest first."""
+    """A class name, or, for mixed images, each class with its share of the label, the largest first."""
     if isinstance(target, int):
         return classes[target] if target >= 0 else "no label"
     shares = sorted(((share, number) for number, share in enumerate(target) if share >= 0.005), reverse=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Command:
-    module: str  # holds run(...): of (config, job) with a primary config, else of the list of arguments
+    module: str  # holds run(config, job) if there is a primary config, else run(arguments)
     summary: str
     primary: str | None  # the primary config of a Hydra command
     examples: tuple[str, ...]
@@ -30,7 +30,7 @@ COMMANDS = {
     ),
     "eval": Command(
         "distillcli.commands.evaluate",
-        "accuracy, calibration, agreement and cost of a model",
+        "measure the accuracy, calibration, teacher agreement and cost of a model",
         "eval",
         (
             "distill eval checkpoint=runs/distill/latest",
@@ -41,7 +41,7 @@ COMMANDS = {
     ),
     "bench": Command(
         "distillcli.commands.bench",
-        "where the time of a training step goes",
+        "time the parts of a training step",
         None,
         (
             "distill bench",
@@ -52,37 +52,37 @@ COMMANDS = {
     ),
     "show": Command(
         "distillcli.commands.show",
-        "list what can be chosen, and the runs so far; draw the views of a config",
+        "list what can be chosen and past runs, or draw augmented views",
         None,
         (
             "distill show experiments",
             "distill show terms",
             "distill show models 'mobilenet*'",
             "distill show runs",
-            "distill show views +experiment=resnet50_to_mobilenet augment=randaugment",
+            "distill show views experiment=resnet50_to_mobilenet augment=randaugment",
         ),
         "experiments|teachers|students|datasets|terms|runs|models [PATTERN] | views [group=option ...] [key=value ...]",
     ),
     "configs": Command(
         "distillcli.commands.configs",
-        "list the shipped configs, copy one to edit it",
+        "list the shipped configs, or copy one for editing",
         None,
         ("distill configs ls", "distill configs cp distill/kd my_configs"),
         "ls | cp NAME DIR",
     ),
     "cache": Command(
         "distillcli.commands.cache",
-        "what teachers have said so far: list, compare with the teacher, remove",
+        "manage cached teacher outputs: list, verify, delete",
         None,
         ("distill cache ls", "distill cache verify runs/distill/latest", "distill cache clear all"),
         "ls [DIR] | verify RUN | clear NAME|all [DIR]",
     ),
     "doctor": Command(
-        "distillcli.commands.doctor", "versions, devices, extras, disk and folders", None, ("distill doctor",)
+        "distillcli.commands.doctor", "check versions, devices, extras, disk and folders", None, ("distill doctor",)
     ),
     "completion": Command(
         "distillcli.commands.completion",
-        "completion for your shell",
+        "print a completion script for your shell",
         None,
         ('eval "$(distill completion bash)"', "distill completion fish | source"),
         "bash|zsh|fish",

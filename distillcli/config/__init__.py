@@ -1,1 +1,1 @@
-"""Typed configs, composed by Hydra and checked before anything heavy is imported. Nothing in here imports torch."""
+"""Typed configs, composed by Hydra and checked before anything heavy is imported. No module here imports torch."""

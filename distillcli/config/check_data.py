@@ -1,4 +1,4 @@
-"""Data and views that cannot work.
+"""Checks of the groups ``dataset`` and ``augment``.
 
 Every refusal is a UserError of one line: key, value, fix.
 """
@@ -7,47 +7,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distillcli.config.ranges import ascending, at_least, check_existing, one_of, share
+from distillcli.config.datasets import DATASETS, OPTIONAL_KEYS, known_dataset
+from distillcli.config.ranges import at_least, check_ascending, check_existing, check_share, one_of
 from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.errors import UserError
 
 POLICIES = ("none", "randaugment", "trivial", "autoaugment_cifar")
 ON_ERROR = ("raise", "skip")
-# Whose dataset.root must be there: nothing downloads it.
-LOCAL_DATASETS = ("folder", "archive", "npz", "webdataset", "unlabeled")
-# The data sets that read a key. Others would ignore it without a word.
-READERS = {
-    "labels": ("folder", "archive"),
-    "class_map": ("folder", "archive", "webdataset"),
-    "path": ("hf",),
-    "image_column": ("hf",),
-    "label_column": ("hf",),
-}
 
 
 def check_dataset(config: DatasetConfig) -> None:
+    known = known_dataset(config.name)
     at_least("dataset.image_size", config.image_size, 8)
     at_least("dataset.channels", config.channels, 1)
-    if config.channels not in (1, 3) and config.name != "npz":
+    if config.channels not in (1, 3) and not known.any_channels:
+        readers = " or ".join(f"dataset={name}" for name, other in DATASETS.items() if other.any_channels)
         raise UserError(
-            f"dataset.channels={config.channels}: dataset={config.name} has images of 1 or 3 channels; others are read "
-            "from dataset=npz"
+            f"dataset.channels={config.channels}: dataset={config.name} has images of 1 or 3 channels; for other "
+            f"numbers use {readers}"
         )
     if not 0 < config.val_fraction < 1:
         raise UserError(f"dataset.val_fraction={config.val_fraction}: must be above 0 and below 1, e.g. 0.1")
     if not 0 < config.crop_fraction <= 1:
         raise UserError(f"dataset.crop_fraction={config.crop_fraction}: must be above 0 and at most 1")
-    share("dataset.labelled", config.labelled)
+    check_share("dataset.labelled", config.labelled)
     one_of("dataset.on_error", config.on_error, ON_ERROR)
     at_least("dataset.split_seed", config.split_seed, 0)
     at_least("dataset.memory_gb", config.memory_gb, 0)
     at_least("dataset.classes", config.classes, 2)
     at_least("dataset.samples", config.samples, 2)
-    for key, readers in READERS.items():
-        if getattr(config, key) is not None and config.name not in readers:
-            raise UserError(f"dataset.{key}={getattr(config, key)}: dataset={config.name} does not read it; remove it")
+    for key in sorted(OPTIONAL_KEYS - set(known.keys)):
+        if getattr(config, key) is not None:
+            raise UserError(f"dataset.{key}={getattr(config, key)}: not used by dataset={config.name}; remove it")
     for key, path in (("root", config.root), ("labels", config.labels), ("class_map", config.class_map)):
-        if path is not None and (config.name in LOCAL_DATASETS or key != "root"):
+        if path is not None and (known.local or key != "root"):
             check_existing(f"dataset.{key}", path)
     if config.name == "folder":
         _check_image_folder(config)
@@ -66,19 +59,19 @@ def _check_image_folder(config: DatasetConfig) -> None:
 
 def check_augment(config: AugmentConfig) -> None:
     for key in ("flip", "erase", "mix_probability"):
-        share(f"augment.{key}", getattr(config, key))
+        check_share(f"augment.{key}", getattr(config, key))
     for key in ("crop_area", "crop_ratio", "zoom"):
-        ascending(f"augment.{key}", getattr(config, key))
+        check_ascending(f"augment.{key}", getattr(config, key))
     if config.crop_area[1] > 1:
-        raise UserError(f"augment.crop_area={list(config.crop_area)}: a share of the image, at most 1")
+        raise UserError(f"augment.crop_area={list(config.crop_area)}: must be fractions of the image area, at most 1")
     for key in ("translate", "rotate", "shear", "brightness", "contrast", "saturation", "hue", "mixup", "cutmix"):
         at_least(f"augment.{key}", getattr(config, key), 0)
     for key in ("translate", "brightness", "contrast", "saturation"):
-        share(f"augment.{key}", getattr(config, key))
+        check_share(f"augment.{key}", getattr(config, key))
     if config.shear >= 90:
-        raise UserError(f"augment.shear={config.shear}: degrees, must be below 90")
+        raise UserError(f"augment.shear={config.shear}: must be below 90 degrees")
     if config.hue > 0.5:
-        raise UserError(f"augment.hue={config.hue}: a share of the colour circle, at most 0.5")
+        raise UserError(f"augment.hue={config.hue}: must be at most 0.5, half the colour circle")
     one_of("augment.policy", config.policy, POLICIES)
     at_least("augment.policy_ops", config.policy_ops, 1)
     at_least("augment.repeats", config.repeats, 1)
@@ -87,12 +80,12 @@ def check_augment(config: AugmentConfig) -> None:
 
 
 def check_colours(config: AugmentConfig, channels: int) -> None:
-    """Some changes of colour are defined for RGB, and for grayscale, which they leave alone."""
+    """Saturation, hue and the policies are defined for RGB images, and leave grayscale images alone."""
     if channels in (1, 3):
         return
     for key, off in (("saturation", 0.0), ("hue", 0.0), ("policy", "none")):
         if getattr(config, key) != off:
             raise UserError(
-                f"augment.{key}={getattr(config, key)}: needs images of 1 or 3 channels, dataset.channels={channels}; "
+                f"augment.{key}={getattr(config, key)}: needs 1 or 3 channels, but dataset.channels={channels}; "
                 f"use augment.{key}={off}"
             )

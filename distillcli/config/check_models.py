@@ -1,4 +1,4 @@
-"""Students and teachers that cannot work.
+"""Checks of the groups ``student`` and ``teacher``, and of ``peers``.
 
 Every refusal is a UserError of one line: key, value, fix.
 """
@@ -10,6 +10,7 @@ import re
 from distillcli.config.model_names import HUB_PREFIXES, deprecated_names, model_names
 from distillcli.config.ranges import above_zero, at_least, check_existing, one_of
 from distillcli.config.schema import MemberConfig, ModelConfig, TeacherConfig, TrainConfig
+from distillcli.config.terms import reused_head_options
 from distillcli.errors import UserError, did_you_mean
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -30,12 +31,14 @@ def check_model(key: str, config: ModelConfig) -> None:
     if config.checkpoint is not None:
         check_checkpoint(f"{key}.checkpoint", config.checkpoint)
         if config.pretrained:
-            raise UserError(f"{key}.pretrained=true and {key}.checkpoint={config.checkpoint}: weights from two places")
+            raise UserError(
+                f"{key}.pretrained=true and {key}.checkpoint={config.checkpoint}: two sources of weights; keep one"
+            )
     if not re.fullmatch(r"none|backbone|[1-9]\d*", config.freeze):
-        raise UserError(f"{key}.freeze={config.freeze}: use none, backbone, or a number of groups of layers from 1")
+        raise UserError(f"{key}.freeze={config.freeze}: use none, backbone, or a number of layer groups, e.g. 1")
     if config.freeze != "none" and config.checkpoint is None and not config.pretrained:
         raise UserError(
-            f"{key}.freeze={config.freeze}: the frozen layers would stay random; give {key}.checkpoint=PATH or "
+            f"{key}.freeze={config.freeze}: the frozen layers would stay random; set {key}.checkpoint=PATH or "
             f"{key}.pretrained=true"
         )
 
@@ -69,17 +72,17 @@ def _check_class_map(key: str, config: TeacherConfig | MemberConfig, fit_mode: s
     check_existing(f"{key}.class_map", config.class_map)
     if fit_mode == "always" or (config.checkpoint is None and not config.pretrained):
         raise UserError(
-            f"{key}.class_map={config.class_map}: a teacher that is fitted has the classes of the data; give "
-            f"{key}.checkpoint=PATH or {key}.pretrained=true, and leave teacher.fit.mode=auto"
+            f"{key}.class_map={config.class_map}: a teacher that is trained here has the classes of the data set; "
+            f"set {key}.checkpoint=PATH or {key}.pretrained=true, and keep teacher.fit.mode=auto"
         )
 
 
 def check_kinds_of_teachers(config: TrainConfig) -> None:
-    """Peers and the student's own average teach while they learn: nothing is fitted, found or handed down."""
+    """Peers and the mean teacher learn together with the student, and exclude every other kind of teacher."""
     for number, peer in enumerate(config.peers):
         check_model(f"peers[{number}]", peer)
     at_least("generations", config.generations, 1)
-    handed_down = [
+    others = [
         key
         for key, given in (
             ("teacher.assistants", bool(config.teacher.assistants)),
@@ -89,18 +92,24 @@ def check_kinds_of_teachers(config: TrainConfig) -> None:
         if given
     ]
     if config.peers and config.teacher.mean:
-        raise UserError("peers and teacher.mean=true: two kinds of teacher that learn with the student; choose one")
-    if handed_down and (config.peers or config.teacher.mean):
+        raise UserError(
+            "peers and teacher.mean=true cannot be combined: both learn together with the student; choose one"
+        )
+    if others and (config.peers or config.teacher.mean):
         learning = "peers" if config.peers else "teacher.mean=true"
-        raise UserError(f"{learning} and {handed_down[0]}: a teacher that learns with the student is the only one")
+        raise UserError(
+            f"{learning} and {others[0]} cannot be combined: a teacher that learns together with the student must be "
+            "the only one; choose one"
+        )
     if config.teacher.mean and config.trainer.ema is None:
-        raise UserError("teacher.mean=true: the teacher is the moving average of the student; set trainer.ema=0.99")
+        raise UserError(
+            "teacher.mean=true: the teacher is the moving average of the student's weights; set e.g. trainer.ema=0.99"
+        )
 
 
 def check_reused_head(config: TrainConfig) -> None:
-    """SimKD's student ends in the classifier of one teacher that stays as it is."""
-    options = config.distill.terms.get("simkd")
-    if options is None or options.get("weight") == 0:
+    """A SimKD student ends in the frozen classifier of a single teacher."""
+    if reused_head_options(config.distill) is None:
         return
     others = {
         "peers": bool(config.peers),
@@ -114,18 +123,18 @@ def check_reused_head(config: TrainConfig) -> None:
     for setting, given in others.items():
         if given:
             raise UserError(
-                f"distill.terms.simkd and {setting}: the student takes over the head of one teacher, and all else of it"
-                " is trained; leave one of them out"
+                f"distill.terms.simkd and {setting} cannot be combined: the student reuses the head of a single "
+                "teacher and trains everything else; leave one of them out"
             )
 
 
 def _check_headless(config: TeacherConfig) -> None:
     if config.members:
-        raise UserError("teacher.head=false: an ensemble answers with logits only; use a single teacher, or head=true")
+        raise UserError("teacher.head=false: an ensemble gives logits only; use a single teacher or teacher.head=true")
     if config.fit.mode == "always" or not (config.checkpoint or config.pretrained):
         raise UserError(
-            "teacher.head=false: without a head it cannot be fitted to labels; give teacher.checkpoint=PATH or "
-            "teacher.pretrained=true, with teacher.fit.mode=auto"
+            "teacher.head=false: a teacher without a head cannot be trained on labels; set teacher.checkpoint=PATH or "
+            "teacher.pretrained=true, and keep teacher.fit.mode=auto"
         )
 
 
@@ -143,7 +152,7 @@ def _known_model(key: str, name: str) -> None:
 
 
 def _is_model(name: str) -> bool:
-    """Whether timm knows ``name``, with or without a tag of weights. True when its names cannot be read."""
+    """Whether timm knows ``name``, with or without the tag of its weights. True if timm's names cannot be read."""
     known = model_names()
     return not known or name.split(".")[0] in known or name in deprecated_names()
 

@@ -5,10 +5,10 @@ Every refusal is a UserError of one line: key, value, fix.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 
+from distillcli.config.check_batches import check_batches
 from distillcli.config.check_data import check_augment, check_colours, check_dataset
 from distillcli.config.check_models import (
     PRECISIONS,
@@ -21,7 +21,7 @@ from distillcli.config.check_models import (
 )
 from distillcli.config.job import is_main_process
 from distillcli.config.model_names import SCHEDULES, optimizer_names
-from distillcli.config.ranges import above_zero, at_least, check_finite, known, one_of, two_shares
+from distillcli.config.ranges import above_zero, at_least, check_known, one_of
 from distillcli.config.schema import (
     DistillConfig,
     EvalConfig,
@@ -30,22 +30,15 @@ from distillcli.config.schema import (
     TrainConfig,
     TrainerConfig,
 )
+from distillcli.config.terms import check_terms
 from distillcli.errors import UserError, did_you_mean
 
 FORMATS = ("table", "json")
 
 
-def check(config: TrainConfig | EvalConfig) -> None:
+def check_train(config: TrainConfig) -> None:
     """Raise UserError for the first thing in ``config`` that cannot work."""
-    check_finite(dataclasses.asdict(config))
     _check_trainer(config.trainer)
-    if isinstance(config, TrainConfig):
-        _check_train(config)
-    else:
-        _check_eval(config)
-
-
-def _check_train(config: TrainConfig) -> None:
     _check_run_name(config.name)
     at_least("seed", config.seed, 0)
     _check_distill(config.distill)
@@ -60,31 +53,13 @@ def _check_train(config: TrainConfig) -> None:
     check_reused_head(config)
     check_dataset(config.dataset)
     check_colours(config.augment, config.dataset.channels)
-    _check_batches(config)
+    check_batches(config)
     _check_folders(config)
 
 
-def _check_batches(config: TrainConfig) -> None:
-    """What batches, views and models ask of each other."""
-    trainer, repeats = config.trainer, config.augment.repeats
-    if trainer.batch_size % repeats:
-        raise UserError(
-            f"augment.repeats={repeats}: trainer.batch_size={trainer.batch_size} is not divisible by it; the views "
-            "of an image must fit into one batch"
-        )
-    if trainer.progressive is None:
-        return
-    two_shares("trainer.progressive", trainer.progressive)
-    if round(trainer.progressive[0] * config.dataset.image_size) < 8:
-        raise UserError(
-            f"trainer.progressive={list(trainer.progressive)}: views of {config.dataset.image_size} pixels would begin "
-            "below 8; raise its first number or dataset.image_size"
-        )
-    if config.teacher.cache.views:
-        raise UserError("trainer.progressive: views that change in size cannot come again; use teacher.cache.views=0")
-
-
-def _check_eval(config: EvalConfig) -> None:
+def check_eval(config: EvalConfig) -> None:
+    """Raise UserError for the first thing in ``config`` that cannot work."""
+    _check_trainer(config.trainer)
     if config.checkpoint is None:
         raise UserError("distill eval needs checkpoint=...: a run folder, a checkpoint file or a timm model name")
     one_of("format", config.format, FORMATS)
@@ -95,7 +70,7 @@ def _check_eval(config: EvalConfig) -> None:
 
 def _check_run_name(name: str) -> None:
     if not re.fullmatch(r"[\w.+-]+", name, re.ASCII) or name.startswith("."):
-        raise UserError(f"name={name!r}: it becomes a folder; use letters, digits and . _ + -")
+        raise UserError(f"name={name!r}: becomes a folder name; use letters, digits and . _ + -")
 
 
 def _check_distill(config: DistillConfig) -> None:
@@ -107,11 +82,12 @@ def _check_distill(config: DistillConfig) -> None:
         raise UserError(f"distill.alpha={config.alpha}: must be in [0, 1], or null for a plain weighted sum")
     if not config.terms:
         raise UserError("distill.terms is empty: add at least one, e.g. distill.terms.kl.weight=1 (distill show terms)")
+    check_terms(config)
 
 
 def _check_optimizer(config: OptimizerConfig) -> None:
     name = config.name.lower().removeprefix("lookahead_")
-    known("optimizer.name", name, optimizer_names())
+    check_known("optimizer.name", name, optimizer_names())
     above_zero("optimizer.lr", config.lr)
     at_least("optimizer.weight_decay", config.weight_decay, 0)
     check_layer_decay("optimizer.layer_decay", config.layer_decay)
@@ -120,17 +96,19 @@ def _check_optimizer(config: OptimizerConfig) -> None:
 
 
 def check_schedule(config: ScheduleConfig, epochs: int) -> None:
-    """Raise UserError for a schedule that does not fit into ``epochs``: the student's budget, or the teacher's."""
-    known("schedule.name", config.name, SCHEDULES)
+    """Raise UserError for a schedule longer than ``epochs``, the budget of the student or of the teacher."""
+    check_known("schedule.name", config.name, SCHEDULES)
     for key in ("warmup_epochs", "warmup_lr", "min_lr"):
         at_least(f"schedule.{key}", getattr(config, key), 0)
     if config.warmup_epochs >= epochs:
-        raise UserError(f"schedule.warmup_epochs={config.warmup_epochs}: must be shorter than the fit, {epochs} epochs")
+        raise UserError(
+            f"schedule.warmup_epochs={config.warmup_epochs}: must be less than the {epochs} epochs of training"
+        )
     above_zero("schedule.decay_epochs", config.decay_epochs)
     if config.name == "wsd" and config.decay_epochs > epochs - config.warmup_epochs:
         raise UserError(
-            f"schedule.decay_epochs={config.decay_epochs}: wsd decays at the end of the {epochs} epochs of the fit, "
-            "after its warm-up; make it shorter"
+            f"schedule.decay_epochs={config.decay_epochs}: wsd warms up and decays within {epochs} epochs; "
+            "make it shorter"
         )
     above_zero("schedule.decay_rate", config.decay_rate)
     if config.name == "multistep" and not config.milestones:
@@ -158,11 +136,11 @@ def _check_trainer(config: TrainerConfig) -> None:
     if config.clip_grad is not None:
         above_zero("trainer.clip_grad", config.clip_grad)
     if config.ema is not None and not 0 < config.ema < 1:
-        raise UserError(f"trainer.ema={config.ema}: a decay between 0 and 1, e.g. 0.9998, or null")
+        raise UserError(f"trainer.ema={config.ema}: must be a decay between 0 and 1, e.g. 0.9998, or null")
 
 
 def _check_folders(config: TrainConfig) -> None:
-    if config.resume is not None or not is_main_process():  # the main process has claimed the folder by now
+    if config.resume is not None or not is_main_process():  # by now the main process has claimed the folder
         return
     for key, value in (("out", config.out), ("runs", config.runs)):
         if value is not None and Path(value).exists() and not Path(value).is_dir():

@@ -1,7 +1,8 @@
-"""From overrides to a typed, checked config, with every mistake as one readable line."""
+"""From overrides to a typed, checked config; every mistake becomes one readable line."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any, cast
@@ -18,27 +19,27 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from distillcli.config import guard, search
-from distillcli.config.checks import check
 from distillcli.config.keys import dotted_keys, is_open
-from distillcli.config.overrides import SCHEMAS, normalise, quote, split, unknown_key
-from distillcli.config.schema import EvalConfig, TrainConfig
+from distillcli.config.overrides import key_of, normalise_overrides, quote_value, split_override, unknown_key
+from distillcli.config.primaries import PRIMARIES
+from distillcli.config.ranges import check_finite
 from distillcli.errors import UserError, did_you_mean
 
 
-def compose(primary: str, overrides: list[str]) -> TrainConfig | EvalConfig:
-    """The typed config of one job.
+def compose(primary: str, overrides: list[str]) -> object:
+    """The typed config of one job: an instance of the schema of ``primary``.
 
-    ``primary``: "train" or "eval". Raises UserError, one line, for anything a user can mend.
+    ``primary``: a name in the table of primary configs. Raises UserError, one line, for anything a user can fix.
     """
-    return typed(primary, compose_raw(primary, normalise(primary, overrides)))
+    return typed_config(primary, compose_raw(primary, normalise_overrides(primary, overrides)))
 
 
 def compose_raw(primary: str, overrides: list[str]) -> DictConfig:
-    """The composed config with its ``hydra`` node, guarded against code but not yet typed."""
-    register()
+    """The composed config with its ``hydra`` node, checked for code but not yet typed."""
+    register_schemas()
     groups = search.groups()
     for override in overrides:
-        check_override(primary, parse(override), groups)
+        _check_override(primary, parse_override(override), groups)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(search.builtin_folder()), version_base="1.3"):
@@ -46,17 +47,17 @@ def compose_raw(primary: str, overrides: list[str]) -> DictConfig:
     except YAMLError as error:
         raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException, ValueError, KeyError, AssertionError) as error:
-        # The last three are how Hydra 1.3 answers some malformed files and options.
-        raise UserError(_message(primary, error, groups)) from error
-    if OmegaConf.get_type(config) is not SCHEMAS[primary]:
-        raise UserError(f"{primary}.yaml in your config folder must open its defaults with {primary}_schema")
+        # Hydra 1.3 raises the last three for some malformed files and options.
+        raise UserError(_message(primary, overrides, error, groups)) from error
+    if OmegaConf.get_type(config) is not PRIMARIES[primary].schema:
+        raise UserError(f"{primary}.yaml in your config folder must begin its defaults list with {primary}_schema")
     guard.check_hydra(cast("dict[str, Any]", OmegaConf.to_container(config.hydra, resolve=False)))
     return config
 
 
-def typed(primary: str, config: DictConfig) -> TrainConfig | EvalConfig:
-    """The dataclass of a composed config: nothing missing, nothing unknown, everything resolved and in range."""
-    known = dotted_keys(SCHEMAS[primary])
+def typed_config(primary: str, config: DictConfig) -> object:
+    """A composed config as an instance of its schema: complete, without unknown keys, resolved, and in range."""
+    known = dotted_keys(PRIMARIES[primary].schema)
     config = config.copy()
     OmegaConf.set_struct(config, False)
     config.pop("hydra", None)
@@ -71,30 +72,31 @@ def typed(primary: str, config: DictConfig) -> TrainConfig | EvalConfig:
         raise UserError(f"{error.full_key or _unresolved(config, plain)}: {str(error).splitlines()[0]}") from error
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise UserError(_missing(primary, missing[0]))
-    result = cast("TrainConfig | EvalConfig", OmegaConf.to_object(config))
-    check(result)
+        raise UserError(_missing(missing[0], search.groups()))
+    result: Any = OmegaConf.to_object(config)
+    check_finite(dataclasses.asdict(result))
+    PRIMARIES[primary].check(result)
     return result
 
 
-def register() -> None:
-    """Make the schemas and the user's folders known to Hydra; doing it twice does no harm."""
-    for primary, schema in SCHEMAS.items():
-        ConfigStore.instance().store(f"{primary}_schema", schema)
+def register_schemas() -> None:
+    """Make the schemas and the user's folders known to Hydra; calling it twice does no harm."""
+    for name, primary in PRIMARIES.items():
+        ConfigStore.instance().store(f"{name}_schema", primary.schema)
     search.register()
 
 
-def parse(override: str) -> Override:
-    """Hydra's reading of one override. Raises UserError that says how to quote."""
+def parse_override(override: str) -> Override:
+    """One override as Hydra reads it. Raises UserError that says how to quote the value."""
     try:
         return OverridesParser.create().parse_override(override)
     except (OverrideParseException, HydraException) as error:
-        key, value = split(override)[1:]
-        advice = f"""quote the value for distill and for the shell: "{key}={quote(value)}\""""
+        key, value = split_override(override)[1:]
+        advice = f"""quote the value for distill and for the shell: "{key}={quote_value(value)}\""""
         raise UserError(f"cannot read {override!r}; {advice}") from error
 
 
-def check_override(primary: str, override: Override, groups: dict[str, dict[str, Any]]) -> None:
+def _check_override(primary: str, override: Override, groups: dict[str, dict[str, Any]]) -> None:
     """Raise UserError for an unknown key or an unknown option of a group, with the nearest names."""
     key = override.get_key_element().lstrip("+~")
     guard.check_override(key)
@@ -102,10 +104,10 @@ def check_override(primary: str, override: Override, groups: dict[str, dict[str,
         return
     if override.is_sweep_override():
         raise UserError(
-            f"{override.input_line}: several values are a sweep; add -m, or quote the value to keep the commas"
+            f"{override.input_line}: several values make a sweep; add -m, or quote the value to keep the commas"
         )
-    known = dotted_keys(SCHEMAS[primary])
-    if key in groups and (key in known or primary == "train"):
+    known = dotted_keys(PRIMARIES[primary].schema)
+    if key in groups and (key in known or PRIMARIES[primary].overlays):
         option = override.value()
         if not override.is_delete() and option not in list(groups[key]):
             raise UserError(_unknown_option(key, "null" if option is None else str(option), list(groups[key])))
@@ -126,15 +128,18 @@ def _keys(node: dict[str, Any], path: str = "") -> Iterator[str]:
             yield from _keys(value, f"{path}{key}.")
 
 
-def _missing(primary: str, key: str) -> str:
+def _missing(key: str, groups: dict[str, dict[str, Any]]) -> str:
     group = key.split(".")[0]
-    if primary == "eval" and group == "dataset":
-        return "dataset.name is missing; choose the data first, e.g. dataset=folder dataset.root=PATH"
-    return f"distill {primary} needs {key}=...; set it, or choose a {group} with {group}=NAME (distill show {group}s)"
+    choice = f", or choose a {group} with {_example(group)}" if group in groups else ""
+    return f"{key} is missing; set {key}=VALUE{choice}"
 
 
-def _message(primary: str, error: Exception, groups: dict[str, dict[str, Any]]) -> str:
-    """One line for what Hydra and OmegaConf say in several."""
+def _example(group: str) -> str:
+    return "dataset=folder dataset.root=PATH" if group == "dataset" else f"{group}=NAME"
+
+
+def _message(primary: str, overrides: list[str], error: Exception, groups: dict[str, dict[str, Any]]) -> str:
+    """One line in place of the several that Hydra and OmegaConf write."""
     text, cause = str(error), error.__cause__
     if isinstance(error, MissingConfigException):
         lost = re.search(r"Could not find '(?:(.*)/)?([^/']*)'", text)
@@ -142,8 +147,12 @@ def _message(primary: str, error: Exception, groups: dict[str, dict[str, Any]]) 
             return f"{lost[1]}={lost[2]} is not installed; launchers: pip install 'distillcli[joblib]' or [submitit]"
         if lost and lost[1] in groups:
             return _named_by(text, _unknown_option(lost[1], lost[2], list(groups[lost[1]])), primary)
-    if isinstance(error, AssertionError) and primary == "eval":
-        return "dataset.* needs a data set first, e.g. dataset=folder dataset.root=PATH"
+    if isinstance(error, AssertionError):
+        optional = {field.name for field in dataclasses.fields(PRIMARIES[primary].schema) if field.default is None}
+        for key in map(key_of, overrides):
+            group = key.split(".")[0]
+            if group in optional and group in groups:
+                return f"{key}: no {group} is chosen; choose one first, e.g. {_example(group)}"
     detail = str(cause) if isinstance(cause, OmegaConfBaseException) else text
     full_key = re.search(r"full_key: (\S+)", detail)
     if full_key:
@@ -152,7 +161,7 @@ def _message(primary: str, error: Exception, groups: dict[str, dict[str, Any]]) 
 
 
 def _named_by(text: str, message: str, primary: str) -> str:
-    """Prefix the config file that Hydra blames, if it is not just the primary config."""
+    """Prefix the message with the config file that Hydra blames, unless that is the primary config."""
     blamed = re.match(r"In '(.+?)'", text)
     if not blamed or blamed[1] == primary:
         return message
@@ -162,7 +171,7 @@ def _named_by(text: str, message: str, primary: str) -> str:
 
 
 def _bad_value(primary: str, key: str, detail: str, text: str, groups: set[str]) -> str:
-    known = dotted_keys(SCHEMAS[primary])
+    known = dotted_keys(PRIMARIES[primary].schema)
     if key not in known and not is_open(key, known):
         if key in groups:
             return f"{key}.* is not part of the schema; the file needs '# @package _global_' as its first line"

@@ -1,6 +1,6 @@
-"""No code from configs. Hydra runs callbacks and logging handlers named in its own node before our function is called.
+"""Configs run no code. Hydra would run callbacks and logging handlers named in its own node before our function.
 
-So the composed ``hydra`` node is compared with the little that may be set in it before ``hydra.main`` ever sees it.
+So the composed ``hydra`` node is compared with the few things that may be set in it before ``hydra.main`` sees it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PLUGINS = frozenset(
     )
 )
 _SILENT = {"version": 1, "root": None, "disable_existing_loggers": False}
-# What must still be as distill sets it; the rest of the node is launcher, sweeper, folders and texts.
+# What must keep the value that distill gives it; the rest of the node is launcher, sweeper, folders and texts.
 _FIXED: dict[str, Any] = {
     "callbacks": {},
     "job_logging": _SILENT,
@@ -39,28 +39,30 @@ _ALLOWED_GROUPS = ("hydra/launcher", "hydra/sweeper")
 
 
 def check_override(key: str) -> None:
-    """Raise UserError for an override that reaches for code or for Hydra's inner settings."""
+    """Raise UserError for an override that could run code or that changes Hydra's internal settings."""
     if "_target_" in key.split("."):
         raise UserError(f"{key}: _target_ is not used here; parts are chosen by name, and configs run no code")
     of_hydra = key.split(".")[0].split("/")[0].split("@")[0] == "hydra"
     if of_hydra and key not in _ALLOWED_GROUPS and not key.startswith(_ALLOWED):
-        raise UserError(f"{key}: of hydra.* only launcher, sweeper, run.dir and sweep.dir may be set")
+        raise UserError(f"{key}: only launcher, sweeper, run.dir and sweep.dir of hydra.* may be set")
 
 
 def check_hydra(node: dict[str, Any]) -> None:
-    """Raise UserError if any config file put into the ``hydra`` node what could run code or change the job's world."""
+    """Raise UserError if a config sets anything in the ``hydra`` node that could run code or change the environment."""
     for key, value in _FIXED.items():
         if node[key] != value:
-            raise UserError(f"hydra.{key}: a config sets it to {node[key]!r}; it may not be set, configs run no code")
+            raise UserError(
+                f"hydra.{key}: a config sets it to {node[key]!r}, which is not allowed: configs run no code"
+            )
     for key, allowed in _FIXED_JOB.items():
         if node["job"][key] not in allowed:
-            raise UserError(f"hydra.job.{key}: a config sets it to {node['job'][key]!r}; it may not be set")
+            raise UserError(f"hydra.job.{key}: a config sets it to {node['job'][key]!r}, which is not allowed")
     for path, value in _targets(node, "hydra"):
         if value not in _PLUGINS:
             raise UserError(f"{path}: {value!r} is not a launcher or sweeper that distill knows; configs run no code")
     for key in _COMMANDS:
         if node["launcher"].get(key):
-            raise UserError(f"hydra.launcher.{key}: a config may not name commands to run; set null")
+            raise UserError(f"hydra.launcher.{key}: a config may not name commands to run; set it to null")
 
 
 def check_targets(config: dict[str, Any]) -> None:

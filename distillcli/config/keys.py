@@ -17,7 +17,7 @@ def schema_of(annotation: Any) -> type | None:
 
 
 def dotted_keys(schema: type) -> dict[str, str]:
-    """Dotted key -> its type as a word. The type "mapping" marks a place where new keys are welcome."""
+    """Dotted key -> its type as a word. The type "mapping" marks an open mapping, which takes new keys."""
     found: dict[str, str] = {}
     for name, annotation in typing.get_type_hints(schema).items():
         nested = schema_of(annotation)

@@ -12,7 +12,7 @@ _TAGGED = re.compile(r"""^\s+['"](\w+)\.(\w*)['"]: *_?\w+\(""", re.MULTILINE)
 _DEPRECATED = re.compile(r"register_model_deprecations\(__name__, \{(.*?)\}\)", re.DOTALL)
 _OPTIMIZER = re.compile(r"^\s+name='(\w+)'", re.MULTILINE)
 
-# timm builds these names in a loop, so they stand nowhere in its source.
+# timm builds these names in a loop, so its source does not spell them out.
 _LOOPED_OPTIMIZERS = {"nesterov", "nesterovw", "bnblion", "bnblion8bit", "bnbademamix", "bnbademamix8bit"}
 
 SCHEDULES = ("cosine", "step", "multistep", "poly", "tanh", "wsd", "constant")
@@ -40,7 +40,7 @@ def model_names() -> tuple[str, ...]:
 def weight_tags() -> dict[str, tuple[str, ...]]:
     """Architecture -> the tags of its published weights, e.g. resnet50 -> a1_in1k, ...; timm's default comes first.
 
-    A few dozen tags that timm computes are missing: good for listing, not for refusing.
+    A few dozen tags that timm computes are missing: good enough for listing, not for refusing a name.
     """
     tags: dict[str, list[str]] = {}
     for name, tag in _TAGGED.findall(_model_sources()):

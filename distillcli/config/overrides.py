@@ -1,4 +1,4 @@
-"""The spelling of overrides: what a user types, turned into what Hydra's grammar accepts. Text in, text out."""
+"""The spelling of overrides: from what a user types to what Hydra's grammar accepts. Text in, text out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from distillcli.config.keys import dotted_keys, is_open
-from distillcli.config.schema import EvalConfig, TrainConfig
+from distillcli.config.primaries import PRIMARIES
 from distillcli.errors import UserError
-
-SCHEMAS: dict[str, type[TrainConfig] | type[EvalConfig]] = {"train": TrainConfig, "eval": EvalConfig}
 
 PATH_KEYS = frozenset(
     {
@@ -36,7 +34,7 @@ _PLAIN_PATH = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_./][\w./+@%-]
 _SWEEP_FUNCTION = re.compile(r"(choice|glob|sort|shuffle)\(.*\)", re.DOTALL)
 
 
-def split(override: str) -> tuple[str, str, str]:
+def split_override(override: str) -> tuple[str, str, str]:
     """``+key=value`` as ("+", "key", "value"). Raises UserError when it is not of that form."""
     prefix, key, equals, value = re.fullmatch(r"([+~]*)([^=]*)(=?)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
     if prefix not in ("", "+", "++", "~") or not key or (not equals and prefix != "~"):
@@ -45,24 +43,26 @@ def split(override: str) -> tuple[str, str, str]:
 
 
 def key_of(override: str) -> str:
-    return split(override)[1]
+    return split_override(override)[1]
 
 
-def normalise(primary: str, overrides: list[str], multirun: bool = False) -> list[str]:
+def normalise_overrides(primary: str, overrides: list[str], multirun: bool = False) -> list[str]:
     """The same overrides in the one spelling that Hydra accepts; a second pass changes nothing.
 
     Adds the ``+`` of ``experiment=``, the ``++`` of new keys in open mappings, and quotes around paths.
     """
-    known = dotted_keys(SCHEMAS[primary])
+    known = dotted_keys(PRIMARIES[primary].schema)
     found = []
     for override in overrides:
-        prefix, key, value = split(override)
+        prefix, key, value = split_override(override)
         if _SECRET.search(key):
-            raise UserError(f"{key}: secrets do not belong into configs, which are saved; use the variable HF_TOKEN")
+            raise UserError(
+                f"{key}: secrets do not belong in configs, which are saved; use the environment variable HF_TOKEN"
+            )
         if prefix == "~":
             found.append(override)
             continue
-        if key == "experiment" and primary == "train":
+        if key == "experiment" and PRIMARIES[primary].overlays:
             prefix = "+"
         elif is_open(key, known) or known.get(key) == "mapping":
             prefix = "++"
@@ -79,7 +79,7 @@ def normalise(primary: str, overrides: list[str], multirun: bool = False) -> lis
 
 
 def path_value(value: str, multirun: bool = False) -> str:
-    """A path as Hydra must see it: ``~`` expanded, quoted if it holds anything that the override grammar would read.
+    """A path as Hydra must see it: ``~`` expanded, and quoted if the override grammar would read anything in it.
 
     In a multirun ``a,b`` stays a sweep over two paths, unless a file of that very name exists.
     """
@@ -91,20 +91,20 @@ def path_value(value: str, multirun: bool = False) -> str:
         if "," in value:
             return ",".join(path_value(part.strip()) for part in value.split(","))
     path = str(Path(value).expanduser()) if value.startswith("~") else value
-    return path if _PLAIN_PATH.fullmatch(path) else quote(path)
+    return path if _PLAIN_PATH.fullmatch(path) else quote_value(path)
 
 
-def quote(text: str) -> str:
-    """A quoted string of Hydra's grammar: backslashes count only where they stand before a quote."""
+def quote_value(text: str) -> str:
+    """A quoted string of Hydra's grammar: backslashes are special only before a quote."""
     escaped = re.sub(r"(\\*)(')", r"\1\1\\\2", text)
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The message for a key that is not in the schema, with the nearest ones of all levels."""
+    """The message for a key that is not in the schema, with the nearest keys at any level."""
     if "@" in key:
         return f"unknown key {key}; packages (@) are not used here: write group=option or key=value"
-    # A nested key typed without its parents counts as near: temperature -> distill.temperature.
+    # A nested key typed without its parents is near as well: temperature -> distill.temperature.
     last = key.rsplit(".", 1)[-1]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     near = near or [name for name in known if name.rsplit(".", 1)[-1] == last][:3]

@@ -36,19 +36,19 @@ def above_zero(key: str, value: float) -> None:
         raise UserError(f"{key}={value}: must be above 0")
 
 
-def share(key: str, value: float) -> None:
+def check_share(key: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise UserError(f"{key}={value}: must be in [0, 1]")
 
 
-def ascending(key: str, value: list[float]) -> None:
+def check_ascending(key: str, value: list[float]) -> None:
     if len(value) != 2 or not 0 < value[0] <= value[1]:
         raise UserError(f"{key}={list(value)}: must be two ascending positive numbers, [low,high]")
 
 
-def two_shares(key: str, value: list[float]) -> None:
+def check_two_shares(key: str, value: list[float]) -> None:
     if len(value) != 2 or not all(0 < share <= 1 for share in value):
-        raise UserError(f"{key}={list(value)}: must be two shares above 0 and at most 1, e.g. [0.5,0.75]")
+        raise UserError(f"{key}={list(value)}: must be two fractions above 0 and at most 1, e.g. [0.5,0.75]")
 
 
 def one_of(key: str, value: str, choices: Collection[str]) -> None:
@@ -56,8 +56,8 @@ def one_of(key: str, value: str, choices: Collection[str]) -> None:
         raise UserError(f"{key}={value}: must be one of {', '.join(choices)}")
 
 
-def known(key: str, value: str, choices: Collection[str]) -> None:
-    """Like ``one_of`` for lists too long to print whole; an empty list means that it could not be read."""
+def check_known(key: str, value: str, choices: Collection[str]) -> None:
+    """Like ``one_of``, for lists too long to print; an empty list means that the names could not be read."""
     if choices and value not in choices:
         listed = f"; known: {', '.join(sorted(choices))}" if len(choices) < 15 else ""
         raise UserError(f"{key}={value}: unknown{did_you_mean(value, choices) or listed}")
@@ -75,7 +75,7 @@ def nearest_path(path: Path, others: Collection[str] = ()) -> str:
     if not parent.is_dir():
         while not parent.is_dir() and parent != parent.parent:
             parent = parent.parent
-        return f"; {parent} does" if str(parent) not in (".", "/") else ""
+        return f"; {parent} exists" if str(parent) not in (".", "/") else ""
     siblings = {entry.name: str(parent / entry.name) for entry in parent.iterdir()}
     known = {**{name: name for name in others}, **siblings}
     hint = did_you_mean(path.name, known)

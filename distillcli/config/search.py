@@ -44,7 +44,7 @@ def folders() -> list[Path]:
 
 
 def groups() -> dict[str, dict[str, Path]]:
-    """Group -> option -> its YAML file, for all that can be chosen with ``group=option``."""
+    """Group -> option -> its YAML file, for everything that can be chosen with ``group=option``."""
     found: dict[str, dict[str, Path]] = {}
     for folder in folders():
         for file in sorted(folder.rglob("*.yaml")):

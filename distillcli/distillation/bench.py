@@ -2,69 +2,82 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
-from torch import nn
 
-from distillcli.config.schema import ModelConfig, TrainConfig
-from distillcli.distillation.students import student_model
-from distillcli.models.backbone import build, describe, place
+from distillcli.config.schema import TrainConfig
+from distillcli.distillation.kinds import kind_of
+from distillcli.distillation.plan import Plan
+from distillcli.models.backbone import Backbone, build, fresh, place
 from distillcli.report.bench import Profile
-from distillcli.runtime import PRECISIONS, Runtime, autocast, resolve_precision, seed_everything
-from distillcli.teachers.frozen import FrozenTeacher, as_teacher, describe_teacher, members_of
-from distillcli.terms.base import Setting
-from distillcli.terms.objective import Objective, needs_teacher
-from distillcli.training.learners import Distillation
-from distillcli.training.optim import build_optimizer
-from distillcli.types import Batch, Taps
+from distillcli.runtime import PRECISIONS, Runtime, seed_everything
+from distillcli.teachers.frozen import FrozenTeacher, as_teacher, members_of
+from distillcli.training.engine import ready, trained_module
+from distillcli.training.fit import Fit
+from distillcli.training.step import PARTS, train_step
+from distillcli.types import Batch, Inputs, Taps
 from distillcli.views.loader import Data
 
-PARTS = ("data", "teacher", "forward", "backward", "optimizer")
 WARM_UP, STEPS, SECONDS = 3, 30, 15.0
 
 
-def profile(config: TrainConfig, data: Data, runtime: Runtime) -> Profile:
-    """Take some tens of steps of ``config`` apart. Teacher and student have fresh weights: they cost what any do."""
-    trainer, device, classes = config.trainer, runtime.device, len(data.source.classes)
-    size, channels = config.dataset.image_size, config.dataset.channels
-    with_teacher = needs_teacher(config.distill)
-    student_config = student_model(config, classes)
-    student_spec = describe(student_config, classes, size, "student", channels)
-    teacher_spec = describe_teacher(config, classes) if with_teacher else None
-    seed_everything(config.seed, "profile")
-    setting = Setting(student_spec, teacher_spec, data.source.train.labels, trainer.epochs)
-    objective = Objective(config.distill, setting)
-    student = build(ModelConfig(student_config.name, args=student_config.args), classes, size, "student", channels)
-    model = Distillation(place(student, device, trainer.channels_last), objective.to(device))
-    teacher = _fresh_teacher(config, objective.teacher_taps, classes, runtime) if with_teacher else None
-    precision = resolve_precision(trainer.precision, device)
-    times = step_times(config, data, model, teacher, precision, runtime)
-
+def profile(plan: Plan, data: Data, runtime: Runtime) -> Profile:
+    """Take some tens of steps of a plan apart. All models have fresh weights: they cost what any do."""
+    trainer, device = plan.config.trainer, runtime.device
+    wanted = _fresh_fit(plan, data, runtime)
+    times, precision = step_times(wanted, runtime)
     milliseconds = {part: 1000 * statistics.median(times[part]) for part in PARTS}
+    # Peers are students: what they cost is part of the student's forward and backward pass.
+    teacher = wanted.teacher if isinstance(wanted.teacher, FrozenTeacher) else None
     precisions = {precision} | ({teacher.precision} if teacher else set())
     peaks = {name: peak_flops(device, PRECISIONS[name]) for name in sorted(precisions)}
 
     def share(macs: int, spent: float, of: str) -> float:
         return 2 * macs * trainer.batch_size / (spent / 1000) / peaks[of]
 
+    macs = plan.student.macs + sum(peer.spec.macs for peer in wanted.peers)
     return Profile(
         batch_size=trainer.batch_size,
         precision=precision,
         teacher_precision=teacher.precision if teacher else None,
         milliseconds=milliseconds,
         peak_flops=peaks,
-        student_share=share(3 * student_spec.macs, milliseconds["forward"] + milliseconds["backward"], precision),
+        student_share=share(3 * macs, milliseconds["forward"] + milliseconds["backward"], precision),
         teacher_share=None
-        if teacher is None or teacher_spec is None
-        else share(teacher_spec.macs, milliseconds["teacher"], teacher.precision),
+        if teacher is None
+        else share(teacher.backbone.spec.macs, milliseconds["teacher"], teacher.precision),
         memory_bytes=peak_memory(device),
     )
+
+
+def _fresh_fit(plan: Plan, data: Data, runtime: Runtime) -> Fit:
+    """The fit of the student without a folder, and with a teacher that was never trained."""
+    config = plan.config
+    seed_everything(config.seed, "profile")
+    student_data = dataclasses.replace(data, source=plan.student_source)
+    student = build(fresh(plan.student_run.student), student_data.inputs, "student")
+    peers = tuple(build(fresh(peer), plan.inputs, f"peers[{n}]") for n, peer in enumerate(config.peers))
+    teacher = None
+    if kind_of(config).is_fixed:
+        teacher = _fresh_teacher(config, plan.objective.teacher_taps, plan.inputs, runtime)
+    return Fit(plan.student_run, student_data, student, plan.objective, Path(), "", "student", teacher, peers)
+
+
+def _fresh_teacher(config: TrainConfig, taps: Taps, inputs: Inputs, runtime: Runtime) -> FrozenTeacher:
+    if not config.teacher.head:
+        inputs = dataclasses.replace(inputs, classes=0)
+    backbones: list[Backbone] = [
+        place(build(fresh(member.config.teacher), inputs, member.key), runtime.device, config.trainer.channels_last)
+        for member in members_of(config)
+    ]
+    return as_teacher(config, backbones, taps, runtime)
 
 
 class Clock:
@@ -82,44 +95,26 @@ class Clock:
         self.last = now
 
 
-def step_times(
-    config: TrainConfig,
-    data: Data,
-    model: Distillation,
-    teacher: FrozenTeacher | None,
-    precision: str,
-    runtime: Runtime,
-) -> dict[str, list[float]]:
-    """Seconds of each part of step after step, waiting for the device between the parts."""
-    trainer, device = config.trainer, runtime.device
-    optimizer = build_optimizer(config.optimizer, [model.student.net], model.objective)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+def step_times(wanted: Fit, runtime: Runtime) -> tuple[dict[str, list[float]], str]:
+    """Seconds of each part of step after step, waiting for the device between the parts; and the precision used."""
+    loop = ready(wanted, runtime)
+    model, device = trained_module(loop, wanted, runtime), runtime.device
     times: dict[str, list[float]] = {part: [] for part in PARTS}
     model.train()
     begun, clock = time.perf_counter(), Clock(device)
-    for number, parts in enumerate(_batches(config, data)):
+    for number, parts in enumerate(_batches(wanted)):
         clock.mark("data")
-        for batch in parts:
-            target = None if teacher is None else teacher(batch)
-            clock.mark("teacher")
-            with autocast(device, precision):
-                loss, _ = model(batch, target, 0.0)
-            clock.mark("forward")
-            scaler.scale(loss / len(parts)).backward()
-            clock.mark("backward")
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), float("inf") if trainer.clip_grad is None else trainer.clip_grad)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        clock.mark("optimizer")
+        train_step(parts, loop.teacher, model, loop.update, 0.0, clock.mark)
+        if loop.state.ema is not None:
+            loop.state.ema.update(wanted.student, step=number + 1)
+            clock.mark("optimizer")
         if number >= WARM_UP:
             for part, seconds in clock.seconds.items():
                 times[part].append(seconds)
             if len(times["data"]) == STEPS or time.perf_counter() - begun > SECONDS:
                 break
         clock = Clock(device)
-    return times
+    return times, loop.update.precision
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -149,17 +144,10 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _batches(config: TrainConfig, data: Data) -> Iterator[list[Batch]]:
-    trainer = config.trainer
-    for epoch in itertools.count(1):
-        yield from data.train.epoch(config.augment, config.seed, epoch, trainer.batch_size, trainer.accumulate)
-
-
-def _fresh_teacher(config: TrainConfig, taps: Taps, classes: int, runtime: Runtime) -> FrozenTeacher:
-    dataset, layout = config.dataset, config.trainer.channels_last
-    models = [ModelConfig(member.teacher.name, args=member.teacher.args) for member in members_of(config)]
-    backbones = [
-        place(build(model, classes, dataset.image_size, "teacher", dataset.channels), runtime.device, layout)
-        for model in models
-    ]
-    return as_teacher(config, backbones, taps, runtime)
+def _batches(wanted: Fit) -> Iterator[list[Batch]]:
+    """Of one epoch after the other, in views of full size."""
+    showing = dataclasses.replace(wanted.showing, growth=None)
+    epoch = 1
+    while True:
+        yield from showing.epoch(epoch)
+        epoch += 1

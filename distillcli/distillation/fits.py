@@ -1,8 +1,7 @@
-"""Fitted once, found again: teachers and controls as ordinary run folders named by their recipe.
+"""Fitted once, found again: teachers, assistants and controls as ordinary run folders named by their recipe.
 
-A teacher is a student of the labels, and a control is a student without a teacher: both are a TrainConfig whose
-objective has label terms only. The fingerprint of that recipe and of its data names the folder, so a sweep over
-temperatures fits each of them once, and parallel jobs wait for the one that got there first.
+The fingerprint of a recipe and of its data names the folder, so a sweep over temperatures fits each of them once, and
+parallel jobs wait for the one that got there first.
 """
 
 from __future__ import annotations
@@ -14,83 +13,91 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from distillcli.config.schema import TrainConfig
-from distillcli.distillation.facts import describe_folder, export_student, run_facts
-from distillcli.distillation.recipes import recipe_fingerprint
-from distillcli.distillation.students import new_backbone
-from distillcli.runs.folder import (
-    locked,
-    read_result,
-    write_result,
-)
+from distillcli.distillation.recipes import Above, Recipe, recipe_fingerprint
+from distillcli.distillation.results import result_of_fit
+from distillcli.distillation.students import export_for_timm, new_backbone
+from distillcli.runs.folder import describe_folder, locked
+from distillcli.runs.result import read_result, write_result
 from distillcli.runtime import any_rank, barrier, seed_everything
 from distillcli.teachers.cached import with_cache
 from distillcli.teachers.frozen import FrozenTeacher, Teacher
 from distillcli.terms.base import Setting
 from distillcli.terms.objective import Objective
-from distillcli.training.engine import Session, fit
+from distillcli.training.engine import fit
+from distillcli.training.fit import Fit
+from distillcli.training.session import Session
 from distillcli.views.loader import Data
 
 
-def fit_once(
-    config: TrainConfig, role: str, data: Data, session: Session, teacher: FrozenTeacher | None = None
-) -> Path:
-    """The run folder of this recipe: found if it is complete, else fitted, or continued where it was stopped.
+def fit_once(recipe: Recipe, data: Data, session: Session, teacher: FrozenTeacher | None = None) -> Path:
+    """The run folder of a recipe: found if it is complete, else fitted, or continued where it was stopped.
 
-    ``role``: teacher, assistant or control, which names the parent folder. ``teacher``: who teaches an assistant.
+    ``teacher``: who teaches an assistant.
     """
-    runtime = session.runtime
-    student = new_backbone(config, config.student, data, role)
+    runtime, role, name = session.runtime, recipe.role, recipe.config.student.name
+    # 1. All that decides the weights afterwards: it names the folder.
+    wanted = _fit_of(recipe, data, session, teacher)
+    folder = wanted.folder
+    if runtime.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+    # 2. The main rank alone holds the folder; the others go along with what it finds there.
+    with locked(folder, wait=True) if runtime.is_main else nullcontext():
+        result = read_result(folder) if runtime.is_main else None
+        if any_rank(result is not None and result.finished, runtime):
+            session.say(f"{role}: reusing {name} from {folder}")
+        else:
+            session.say(_training_words(recipe, teacher))
+            _carry_out(wanted, session)
+    # 3. The others read what the main rank wrote.
+    barrier(runtime)
+    return folder
+
+
+def _fit_of(recipe: Recipe, data: Data, session: Session, teacher: FrozenTeacher | None) -> Fit:
+    config = recipe.config
+    student = new_backbone(config, data, recipe.key)
     seed_everything(config.seed, "init", "objective")
     above = None if teacher is None else teacher.backbone.spec
     objective = Objective(config.distill, Setting(student.spec, above, data.source.train.labels, config.trainer.epochs))
     targets: Teacher | None = None
-    rounding = "off"
+    taught = None
     if teacher is not None:
         teacher = dataclasses.replace(teacher, taps=objective.teacher_taps)
-        targets, rounding = open_cache_or_warn(config, data, teacher, session)
-    recipe = recipe_fingerprint(config, data, student, runtime, None if teacher is None else teacher.backbone, rounding)
+        targets, cache_format = open_cache_or_warn(config, data, teacher, session)
+        taught = Above(teacher.backbone, cache_format)
+    fingerprint = recipe_fingerprint(config, data, student, session.runtime, taught)
     safe_name = re.sub(r"[^A-Za-z0-9_.-]+", "_", config.student.name)
-    folder = Path(config.runs) / f"{role}s" / f"{safe_name}-{recipe[:8]}"
+    folder = Path(config.runs) / f"{recipe.role}s" / f"{safe_name}-{fingerprint[:8]}"
+    return Fit(config, data, student, objective, folder, fingerprint, recipe.role, targets)
+
+
+def _carry_out(wanted: Fit, session: Session) -> None:
+    """Fit, export and leave a result."""
+    config, classes, runtime, started = wanted.config, wanted.data.source.classes, session.runtime, time.monotonic()
     if runtime.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, wait=True) if runtime.is_main else nullcontext():
-        result = read_result(folder) if runtime.is_main else None
-        if any_rank(result is not None and result["status"] == "ok", runtime):
-            session.say(f"{role}: {config.student.name} found in {folder}")
-        else:
-            whom = "the labels" if teacher is None else teacher.backbone.spec.name
-            session.say(f"{role}: fitting {config.student.name} to {whom}, {config.trainer.epochs} epochs")
-            started = time.monotonic()
-            if runtime.is_main:
-                describe_folder(folder, config, session.command, [], data)
-            fitted = fit(config, data, student, objective, targets, folder, recipe, role, session)
-            outcome = run_facts(config, data, fitted, folder, recipe, objective, runtime) | {
-                "status": "ok",
-                "error": None,
-                "role": role,
-                "command": session.command,
-                "overrides": [],
-                "teacher": None,
-                "baseline": None,
-                "gap_closed": None,
-                "warnings": [],
-                "seconds": time.monotonic() - started,
-            }
-            if runtime.is_main:
-                export_student(fitted.backbone, folder / "student", config, data)
-                write_result(folder, outcome)
-    barrier(runtime)
-    return folder
+        describe_folder(wanted.folder, dataclasses.asdict(config), session.command, [], classes)
+    fitted = fit(wanted, session)
+    result = result_of_fit(wanted, fitted)
+    if runtime.is_main:
+        export_for_timm(fitted.backbone, wanted.folder / "student", wanted.data)
+        seconds = time.monotonic() - started
+        write_result(wanted.folder, dataclasses.replace(result, command=session.command, seconds=seconds))
+
+
+def _training_words(recipe: Recipe, teacher: FrozenTeacher | None) -> str:
+    name, epochs = recipe.config.student.name, recipe.config.trainer.epochs
+    on = "on the labels" if teacher is None else f"with {teacher.backbone.spec.name} as its teacher"
+    return f"{recipe.role}: training {name} {on}, {epochs} epochs"
 
 
 def open_cache_or_warn(
     config: TrainConfig, data: Data, teacher: FrozenTeacher, session: Session
 ) -> tuple[Teacher, str]:
-    """The teacher, its answers cached where that is possible, and the format of the cache; says which."""
+    """The teacher, its outputs cached where that is possible, and the format of the cache; says which."""
     try:
-        targets, rounding, why = with_cache(config, data, teacher, session.runtime)
+        targets, cache_format, why = with_cache(config, data, teacher, session.runtime)
     except OSError as error:  # costs the cache and no more
         session.warn(f"teacher cache: off, its folder cannot be written ({error.strerror}: {error.filename})")
         return teacher, "off"
     session.say(why)
-    return targets, rounding
+    return targets, cache_format

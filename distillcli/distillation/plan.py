@@ -1,98 +1,199 @@
-"""What can be known to go wrong, or to be in vain, before the first step: one line each."""
+"""What a config comes to, and everything that can be refused before a folder is claimed, an image decoded or a model
+fitted."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
 
 import timm
+from torch import nn
 
-from distillcli.config.schema import DatasetConfig, ModelConfig, TrainConfig
+from distillcli.config.checks import check_schedule
+from distillcli.config.schema import ModelConfig, TrainConfig
+from distillcli.config.terms import check_labels, learns_labels, trains_head
+from distillcli.distillation.kinds import kind_of
+from distillcli.distillation.recipes import assistant_recipes, assistants_of, recipe_to_fit
+from distillcli.distillation.students import student_model
 from distillcli.errors import UserError
-from distillcli.models.backbone import build
-from distillcli.teachers.frozen import members_of
-from distillcli.terms.objective import needs_teacher
-from distillcli.types import Spec
+from distillcli.models.backbone import build, build_on_meta, describe, fresh
+from distillcli.models.freezing import freeze
+from distillcli.models.imagenet import open_pretrained
+from distillcli.models.weights import knows_classes, matched, read_weights
+from distillcli.runtime import resolve_device, resolve_precision, seed_everything
+from distillcli.sources.source import Source
+from distillcli.teachers.cached import is_cacheable
+from distillcli.teachers.frozen import Member, members_of, weights_for, with_classes
+from distillcli.teachers.rows import check_mode
+from distillcli.terms.base import Setting
+from distillcli.terms.objective import Objective
+from distillcli.training.optim import build_optimizer
+from distillcli.types import Inputs, Spec
 
-# timm's recipes of "ResNet strikes back" train with binary cross-entropy; their softmax is not calibrated.
-BCE_TAGS = ("a1_", "a2_", "a3_", "a1h_", "b1k_", "b2k_", "c1_", "c2_")
 
-MAPS_OF_ONE_FAMILY = ("at", "nst", "fsp", "hint")
+@dataclass(frozen=True)
+class Plan:
+    """A config on its data, checked.
+
+    ``student_run``: the config with what is trained in the student's place: joined to the teacher's head where the
+    objective reuses that. ``source``: with the classes of the teacher where nothing is labelled. ``student_source``:
+    the same without classes where no term trains a head, which would answer at random. ``inputs``: what a classifier of
+    the data is built for. ``teachers``: in order, the last of whom teaches the student; empty for nobody.
+    ``with_probe``: whether embeddings are measured.
+    """
+
+    config: TrainConfig
+    student_run: TrainConfig
+    source: Source
+    student_source: Source
+    inputs: Inputs
+    student: Spec
+    teachers: list[Spec]
+    objective: Objective
+    with_probe: bool
+
+    def settled(self, config: TrainConfig) -> Plan:
+        """The same plan where the device has decided ``trainer.channels_last``."""
+        student_run = dataclasses.replace(self.student_run, trainer=config.trainer)
+        return dataclasses.replace(self, config=config, student_run=student_run)
 
 
-def check_sizes(config: TrainConfig) -> None:
-    """Raise UserError if views are to grow and a model was made for one size."""
+def make_plan(config: TrainConfig, source: Source) -> Plan:
+    """Raises UserError for what cannot work, in the order of what it costs to find out; no weights are looked at."""
+    # 1. Device and loop.
+    device = resolve_device(config.trainer.device)
+    resolve_precision(config.trainer.precision, device)
+    resolve_precision(config.teacher.precision, device, teacher=True)
+    _check_sizes(config)
+    _check_chain(config)
+    # 2. What the objective asks of the data.
+    check_labels(config.distill, source.train.labelled, len(source.train.labels))
+    source = with_classes(source, config)
+    with_probe = _wants_probe(config, source)
+    # 3. Models, described on the meta device.
+    inputs = Inputs(len(source.classes), config.dataset.image_size, config.dataset.channels)
+    student_source = source if trains_head(config.distill) else dataclasses.replace(source, classes=())
+    student_inputs = dataclasses.replace(inputs, classes=len(student_source.classes))
+    student_run = dataclasses.replace(config, student=student_model(config, inputs))
+    student = describe(student_run.student, student_inputs, "student")
+    teachers = kind_of(config).describe(config, student, inputs)
+    # 4. The objective, which checks its terms against both; likewise that of every assistant.
+    objective = _objective(config, source, [*teachers, student])
+    _check_objective(config, student_run.student, objective, inputs)
+    _check_optimizer(config, objective)
+    return Plan(config, student_run, source, student_source, inputs, student, teachers, objective, with_probe)
+
+
+def _objective(config: TrainConfig, source: Source, chain: list[Spec]) -> Objective:
+    """The objective of the last in ``chain``, taught by the one before it, if any."""
+
+    def taught(learner: Spec, above: Spec | None) -> Objective:
+        return Objective(config.distill, Setting(learner, above, source.train.labels, config.trainer.epochs))
+
+    for above, assistant in pairwise(chain[:-1]):
+        taught(assistant, above)
+    seed_everything(config.seed, "init", "objective")
+    return taught(chain[-1], chain[-2] if len(chain) > 1 else None)
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+def _check_sizes(config: TrainConfig) -> None:
+    """Views that grow need models that take images of any size."""
     if config.trainer.progressive is None:
         return
-    models: list[ModelConfig] = [config.student]
-    if needs_teacher(config.distill):
-        models += config.peers or [*(member.teacher for member in members_of(config)), *config.teacher.assistants]
-    for model in models:
+    for model in (config.student, *kind_of(config).models(config)):
         known = timm.get_pretrained_cfg(model.name)
         if known is not None and known.fixed_input_size:
             raise UserError(f"trainer.progressive: {model.name} takes images of one size; use trainer.progressive=null")
 
 
-def check_class_maps(models: Sequence[ModelConfig], classes: int, dataset: DatasetConfig) -> None:
-    """Raise UserError if one of ``models`` has no class maps. They are built for this, with fresh weights."""
-    for model in models:
-        fresh = dataclasses.replace(model, pretrained=False, checkpoint=None)
-        build(fresh, classes, dataset.image_size, "student", dataset.channels).check_class_maps()
+def _check_chain(config: TrainConfig) -> None:
+    """An assistant whose head nothing trains could not be evaluated."""
+    if assistants_of(config) and not trains_head(config.distill):
+        key = "teacher.assistants" if config.teacher.assistants else f"generations={config.generations}"
+        raise UserError(
+            f"{key}: no term of distill={config.distill.name} trains a head, so an assistant could not be evaluated; "
+            "add a term of logits or labels, or leave the assistants out"
+        )
 
 
-def student_warnings(config: TrainConfig) -> list[str]:
-    """What speaks against the student as it is asked for."""
-    return _enlarged("student", config.student, config)
+def _wants_probe(config: TrainConfig, source: Source) -> bool:
+    """Whether embeddings are measured, which takes labels."""
+    possible = bool(source.train.labelled and source.evaluation.labelled)
+    if config.probe and not possible:
+        part = source.evaluated_on if source.train.labelled else "train"
+        raise UserError(f"probe=true: it reads labels from embeddings and the {part} part has none; use probe=null")
+    return possible and not learns_labels(config.distill) if config.probe is None else config.probe
 
 
-def teacher_warnings(config: TrainConfig) -> list[str]:
-    """What published results say against these teachers, and what speaks against how they are asked."""
-    found = []
-    for teacher in (member.teacher for member in members_of(config)):
-        found += _enlarged("teacher", teacher, config)
-        tag = str(timm.get_pretrained_cfg(teacher.name).tag) if teacher.pretrained else ""
-        if tag.startswith(BCE_TAGS):
-            found.append(
-                f"teacher {teacher.name}: its weights ({tag}) were trained with binary cross-entropy, which cost "
-                "students 0.6 to 1.9 points at T=4 in published runs; a tag trained with cross-entropy may teach better"
-            )
-    return found
+def _check_objective(config: TrainConfig, student: ModelConfig, objective: Objective, inputs: Inputs) -> None:
+    if config.teacher.mean and objective.prepared_terms:
+        name = next(iter(objective.prepared_terms))
+        raise UserError(
+            f"distill.terms.{name}: it learns from the teacher before the first step, when the moving average of the "
+            "student knows nothing; use a teacher that is fitted"
+        )
+    taps = objective.teacher_taps
+    if taps.class_maps:
+        for model in (*kind_of(config).models(config), student):
+            build(fresh(model), inputs, "student").check_class_maps()
+    if kind_of(config).is_fixed and is_cacheable(taps):
+        check_mode(config.teacher.cache.mode, taps.embedding)
 
 
-def family_warnings(terms: Collection[str], student: Spec, teacher: Spec) -> list[str]:
-    """Whether ``terms`` compare maps of two families: plain transformers have stages of one shape.
+def _check_optimizer(config: TrainConfig, objective: Objective) -> None:
+    """Any module with parameters will do to try the arguments."""
+    build_optimizer(config.optimizer, [nn.Linear(1, 1)], objective)
 
-    Comparing their maps directly lost to training without teacher (Hao et al., NeurIPS 2023, one for all).
+
+def check_weights(plan: Plan) -> None:
+    """Raise UserError unless the weights of every model can be had, fit their model, and know the classes where they
+    must; and unless every model that will be trained has the layers that are to be frozen.
+
+    Files are read here and once more when they are used: seconds, where a teacher is fitted for hours before.
     """
-    doubtful = [name for name in terms if name in MAPS_OF_ONE_FAMILY]
-    if not doubtful or _is_plain(student) == _is_plain(teacher):
-        return []
-    return [
-        f"distill.terms.{doubtful[0]}: {teacher.name} and {student.name} are of two families with unlike maps; "
-        "such terms lost to training without teacher in published runs; kl or dist compare their answers"
-    ]
+    config, source, inputs = plan.config, plan.source, plan.inputs
+    student_inputs = dataclasses.replace(inputs, classes=len(plan.student_source.classes))
+    _check_model(config.student, student_inputs, plan.student_source, "student")
+    for number, peer in enumerate(config.peers):
+        _check_model(peer, inputs, source, f"peers[{number}]")
+    if not kind_of(config).is_fixed:
+        return
+    for member in members_of(config):
+        recipe = recipe_to_fit(member, source, resolve_device(config.trainer.device))
+        if recipe is None:
+            _check_ready(member, source, inputs)
+        else:
+            check_schedule(recipe.config.schedule, recipe.config.trainer.epochs)
+            _check_model(recipe.config.student, inputs, source, recipe.key)
+    for recipe in assistant_recipes(config):
+        _check_model(recipe.config.student, inputs, source, recipe.key)
 
 
-def start_warnings(student: dict[str, Any], teacher: dict[str, Any], split: str) -> list[str]:
-    """Whether a student that does not start from scratch has anything to learn from its teacher."""
-    if student.get("top1") is None or teacher["top1"] is None or teacher["top1"] > student["top1"]:
-        return []
-    return [
-        f"the teacher (top-1 {teacher['top1']:.2f} on {split}) is no better than the student is before the first step "
-        f"({student['top1']:.2f})"
-    ]
+def _check_model(model: ModelConfig, inputs: Inputs, source: Source, key: str) -> None:
+    """A model that will be trained: its weights can be had and fit, and it has the layers that are to be frozen."""
+    outline = build_on_meta(model, inputs, key)
+    if model.checkpoint is not None:
+        weights = read_weights(model.checkpoint)
+        matched(outline, weights, key, new_head=not knows_classes(weights, outline, source.classes, key))
+    freeze(outline, model.freeze, key)
+    if model.pretrained:
+        build(model, inputs, key)  # fetches them, if they are not here yet
 
 
-def _is_plain(spec: Spec) -> bool:
-    return len(set(spec.stage_shapes)) == 1
-
-
-def _enlarged(role: str, model: ModelConfig, config: TrainConfig) -> list[str]:
-    views = config.dataset.image_size
-    if model.image_size is None or model.image_size <= views:
-        return []
-    return [
-        f"{role}.image_size={model.image_size}: {model.name} sees the views of {views} pixels enlarged, which costs "
-        "time and adds no detail; raise dataset.image_size"
-    ]
+def _check_ready(member: Member, source: Source, inputs: Inputs) -> None:
+    """A teacher that serves as it is: its weights can be had, fit the model and know the classes."""
+    teacher = member.config.teacher
+    wanted = member.own_names(source.classes)
+    own_inputs = dataclasses.replace(inputs, classes=len(wanted) if teacher.head else 0)
+    if teacher.checkpoint is not None:
+        outline = build_on_meta(teacher, own_inputs, member.key)
+        weights = weights_for(member, outline, teacher.checkpoint, wanted)
+        matched(outline, weights, member.key, new_head=not teacher.head)
+    elif teacher.head:
+        open_pretrained(fresh(teacher), wanted, own_inputs, member.key)
+    else:
+        build(dataclasses.replace(fresh(teacher), pretrained=True), own_inputs, member.key)

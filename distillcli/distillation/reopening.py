@@ -8,40 +8,61 @@ from distillcli.config.schema import DatasetConfig, ModelConfig, TrainConfig
 from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone, build, place
 from distillcli.models.imagenet import open_pretrained, pretrained_classes
-from distillcli.models.weights import HUB_PREFIX, knows_classes, load_into, read_weights
-from distillcli.runs.folder import read_result
+from distillcli.models.weights import HUB_PREFIX, Weights, knows_classes, load_into, read_weights
+from distillcli.runs.result import read_result
 from distillcli.runtime import Runtime
 from distillcli.sources.source import Source
 from distillcli.teachers.frozen import FrozenTeacher, members_of, open_teacher
-from distillcli.types import LOGITS_ONLY, Taps
+from distillcli.types import LOGITS_ONLY, Inputs, Taps
+
+
+def open_checkpoint(what: str) -> tuple[Backbone, Weights]:
+    """The model that ``what`` holds, on the CPU, with its own weights and classifier, and what its files say about it.
+
+    ``what``: run folder, checkpoint file, exported folder, or ``hf-hub:`` name. No data set is needed. Raises
+    UserError when it cannot be read, or does not name its model.
+    """
+    weights = read_weights(what)
+    model = weights.model
+    assert model.image_size is not None, "what names its model names the size of its images as well"
+    backbone = build(model, Inputs(weights.class_count or 0, model.image_size, weights.channels), "")
+    load_into(backbone, weights, "")
+    return backbone, weights
+
+
+def must_know(weights: Weights, backbone: Backbone, source: Source, dataset: DatasetConfig) -> None:
+    """Raise UserError when a model is not one for the images and classes of ``source``; without classes any will do."""
+    given = f"checkpoint={weights.origin}"
+    if weights.channels != dataset.channels:
+        raise UserError(
+            f"{given}: takes images of {weights.channels} channels, and dataset.channels={dataset.channels}; set "
+            f"dataset.channels={weights.channels}"
+        )
+    if source.classes and weights.classes != () and not knows_classes(weights, backbone, source.classes, ""):
+        raise UserError(
+            f"{given}: its {weights.class_count} classes are not the {len(source.classes)} of {source.name}; evaluate "
+            "it on its own data"
+        )
 
 
 def reopen_model(
     what: str, source: Source, dataset: DatasetConfig, channels_last: bool | None, runtime: Runtime
 ) -> Backbone:
-    """The model that ``what`` names, with its own weights and classifier, for images as ``dataset`` has them.
+    """The model that ``what`` names, placed, for the images and classes of ``source``.
 
-    ``what``: run folder, checkpoint file, exported folder, ``hf-hub:`` name, or the name of a timm model. Raises
-    UserError when the classifier is not one for the classes of ``source``; where nothing is labelled it may be any.
+    ``what``: as of ``open_checkpoint``, or the name of a timm model whose published weights know the classes. Raises
+    UserError when the model cannot be opened or is not one for the data.
     """
-    classes, size, channels = source.classes, dataset.image_size, dataset.channels
     if Path(what).exists() or what.startswith(HUB_PREFIX):
-        weights = read_weights(what)
-        classes = () if weights.classes == () else classes or weights.classes or ()
-        backbone = build(weights.model, len(classes), size, "eval", channels)
-        if not knows_classes(weights, backbone, classes):
-            count = "" if weights.classes is None else f"{len(weights.classes)} "
-            raise UserError(
-                f"checkpoint={what}: its {count}classes are not the {len(classes)} of {source.name}; evaluate it on "
-                "its own data"
-            )
-        load_into(backbone, weights, "eval")
-    elif pretrained_classes(what, classes) is not None:
-        backbone = open_pretrained(ModelConfig(name=what), classes, size, "eval", channels)
+        backbone, weights = open_checkpoint(what)
+        must_know(weights, backbone, source, dataset)
+    elif pretrained_classes(what, source.classes) is not None:
+        inputs = Inputs(len(source.classes), dataset.image_size, dataset.channels)
+        backbone = open_pretrained(ModelConfig(name=what), source.classes, inputs, "")
     else:
         raise UserError(
-            f"checkpoint={what}: timm's weights answer with the classes of ImageNet, {source.name} has {len(classes)} "
-            "others; evaluate a model that was trained on this data"
+            f"checkpoint={what}: timm's weights answer with the classes of ImageNet, {source.name} has "
+            f"{len(source.classes)} others; evaluate a model that was trained on this data"
         )
     return place(backbone, runtime.device, channels_last)
 
@@ -54,8 +75,8 @@ def reopen_teacher(
     Raises UserError when the run had a teacher whose weights are gone.
     """
     result = read_result(run)
-    if result is None or result.get("teacher") is None:
+    if result is None or result.teacher is None or result.teacher.runs is None:
         return None
-    members = zip(result["teacher"]["runs"], members_of(config), strict=True)
-    weights_from = [fit or member.teacher.checkpoint for fit, member in members]
+    members = zip(result.teacher.runs, members_of(config), strict=True)
+    weights_from = [fit or member.config.teacher.checkpoint for fit, member in members]
     return open_teacher(config, weights_from, source.classes, taps, runtime)

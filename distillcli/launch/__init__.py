@@ -1,1 +1,1 @@
-"""From the arguments of a command to its jobs. Nothing in here imports torch."""
+"""From the arguments of a command to its jobs. No module here imports torch."""

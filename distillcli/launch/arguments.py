@@ -1,4 +1,4 @@
-"""The arguments of a Hydra command: flags apart from overrides, in whatever order they were typed."""
+"""The arguments of a Hydra command: flags and overrides, told apart in whatever order they were typed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLAGS = ("--multirun", "--cfg", "--info", "--package", "--resolve", "--config-di
 
 @dataclass
 class Arguments:
-    """``flags`` are what Hydra gets, before any override; ``--config-dir`` is ours and stands apart."""
+    """``flags`` go to Hydra, ahead of the overrides; ``--config-dir`` is our own and does not."""
 
     multirun: bool = False
     inspect: bool = False  # --cfg or --info: show the config, run nothing
@@ -27,7 +27,7 @@ class Arguments:
     overrides: list[str] = field(default_factory=list)
 
 
-def parse(arguments: list[str]) -> Arguments:
+def parse_arguments(arguments: list[str]) -> Arguments:
     """Raises UserError for an unknown flag or a flag without its value."""
     found = Arguments()
     rest = list(arguments)
@@ -44,7 +44,7 @@ def parse(arguments: list[str]) -> Arguments:
             value = _take_value(flag, rest)
         _add(found, flag, value)
     if found.multirun and found.inspect:
-        raise UserError("--cfg and --info show one config; leave -m away")
+        raise UserError("--cfg and --info show one config; leave -m out")
     return found
 
 

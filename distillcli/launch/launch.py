@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from distillcli.config import search
-from distillcli.config.compose import compose_raw, register, typed
-from distillcli.config.compose import parse as parse_override
-from distillcli.config.job import Job, is_main_process
+from distillcli.config.compose import compose_raw, parse_override, register_schemas, typed_config
+from distillcli.config.job import Job, is_main_process, process_count
 from distillcli.config.keys import dotted_keys
-from distillcli.config.overrides import SCHEMAS, key_of, normalise, quote, unknown_key
-from distillcli.config.schema import EvalConfig, TrainConfig
+from distillcli.config.overrides import key_of, normalise_overrides, quote_value, unknown_key
+from distillcli.config.primaries import PRIMARIES
+from distillcli.config.schema import RunConfig
 from distillcli.errors import NumericError, UserError
-from distillcli.launch.arguments import Arguments, parse
-from distillcli.launch.resume import NEUTRAL_KEYS, check_unchanged, merge, recorded_overrides
-from distillcli.runs.folder import claim_new, read_result, write_result
+from distillcli.launch.arguments import Arguments, parse_arguments
+from distillcli.launch.resume import NEUTRAL_KEYS, check_unchanged, merge_overrides, recorded_overrides
+from distillcli.runs.folder import claim_new
+from distillcli.runs.result import Result, read_result, write_result
 
-Config = TrainConfig | EvalConfig
-Action = Callable[[Any, Job], None]  # Any: train takes a TrainConfig, eval an EvalConfig
+Action = Callable[[Any, Job], None]  # Any: each command takes the dataclass of its own primary config
 
 
 def launch(primary: str, arguments: list[str], action: Action) -> None:
@@ -34,18 +33,19 @@ def launch(primary: str, arguments: list[str], action: Action) -> None:
     Raises UserError for a mistake, whatever ``action`` raises in a single run, and SystemExit(1) after a sweep in which
     a job failed.
     """
-    parsed = parse(arguments)
+    parsed = parse_arguments(arguments)
     search.use(parsed.config_folders)
-    overrides = normalise(primary, parsed.overrides, parsed.multirun)
+    overrides = normalise_overrides(primary, parsed.overrides, parsed.multirun)
     command = shlex.join(["distill", primary, *arguments])
-    if parsed.package is not None and parsed.package not in dotted_keys(SCHEMAS[primary]):
-        raise UserError(f"--package {unknown_key(parsed.package, dotted_keys(SCHEMAS[primary]))}")
+    known = dotted_keys(PRIMARIES[primary].schema)
+    if parsed.package is not None and parsed.package not in known:
+        raise UserError(f"--package {unknown_key(parsed.package, known)}")
     if parsed.multirun:
         _run_sweep(primary, parsed, overrides, command, action)
     elif any(key_of(override) == "resume" for override in overrides):
         _run_single(primary, parsed, _resumed(primary, overrides), command, action)
     else:
-        typed(primary, compose_raw(primary, overrides))
+        typed_config(primary, compose_raw(primary, overrides))
         _run_single(primary, parsed, overrides, command, action)
 
 
@@ -54,8 +54,8 @@ def _run_single(primary: str, parsed: Arguments, overrides: list[str], command: 
 
     def task(composed: DictConfig) -> None:
         try:
-            action(typed(primary, composed), Job(_task_overrides(), command, None, None))
-        except Exception as error:  # Hydra would print it its own way and leave; the command line decides instead
+            action(typed_config(primary, composed), Job(_task_overrides(), command, None, None))
+        except Exception as error:  # Hydra would print it and exit; the command line decides instead
             failures.append(error)
 
     _hydra_main(primary, parsed.flags, overrides, task)
@@ -64,17 +64,17 @@ def _run_single(primary: str, parsed: Arguments, overrides: list[str], command: 
 
 
 def _resumed(primary: str, overrides: list[str]) -> list[str]:
-    """The recorded overrides with the typed ones on top, after comparing both configs."""
-    if primary != "train":
-        raise UserError("resume= continues a training; distill eval takes checkpoint=RUN")
+    """The recorded overrides with the typed ones on top, once the configs have been compared."""
+    if not issubclass(PRIMARIES[primary].schema, RunConfig):
+        raise UserError(f"resume= continues a run; distill {primary} has none to continue; leave resume= out")
     value = next(override for override in overrides if key_of(override) == "resume")
     resume = parse_override(value).value()
     if resume is None:
         return overrides
     run = Path(str(resume))
-    overrides = merge(normalise(primary, recorded_overrides(run)), overrides)
-    config = typed(primary, compose_raw(primary, overrides))
-    assert isinstance(config, TrainConfig)
+    overrides = merge_overrides(normalise_overrides(primary, recorded_overrides(run)), overrides)
+    config = typed_config(primary, compose_raw(primary, overrides))
+    assert isinstance(config, RunConfig)
     for line in check_unchanged(run, config):
         if is_main_process():
             print(f"resuming with {line}", file=sys.stderr)
@@ -83,16 +83,16 @@ def _resumed(primary: str, overrides: list[str]) -> list[str]:
 
 def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: str, action: Action) -> None:
     if any(key_of(override) == "resume" for override in overrides):
-        raise UserError("resume= continues one run; to continue a sweep repeat its command with out=SWEEP_FOLDER")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("torchrun starts every process of one run, -m many runs; start torchrun once per run")
+        raise UserError("resume= continues a single run; to continue a sweep, repeat its command with out=SWEEP_FOLDER")
+    if process_count() > 1:
+        raise UserError("-m starts many runs, torchrun the processes of one; start torchrun once per run")
     overrides, folder = _take_folder(overrides)
     jobs = _jobs(primary, overrides)
     first = _preflight(primary, jobs, [override for override in overrides if _is_hydra(override)])
-    runs = first.runs if isinstance(first, TrainConfig) else "runs"
+    runs = first.runs if isinstance(first, RunConfig) else "runs"
     resuming = folder is not None and (folder / "multirun.yaml").exists()
     if folder is not None and not resuming and folder.exists() and not _is_empty_folder(folder):
-        raise UserError(f"out={folder}: exists and is not the folder of a sweep; name another one")
+        raise UserError(f"out={folder}: exists and is not a sweep folder; choose another")
     folder = folder or claim_new(Path(runs) / "sweeps")
     _check_old_jobs(folder, jobs)
 
@@ -103,14 +103,14 @@ def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: s
         f"sweep of {len(jobs)} job{'s' * (len(jobs) != 1)} in {folder}" + (" (resumed)" if resuming else ""), flush=True
     )
     try:
-        _hydra_main(primary, parsed.flags, [*overrides, f"hydra.sweep.dir={quote(str(folder.absolute()))}"], task)
+        _hydra_main(primary, parsed.flags, [*overrides, f"hydra.sweep.dir={quote_value(str(folder.absolute()))}"], task)
     finally:
         from distillcli.report.sweep import close_sweep
 
         close_sweep(folder)
-    # Launchers may run jobs in other processes, so the files are what counts.
+    # Launchers may run jobs in other processes, so only the files tell.
     results = [read_result(folder / str(number)) for number in range(len(jobs))]
-    if any(result is None or result["status"] != "ok" for result in results):
+    if any(result is None or not result.finished for result in results):
         raise SystemExit(1)
 
 
@@ -121,12 +121,12 @@ def _run_job(primary: str, composed: DictConfig, command: str, sweep_folder: Pat
     overrides = _task_overrides()
     folder = sweep_folder / str(HydraConfig.get().job.num)
     old = read_result(folder)
-    if old is not None and old["status"] == "ok":
-        print(f"job {folder.name}: done already, skipped ({shlex.join(overrides)})", flush=True)
+    if old is not None and old.finished:
+        print(f"job {folder.name}: already done, skipped ({shlex.join(overrides)})", flush=True)
         return
     try:
-        config = typed(primary, composed)
-        if isinstance(config, TrainConfig) and (folder / "checkpoints" / "last.pt").exists():
+        config = typed_config(primary, composed)
+        if isinstance(config, RunConfig) and (folder / "checkpoints" / "last.pt").exists():
             config.resume = str(folder)
         action(config, Job(overrides, command, sweep_folder, folder))
     except (UserError, NumericError) as error:
@@ -137,11 +137,11 @@ def _run_job(primary: str, composed: DictConfig, command: str, sweep_folder: Pat
         _record_failure(folder, f"{type(error).__name__}: {error}", overrides, old)
 
 
-def _record_failure(folder: Path, error: str, overrides: tuple[str, ...], old: dict[str, Any] | None) -> None:
+def _record_failure(folder: Path, error: str, overrides: tuple[str, ...], old: Result | None) -> None:
     """Write the job's result.json unless the job itself did."""
     if read_result(folder) != old:
         return
-    write_result(folder, {"status": "failed", "error": error, "overrides": list(overrides)})
+    write_result(folder, Result(status="failed", error=error, overrides=overrides))
 
 
 def _take_folder(overrides: list[str]) -> tuple[list[str], Path | None]:
@@ -154,7 +154,7 @@ def _take_folder(overrides: list[str]) -> tuple[list[str], Path | None]:
                 raise UserError(f"{override}: name one folder for the whole sweep")
             folder = Path(value)
         elif key_of(override) == "hydra.sweep.subdir":
-            raise UserError("hydra.sweep.subdir: jobs live in SWEEP/0, SWEEP/1, ...; leave it away")
+            raise UserError("hydra.sweep.subdir: jobs live in SWEEP/0, SWEEP/1, ...; leave it out")
         else:
             rest.append(override)
     return rest, folder
@@ -167,8 +167,8 @@ def _is_hydra(override: str) -> bool:
 def _jobs(primary: str, overrides: list[str]) -> list[list[str]]:
     """The overrides of every job: the product of all swept values, as Hydra's basic sweeper makes it."""
     jobs = _product(overrides)
-    # A config may bring its own sweep, which the typed overrides come on top of.
-    params = compose_raw(primary, normalise(primary, jobs[0])).hydra.sweeper.params if jobs else None
+    # A config may define a sweep of its own; typed overrides take precedence.
+    params = compose_raw(primary, normalise_overrides(primary, jobs[0])).hydra.sweeper.params if jobs else None
     return _product([*(f"{key}={value}" for key, value in params.items()), *overrides]) if params else jobs
 
 
@@ -179,12 +179,12 @@ def _product(overrides: list[str]) -> list[list[str]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    register()
+    register_schemas()
     for override in overrides:
         parse_override(override)
     loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(search.builtin_folder())))
     try:
-        # With the loader at hand, glob(*) over the options of a group can be expanded.
+        # Only with a loader can glob(*) be expanded to the options of a group.
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(
             [override for override in overrides if not _is_hydra(override)]
         )
@@ -193,30 +193,32 @@ def _product(overrides: list[str]) -> list[list[str]]:
         raise UserError(f"cannot sweep: {' '.join(str(error).split())}") from error
 
 
-def _preflight(primary: str, jobs: list[list[str]], hydra_overrides: list[str]) -> Config:
-    """Compose and check jobs until each swept value was seen once: the sum of the values, not their product."""
+def _preflight(primary: str, jobs: list[list[str]], hydra_overrides: list[str]) -> object:
+    """Compose and check jobs until every swept value has been seen: the sum of the values, not their product."""
     seen: set[str] = set()
-    first: Config | None = None
+    first: object = None
     for job in jobs:
         if first is None or not seen.issuperset(job):
-            config = typed(primary, compose_raw(primary, [*normalise(primary, job), *hydra_overrides]))
+            config = typed_config(primary, compose_raw(primary, [*normalise_overrides(primary, job), *hydra_overrides]))
             first = first or config
             seen.update(job)
     if first is None:
-        raise UserError("the sweep has no jobs: a glob matched nothing")
+        raise UserError("the sweep has no jobs, because a glob matches nothing; see distill configs ls")
     return first
 
 
 def _check_old_jobs(folder: Path, jobs: list[list[str]]) -> None:
     """Refuse to continue a sweep folder whose jobs had other overrides."""
     for number, job in enumerate(jobs):
-        recorded = (read_result(folder / str(number)) or {}).get("overrides")
-        if recorded is not None and _identity(recorded) != _identity(job):
-            was, now = shlex.join(recorded), shlex.join(job)
-            raise UserError(f"out={folder}: job {number} was {was}, now it would be {now}; use a new folder")
+        old = read_result(folder / str(number))
+        if old is not None and _identity(old.overrides) != _identity(job):
+            was, now = shlex.join(old.overrides), shlex.join(job)
+            raise UserError(
+                f"out={folder}: job {number} ran with {was} and would now run with {now}; choose another folder"
+            )
 
 
-def _identity(overrides: list[str]) -> set[str]:
+def _identity(overrides: Sequence[str]) -> set[str]:
     return {override for override in overrides if key_of(override) not in NEUTRAL_KEYS}
 
 
@@ -234,7 +236,7 @@ def _hydra_main(primary: str, flags: list[str], overrides: list[str], task: Call
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    register()
+    register_schemas()
     GlobalHydra.instance().clear()
     before = sys.argv
     # Flags first: Hydra's parser refuses a flag after an override.

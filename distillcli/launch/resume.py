@@ -1,4 +1,4 @@
-"""``resume=RUN``: the recorded overrides again, and a refusal of every change that would make it another run."""
+"""``resume=RUN``: the recorded overrides again, and a refusal of every change that would alter the result."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from yaml import YAMLError
 
 from distillcli.config.overrides import key_of
 from distillcli.config.ranges import nearest_path
-from distillcli.config.schema import TrainConfig
+from distillcli.config.schema import RunConfig
 from distillcli.errors import UserError
 
-# What may differ between the parts of one run: it changes where and how fast, never what is computed.
+# What may change when a run is resumed: these keys decide where and how fast it computes, never what.
 NEUTRAL_KEYS = frozenset(
     {
         "trainer.workers",
@@ -39,43 +39,41 @@ def recorded_overrides(run: Path) -> list[str]:
     """The overrides with which ``run`` was started. Raises UserError if it is not a run folder."""
     if not run.is_dir():
         raise UserError(
-            f"resume={run}: {'is a file, not a run folder' if run.exists() else 'does not exist'}" + near(run)
+            f"resume={run}: {'is a file, not a run folder' if run.exists() else 'does not exist'}" + _near(run)
         )
     file = run / "environment.json"
     try:
         overrides = json.loads(file.read_text("utf-8"))["overrides"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"resume={run}: is not a run folder, {file.name} is missing or broken") from error
+        raise UserError(f"resume={run}: not a run folder: {file.name} is missing or damaged") from error
     return [str(override) for override in overrides]
 
 
-def near(run: Path) -> str:
+def _near(run: Path) -> str:
     return "" if run.exists() else nearest_path(run)
 
 
-def merge(recorded: list[str], typed: list[str]) -> list[str]:
-    """``recorded`` with every key that was typed again replaced by its typed value, then the new ones."""
+def merge_overrides(recorded: list[str], typed: list[str]) -> list[str]:
+    """``recorded`` without the keys that were typed again, then what was typed."""
     replaced = {key_of(override) for override in typed}
     return [override for override in recorded if key_of(override) not in replaced] + typed
 
 
-def check_unchanged(run: Path, config: TrainConfig) -> list[str]:
-    """Compare with the config that ``run`` saved; return the allowed differences as ``key: old -> new``.
+def check_unchanged(run: Path, config: RunConfig) -> list[str]:
+    """Compare with the config that ``run`` saved; return the differences that are allowed as ``key: old -> new``.
 
     Raises UserError listing every other difference.
     """
     try:
         saved = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"resume={run}: its config.yaml is missing or broken") from error
+        raise UserError(f"resume={run}: its config.yaml is missing or damaged") from error
     old, new = _flatten(saved), _flatten(dataclasses.asdict(config))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     lines = {key: f"{key}: {_show(old, key)} -> {_show(new, key)}" for key in changed}
     refused = [line for key, line in lines.items() if key not in NEUTRAL_KEYS]
     if refused:
-        raise UserError(
-            f"resume={run}: this would be another run: {'; '.join(refused)}; start a new run without resume="
-        )
+        raise UserError(f"resume={run}: cannot resume with different settings ({'; '.join(refused)}); start a new run")
     return [line for key, line in lines.items() if key not in ("resume", "out")]
 
 

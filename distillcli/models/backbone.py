@@ -7,6 +7,7 @@ from ``forward_head(pre_logits=True)``; applying ``get_classifier()`` to it inst
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
 import urllib.parse
@@ -29,7 +30,9 @@ from distillcli.errors import UserError
 from distillcli.models.pointwise import use_linear
 from distillcli.models.preactivation import ending, kept_inputs, watched_activations
 from distillcli.reused_head import title
-from distillcli.types import LOGITS_ONLY, Output, Spec, Taps
+from distillcli.types import LOGITS_ONLY, Inputs, Output, Spec, Taps
+
+LOCAL_PREFIX = "local-dir:"
 
 
 class Backbone(nn.Module):
@@ -89,7 +92,7 @@ class Backbone(nn.Module):
         with kept_inputs(watched) if watched else contextlib.nullcontext(dict[int, Tensor]()) as given:
             if wanted:
                 features, maps = self.net.forward_intermediates(normalised, indices=wanted)
-            else:  # timm takes an empty list for a mistake
+            else:  # timm rejects an empty list
                 features, maps = self.net.forward_features(normalised), []
         by_number = dict(zip(wanted, maps, strict=True))
         before = {stage: given[stage] if stage in ended else by_number[stage] for stage in wanted}
@@ -148,27 +151,39 @@ def _per_channel(values: Sequence[float], channels: int) -> list[float]:
     return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
 
 
-def build(config: ModelConfig, classes: int, image_size: int, role: str, channels: int = 3) -> Backbone:
-    """The model of a config, its weights fresh or, if ``pretrained``, timm's. With 0 ``classes`` it has no classifier.
+def build(model: ModelConfig, inputs: Inputs, key: str) -> Backbone:
+    """The model of a config, its weights fresh or, if ``pretrained``, timm's.
 
-    ``image_size``: that of the views, where the config names none of its own. ``channels``: of the images; timm fits
-    the first layer of pretrained weights to other numbers than those they were trained with.
-    Own weights (``config.checkpoint``) are loaded by :mod:`distillcli.models.weights`. ``role`` names the config group
-    in messages. Raises UserError when timm cannot build the model so, or its weights cannot be fetched.
+    A model without an ``image_size`` of its own is built for that of the views. timm adapts the first layer of
+    pretrained weights to other numbers of channels than those they were trained with. Own weights (``checkpoint``) are
+    loaded by :mod:`distillcli.models.weights`. ``key``: where the config names the model, for messages (see
+    ``key_of``). Raises UserError when timm cannot build the model so, or its weights cannot be fetched.
     """
-    spec = describe(config, classes, image_size, role, channels)
-    size = config.image_size or image_size
+    spec = describe(model, inputs, key)
     try:
-        with _quick_without_network() if config.pretrained else contextlib.nullcontext():
-            net = timm.create_model(pretrained=config.pretrained, **_arguments(config, classes, size, channels))
+        with _quick_without_network() if model.pretrained else contextlib.nullcontext():
+            net = timm.create_model(pretrained=model.pretrained, **_arguments(model, inputs))
     except (OSError, RuntimeError) as error:
-        if not config.pretrained:
+        if not model.pretrained:
             raise
         raise UserError(
-            f"{role}.pretrained=true: no weights for {config.name} ({_first_line(error)}); run once with network "
-            f"access so that they are kept in {huggingface_hub.constants.HF_HUB_CACHE}, or use {role}.checkpoint=PATH"
+            f"{key_of(key, 'pretrained')}=true: no weights for {model.name} ({_first_line(error)}); run once with "
+            f"network access so that they are kept in {huggingface_hub.constants.HF_HUB_CACHE}, or use "
+            f"{key_of(key, 'checkpoint')}=PATH"
         ) from error
-    return Backbone(net, spec, size, resizes=config.image_size is not None)
+    return Backbone(net, spec, _image_size(model, inputs), resizes=model.image_size is not None)
+
+
+def fresh(model: ModelConfig) -> ModelConfig:
+    """The same model with fresh weights, all of them trained."""
+    return ModelConfig(model.name, args=model.args, image_size=model.image_size)
+
+
+def key_of(key: str, setting: str) -> str:
+    """The dotted key of a model's setting. ``key``: the config group of the model, such as ``student`` or
+    ``teacher.members[1]``; empty for a model that a checkpoint names by itself.
+    """
+    return f"{key}.{setting}" if key else setting
 
 
 def place(backbone: Backbone, device: torch.device, channels_last: bool | None) -> Backbone:
@@ -184,16 +199,40 @@ def place(backbone: Backbone, device: torch.device, channels_last: bool | None) 
     return backbone
 
 
-def describe(config: ModelConfig, classes: int, image_size: int, role: str, channels: int = 3) -> Spec:
+# Specs that were asked for before: a run asks for the same ones several times, and each costs a second.
+_described: dict[tuple[str, str, Inputs], Spec] = {}
+
+
+def describe(model: ModelConfig, inputs: Inputs, key: str) -> Spec:
     """Shapes, parameters and MACs, from a forward pass of one image on the meta device: no memory, no arithmetic.
 
     Raises UserError if timm cannot build the model with these arguments, or it cannot take images of this size.
     """
-    image_size = config.image_size or image_size
+    seen = dataclasses.replace(inputs, image_size=_image_size(model, inputs))
+    if model.name.startswith(LOCAL_PREFIX):  # its folder may be written again
+        return _described_anew(model, seen, key)
+    known = (model.name, repr(model.args), seen)
+    if known not in _described:
+        _described[known] = _described_anew(model, seen, key)
+    return _described[known]
+
+
+def build_on_meta(model: ModelConfig, inputs: Inputs, key: str) -> Backbone:
+    """The model without memory for its weights, which costs no more than their names and shapes."""
+    spec = describe(model, inputs, key)
+    return Backbone(_net_on_meta(model, inputs), spec, _image_size(model, inputs), resizes=model.image_size is not None)
+
+
+def _net_on_meta(model: ModelConfig, inputs: Inputs) -> Any:
+    with torch.device("meta"):
+        return timm.create_model(**_arguments(model, inputs))
+
+
+def _described_anew(model: ModelConfig, inputs: Inputs, key: str) -> Spec:
     try:
+        net = _net_on_meta(model, inputs).eval()
         with torch.device("meta"), torch.no_grad():
-            net = timm.create_model(**_arguments(config, classes, image_size, channels)).eval()
-            images = torch.zeros(1, channels, image_size, image_size)
+            images = torch.zeros(1, inputs.channels, inputs.image_size, inputs.image_size)
             with FlopCounterMode(display=False) as counter:
                 net(images)
             with watched_activations(net) as makers, torch.enable_grad():
@@ -201,14 +240,15 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str, chan
             embedding = net.forward_head(features, pre_logits=True)
             shape = features.shape
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        own = f", {key}.image_size and {key}.args" if key else ""
         raise UserError(
-            f"{role}.name={title(config)}: cannot be built for {classes} classes and images of {image_size} pixels "
-            f"with {channels} channels ({_first_line(error)}); check dataset.image_size, {role}.image_size and "
-            f"{role}.args"
+            f"{key_of(key, 'name') if key else 'checkpoint'}={title(model)}: cannot be built for {inputs.classes} "
+            f"classes and images of {inputs.image_size} pixels with {inputs.channels} channels "
+            f"({_first_line(error)}); check dataset.image_size{own}"
         ) from error
     return Spec(
-        name=title(config),
-        classes=classes,
+        name=title(model),
+        classes=inputs.classes,
         embedding_width=embedding.shape[1],
         stage_shapes=tuple((stage.shape[1], stage.shape[2], stage.shape[3]) for stage in maps),
         params=sum(parameter.numel() for parameter in net.parameters()),
@@ -216,14 +256,22 @@ def describe(config: ModelConfig, classes: int, image_size: int, role: str, chan
         # Transformers have tokens, or maps with the channels last, before their heads.
         feature_shape=(shape[1], shape[2], shape[3]) if len(shape) == 4 and shape[1] == net.num_features else None,
         endings=tuple(ending(stage, makers) for stage in maps),
-        channels=channels,
+        channels=inputs.channels,
     )
 
 
-def _arguments(config: ModelConfig, classes: int, image_size: int, channels: int) -> dict[str, Any]:
-    """Arguments of timm.create_model; models of a fixed input size are built for ``image_size``."""
+def _image_size(model: ModelConfig, inputs: Inputs) -> int:
+    return model.image_size or inputs.image_size
+
+
+def _arguments(model: ModelConfig, inputs: Inputs) -> dict[str, Any]:
+    """Arguments of timm.create_model; models of a fixed input size are built for the size of their images."""
     arguments: dict[str, Any] = resolve_model_input_args(
-        config.name, {"img_size": image_size}, num_classes=classes, in_chans=channels, **config.args
+        model.name,
+        {"img_size": _image_size(model, inputs)},
+        num_classes=inputs.classes,
+        in_chans=inputs.channels,
+        **model.args,
     )
     return arguments
 

@@ -10,17 +10,17 @@ from distillcli.errors import UserError, did_you_mean
 from distillcli.sources.label_files import read_class_map
 
 
-def teacher_classes(class_map: str | None, classes: tuple[str, ...]) -> tuple[str, ...]:
+def teacher_classes(class_map: str | None, classes: tuple[str, ...], key: str) -> tuple[str, ...]:
     """What the teacher calls each of ``classes``: what the file ``class_map`` says, or the same where it says nothing.
 
     Raises UserError when it cannot be read so, or names a class that the data does not have.
     """
     if class_map is None:
         return classes
-    names = read_class_map("class_map", Path(class_map))
+    names = read_class_map(key, Path(class_map))
     for name in names:
         if name not in classes:
-            raise UserError(f"class_map={class_map}: {name!r} is no class of the data{did_you_mean(name, classes)}")
+            raise UserError(f"{key}={class_map}: {name!r} is no class of the data{did_you_mean(name, classes)}")
     return tuple(names.get(name, name) for name in classes)
 
 

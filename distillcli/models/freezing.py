@@ -9,11 +9,11 @@ from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone
 
 
-def freeze(backbone: Backbone, which: str, role: str) -> None:
+def freeze(backbone: Backbone, which: str, key: str) -> None:
     """Freeze ``none`` of the layers, the ``backbone`` (all but the classifier), or the first N of timm's coarse groups.
 
     The groups are those of ``group_matcher(coarse=True)``: the stem, each stage or block, the head. Raises UserError
-    when the model has no such groups, or no more than N.
+    when the model has no such groups, or no more than N; ``key``: where the config names the model.
     """
     if which == "none":
         return
@@ -25,11 +25,11 @@ def freeze(backbone: Backbone, which: str, role: str) -> None:
             groups = group_parameters(net, net.group_matcher(coarse=True))
         except (AttributeError, AssertionError) as error:  # a few models have no groups, or no coarse ones
             raise UserError(
-                f"{role}.freeze={which}: timm does not group the layers of {backbone.spec.name}; use backbone or none"
+                f"{key}.freeze={which}: timm does not group the layers of {backbone.spec.name}; use backbone or none"
             ) from error
         if int(which) >= len(groups):
             raise UserError(
-                f"{role}.freeze={which}: {backbone.spec.name} has {len(groups)} groups of layers, the last one its "
+                f"{key}.freeze={which}: {backbone.spec.name} has {len(groups)} groups of layers, the last one its "
                 f"classifier; freeze at most {len(groups) - 1}, or backbone"
             )
         frozen = {name for group in range(int(which)) for name in groups[group]}

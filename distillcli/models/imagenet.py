@@ -8,25 +8,25 @@ import timm
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from distillcli.config.schema import ModelConfig
-from distillcli.models.backbone import Backbone, build
+from distillcli.models.backbone import Backbone, build, key_of
 from distillcli.models.class_names import knows
 from distillcli.models.weights import Weights, load_into, select_classes
+from distillcli.types import Inputs
 
 IMAGENET_CLASSES = 1000
 
 
-def open_pretrained(
-    model: ModelConfig, wanted: tuple[str, ...], image_size: int, role: str, channels: int = 3
-) -> Backbone:
+def open_pretrained(model: ModelConfig, wanted: tuple[str, ...], inputs: Inputs, key: str) -> Backbone:
     """timm's weights for ``model``, answering with the ``wanted`` classes of ImageNet, which they must know."""
     names = pretrained_classes(model.name, wanted)
     assert names is not None, "callers look first"
-    whole = build(dataclasses.replace(model, pretrained=True), len(names), image_size, role, channels)
+    whole_inputs = dataclasses.replace(inputs, classes=len(names))
+    whole = build(dataclasses.replace(model, pretrained=True), whole_inputs, key)
     if names == wanted:
         return whole
-    backbone = build(model, len(wanted), image_size, role, channels)
+    backbone = build(model, inputs, key)
     weights = Weights(whole.net.state_dict(), model.name, classes=names)
-    load_into(backbone, select_classes(weights, backbone, wanted, f"{role}.name"), role)
+    load_into(backbone, select_classes(weights, backbone, wanted, key_of(key, "name")), key)
     return backbone
 
 

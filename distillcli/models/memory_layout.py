@@ -14,46 +14,47 @@ from typing import Any
 
 import torch
 
-from distillcli.config.schema import ModelConfig, TrainConfig
-from distillcli.models.backbone import build, place
+from distillcli.config.schema import TrainConfig
+from distillcli.models.backbone import build, fresh, place
 from distillcli.runs.folder import fingerprint, locked, read_json, versions, write_json
 from distillcli.runtime import Runtime, autocast, from_main, resolve_precision
+from distillcli.types import Inputs
 
 TRIAL_STEPS = 5
 LAYOUTS = {True: "channels_last", False: "contiguous"}
 
 
-def settle_layout(config: TrainConfig, classes: int, runtime: Runtime) -> TrainConfig:
+def settle_layout(config: TrainConfig, inputs: Inputs, runtime: Runtime) -> TrainConfig:
     """``config`` with ``trainer.channels_last`` decided, on all ranks alike: as it was set, remembered, or measured."""
     if config.trainer.channels_last is not None:
         return config
-    answer = from_main(_remembered(config, classes, runtime) if runtime.is_main else None, runtime)
+    answer = from_main(_remembered(config, inputs, runtime) if runtime.is_main else None, runtime)
     trainer = dataclasses.replace(config.trainer, channels_last=answer == LAYOUTS[True])
     return dataclasses.replace(config, trainer=trainer)
 
 
-def _remembered(config: TrainConfig, classes: int, runtime: Runtime) -> str:
+def _remembered(config: TrainConfig, inputs: Inputs, runtime: Runtime) -> str:
     folder = Path(config.runs) / "cache"
     folder.mkdir(parents=True, exist_ok=True)
-    trial = _trial(config, classes, runtime)
+    trial = _trial(config, inputs, runtime)
     name = fingerprint(trial)
     with locked(folder, wait=True):
         known = read_json(folder / "layouts.json") or {}
         if name not in known:
-            seconds = measure_layouts(config, classes, runtime)
+            seconds = measure_layouts(config, inputs, runtime)
             known[name] = {**trial, "layout": min(seconds, key=seconds.__getitem__), "seconds": seconds}
             write_json(folder / "layouts.json", known)
     return str(known[name]["layout"])
 
 
-def _trial(config: TrainConfig, classes: int, runtime: Runtime) -> dict[str, Any]:
+def _trial(config: TrainConfig, inputs: Inputs, runtime: Runtime) -> dict[str, Any]:
     """All that can change which layout is faster, in plain words."""
     on_gpu = runtime.device.type == "cuda"
-    images = [_micro_batch(config, runtime), config.dataset.image_size]
+    images = [_micro_batch(config, runtime), config.student.image_size or inputs.image_size]
     return {
-        "model": [config.student.name, config.student.args, classes],
+        "model": [config.student.name, config.student.args, inputs.classes],
         # Three are left out as before there were others: what was measured then still counts.
-        "images": images if config.dataset.channels == 3 else [*images, config.dataset.channels],
+        "images": images if inputs.channels == 3 else [*images, inputs.channels],
         "precision": resolve_precision(config.trainer.precision, runtime.device),
         "device": torch.cuda.get_device_name() if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -61,16 +62,15 @@ def _trial(config: TrainConfig, classes: int, runtime: Runtime) -> dict[str, Any
     }
 
 
-def measure_layouts(config: TrainConfig, classes: int, runtime: Runtime) -> dict[str, float]:
+def measure_layouts(config: TrainConfig, inputs: Inputs, runtime: Runtime) -> dict[str, float]:
     """Seconds of a forward and a backward pass of the student on random images, by layout: medians of alternate turns.
 
     The first turn of each is for the libraries to choose their kernels.
     """
-    model, dataset = ModelConfig(config.student.name, args=config.student.args), config.dataset
-    size, channels = dataset.image_size, dataset.channels
+    model, size = fresh(config.student), config.student.image_size or inputs.image_size
     precision, device = resolve_precision(config.trainer.precision, runtime.device), runtime.device
-    students = {layout: place(build(model, classes, size, "student", channels), device, layout) for layout in LAYOUTS}
-    images = torch.rand(_micro_batch(config, runtime), channels, size, size, device=device)
+    students = {layout: place(build(model, inputs, "student"), device, layout) for layout in LAYOUTS}
+    images = torch.rand(_micro_batch(config, runtime), inputs.channels, size, size, device=device)
     turns: dict[bool, list[float]] = {layout: [] for layout in LAYOUTS}
     for _ in range(1 + TRIAL_STEPS):
         for layout, student in students.items():

@@ -1,9 +1,8 @@
-"""Weights in, from every form people keep them in, and out, in timm's folder format."""
+"""Weights from every form people keep them in."""
 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import hashlib
 import json
@@ -17,18 +16,16 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.models import clean_state_dict, get_model_args, load_state_dict
-from timm.models._hub import save_for_hf
 from torch import Tensor
 
 from distillcli import reused_head
 from distillcli.config.ranges import nearest_path
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
-from distillcli.models.backbone import Backbone
+from distillcli.models.backbone import LOCAL_PREFIX, Backbone, key_of
 from distillcli.models.class_names import columns
 
 HUB_PREFIX = "hf-hub:"
-LOCAL_PREFIX = "local-dir:"
 # Settings of an exported model that may not be those its architecture has by default.
 _KEPT = ("mean", "std", "classifier")
 # Arguments of a model that belong to the data it is built for, not to the weights.
@@ -39,7 +36,8 @@ _OF_THE_DATA = ("img_size", "num_classes", "in_chans")
 class Weights:
     """A state dict with what its file says about it; foreign files say little, hence the Nones.
 
-    ``classes``: () for a model without a head.
+    ``classes``: () for a model without a head, None where they have no names; ``class_count``: how many there are,
+    where the file says so. ``image_size``, ``channels``: of the images the model was trained on.
     """
 
     state: dict[str, Tensor]
@@ -47,20 +45,19 @@ class Weights:
     architecture: str | None = None
     args: dict[str, Any] = dataclasses.field(default_factory=dict)
     classes: tuple[str, ...] | None = None
+    class_count: int | None = None
     image_size: int | None = None
+    channels: int = 3
 
     @property
     def model(self) -> ModelConfig:
         """The config that builds this model. Raises UserError for a bare state dict, which does not name one."""
         if self.architecture is None:
             raise UserError(
-                f"checkpoint={self.origin}: holds weights without the name of their model; use a run folder or an "
-                "exported student/ folder"
+                f"{self.origin}: holds weights without the name of their model; use a run folder or an exported "
+                "student/ folder"
             )
         return ModelConfig(name=self.architecture, args=self.args, image_size=self.image_size)
-
-
-# --- in ------------------------------------------------------------------------------------------------------------
 
 
 def read_weights(what: str) -> Weights:
@@ -72,7 +69,7 @@ def read_weights(what: str) -> Weights:
         return _from_net(timm.create_model(what, pretrained=True), what)
     path = Path(what.removeprefix(LOCAL_PREFIX)).expanduser()
     if not path.exists():
-        raise UserError(f"checkpoint={what}: does not exist{nearest_path(path)}")
+        raise UserError(f"{what}: does not exist{nearest_path(path)}")
     if path.is_dir():
         return _from_folder(path)
     if path.suffix == ".safetensors" and (path.parent / "config.json").is_file():
@@ -88,7 +85,9 @@ def read_weights(what: str) -> Weights:
             architecture=content["model"]["name"],
             args=content["model"]["args"],
             classes=tuple(content["classes"]),
+            class_count=len(content["classes"]),
             image_size=content["image_size"],
+            channels=content.get("channels", 3),  # older checkpoints do not say
         )
     return Weights(load_state_dict(path, use_ema=True, device="cpu", weights_only=True), str(path))
 
@@ -101,19 +100,19 @@ def _from_folder(folder: Path) -> Weights:
     for name in ("last.pt", "previous.pt"):
         if (folder / "checkpoints" / name).is_file():
             return read_weights(str(folder / "checkpoints" / name))
-    raise UserError(f"checkpoint={folder}: neither a run folder with weights nor an exported model (config.json)")
+    raise UserError(f"{folder}: neither a run folder with weights nor an exported model (config.json)")
 
 
 def _from_exported(folder: Path) -> Weights:
     try:
         card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         architecture, settings = card["architecture"], card["pretrained_cfg"]
-        image_size = settings["input_size"][1]
+        channels, image_size, _ = settings["input_size"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'}: not the config of a timm model; export the model again") from error
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise UserError(f"checkpoint={folder}: model.safetensors is missing beside config.json")
+        raise UserError(f"{folder}: model.safetensors is missing beside config.json; export the model again")
     check_file(path)
     names = card.get("label_names")
     return Weights(
@@ -122,7 +121,9 @@ def _from_exported(folder: Path) -> Weights:
         architecture=architecture,
         args=_arguments(card.get("model_args", {}), settings),
         classes=tuple(names) if names else () if card.get("num_classes") == 0 else None,
+        class_count=len(names) if names else card.get("num_classes", settings.get("num_classes")),
         image_size=image_size,
+        channels=channels,
     )
 
 
@@ -141,7 +142,9 @@ def _from_net(net: Any, origin: str) -> Weights:
         architecture=settings["architecture"],
         args=_arguments(get_model_args(net), settings),
         classes=tuple(names) if names else None,
+        class_count=net.num_classes,
         image_size=settings["input_size"][1],
+        channels=settings["input_size"][0],
     )
 
 
@@ -197,10 +200,18 @@ def load_tensors(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_into(backbone: Backbone, weights: Weights, role: str, new_head: bool = False) -> None:
+def load_into(backbone: Backbone, weights: Weights, key: str, new_head: bool = False) -> None:
     """Copy ``weights`` into the backbone; with ``new_head`` its classifier, if any, keeps its fresh initialisation.
 
-    Raises UserError when names or shapes do not match, naming the first ones: never a random layer in silence.
+    Raises UserError as ``matched`` does: never a random layer in silence.
+    """
+    backbone.net.load_state_dict(matched(backbone, weights, key, new_head))
+
+
+def matched(backbone: Backbone, weights: Weights, key: str, new_head: bool = False) -> dict[str, Tensor]:
+    """The state dict that ``load_into`` copies. Raises UserError when names or shapes differ, naming the first ones.
+
+    ``key``: where the config names the model, as in ``backbone.key_of``; for messages.
     """
     state = weights.state
     own = backbone.net.state_dict()
@@ -209,34 +220,35 @@ def load_into(backbone: Backbone, weights: Weights, role: str, new_head: bool = 
         state |= {name: value for name, value in own.items() if name.startswith(backbone.classifier)}
     wrong = sorted(own.keys() ^ state.keys())
     wrong += [name for name, value in state.items() if name in own and own[name].shape != value.shape]
-    if wrong:
-        if weights.architecture == reused_head.NAME:
-            raise UserError(
-                f"{role}.checkpoint={weights.origin}: a student that ends in its teacher's head, which {role}.name="
-                f"{backbone.spec.name} does not; use {role}.name=local-dir:RUN/student {role}.pretrained=true"
-            )
-        named = f" (it names {weights.architecture})" if weights.architecture else ""
+    if not wrong:
+        return state
+    given, named = f"{key_of(key, 'checkpoint')}={weights.origin}", backbone.spec.name
+    if weights.architecture == reused_head.NAME and key:
         raise UserError(
-            f"{role}.checkpoint={weights.origin}{named}: does not fit {role}.name={backbone.spec.name}: "
-            f"{len(wrong)} of {len(own)} tensors differ, first {wrong[0]}; set {role}.name to the model of the "
-            f"checkpoint, {role}.image_size to its size{f' of {weights.image_size}' if weights.image_size else ''}, "
-            "and dataset.channels to its channels"
+            f"{given}: a student that ends in its teacher's head, which {key}.name={named} does not; use "
+            f"{key}.name=local-dir:RUN/student {key}.pretrained=true"
         )
-    backbone.net.load_state_dict(state)
+    holds = f" (it names {weights.architecture})" if weights.architecture else ""
+    size = f" of {weights.image_size}" if weights.image_size else ""
+    fixes = [f"{key}.name to the model of the checkpoint", f"{key}.image_size to its size{size}"] if key else []
+    raise UserError(
+        f"{given}{holds}: does not fit {f'{key}.name=' if key else ''}{named}: {len(wrong)} of {len(own)} tensors "
+        f"differ, first {wrong[0]}; set {', '.join([*fixes, 'dataset.channels to its channels'])}"
+    )
 
 
-def knows_classes(weights: Weights, backbone: Backbone, classes: tuple[str, ...]) -> bool:
+def knows_classes(weights: Weights, backbone: Backbone, classes: tuple[str, ...], key: str) -> bool:
     """Whether the classifier in ``weights`` is one for ``classes``; without names, their number must do.
 
-    Raises UserError if the names are the same in another order: every prediction would be scrambled.
+    ``key``: where the config names the model. Raises UserError if the names are the same in another order: every
+    prediction would be scrambled.
     """
     if weights.classes is None:
-        head = weights.state.get(f"{backbone.classifier[0]}weight")
-        return (0 if head is None else len(head)) == len(classes)
+        return _width(weights, backbone) == len(classes)
     if weights.classes != classes and sorted(weights.classes) == sorted(classes):
         raise UserError(
-            f"checkpoint={weights.origin}: its classes are those of the data in another order, so its answers would be "
-            "scrambled; use the data set it was trained on, or train it again"
+            f"{key_of(key, 'checkpoint')}={weights.origin}: its classes are those of the data in another order, so its "
+            "predictions would be scrambled; use the dataset it was trained on, or train it again"
         )
     return weights.classes == classes
 
@@ -248,17 +260,20 @@ def select_classes(weights: Weights, backbone: Backbone, wanted: tuple[str, ...]
     names must have as many classes as are wanted. Raises UserError, which begins with ``key``, for the first class
     that is missing.
     """
-    if weights.classes is None and knows_classes(weights, backbone, wanted):
+    if weights.classes is None and _width(weights, backbone) == len(wanted):
         return weights
     others = "" if weights.classes is None else _first_names(weights.classes)
     refusal = f"{key}={weights.origin}: its classes are not the {len(wanted)} of the data{others}"
-    fix = f"fit it with a new classifier by {key.rpartition('.')[0]}.fit.mode=always"
+    fix = "fit it with a new classifier by teacher.fit.mode=always"
     if weights.classes is None:
         raise UserError(f"{refusal}, and it does not name them; {fix}")
     try:
         rows = columns(wanted, weights.classes)
     except KeyError as error:
-        raise UserError(f"{refusal}: {error.args[0]!r} is not there once; name it in a class_map, or {fix}") from error
+        raise UserError(
+            f"{refusal}: class {error.args[0]!r} is missing or appears twice; map it with "
+            f"{key.rpartition('.')[0]}.class_map, or {fix}"
+        ) from error
     state = dict(weights.state)
     for name, value in weights.state.items():
         if name.startswith(backbone.classifier):
@@ -268,6 +283,12 @@ def select_classes(weights: Weights, backbone: Backbone, wanted: tuple[str, ...]
                 )
             state[name] = value[rows]
     return dataclasses.replace(weights, state=state, classes=wanted)
+
+
+def _width(weights: Weights, backbone: Backbone) -> int:
+    """How many classes the classifier in ``weights`` has; 0 without one."""
+    head = weights.state.get(f"{backbone.classifier[0]}weight")
+    return 0 if head is None else len(head)
 
 
 def _first_names(classes: tuple[str, ...]) -> str:
@@ -281,28 +302,3 @@ def weights_fingerprint(state: dict[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-# --- out -----------------------------------------------------------------------------------------------------------
-
-
-def export(backbone: Backbone, folder: Path, classes: tuple[str, ...], crop_fraction: float) -> None:
-    """Write ``config.json`` and ``model.safetensors``: ``timm.create_model('local-dir:FOLDER', pretrained=True)``.
-
-    The config carries class names and preprocessing, so that the folder is all that a deployment needs.
-    """
-    net = copy.deepcopy(backbone.net).cpu().to(memory_format=torch.contiguous_format)
-    channels = backbone.spec.channels
-    save_for_hf(
-        net,
-        folder,
-        model_config={"label_names": list(classes)},
-        safe_serialization=True,
-        data_config={
-            "input_size": (channels, backbone.image_size, backbone.image_size),
-            "mean": tuple(backbone.mean.flatten().tolist()),
-            "std": tuple(backbone.std.flatten().tolist()),
-            "crop_pct": crop_fraction,
-            "interpolation": "bilinear",
-        },
-    )

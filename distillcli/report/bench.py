@@ -1,4 +1,4 @@
-"""The parts of a training step: what they took, against what the device can do, and what that means."""
+"""Where the time of a training step goes, how much of the device it uses, and what to change."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ WORDS = {
     "backward": "student backward",
     "optimizer": "optimizer",
 }
-# Below these shares of a step a part is not worth a word.
+# Parts that take less than these shares of a step are not worth mentioning.
 DATA_SHARE, TEACHER_SHARE, OPTIMIZER_SHARE, ARITHMETIC_SHARE = 0.2, 0.25, 0.15, 0.25
 
 
 @dataclass(frozen=True)
 class Profile:
-    """``milliseconds``: median of each part of a step. ``peak_flops``: a second, measured, by precision.
+    """``milliseconds``: median of each part of a step. ``peak_flops``: FLOP/s of a matrix product, by precision.
 
-    ``teacher_share`` and ``student_share``: arithmetic of the model divided by its time and by that peak; the student's
-    backward pass counts as two forward passes. ``memory_bytes``: the most that the process (CPU) or its tensors (GPU)
-    held at once.
+    ``teacher_share`` and ``student_share``: the FLOP/s a model reaches as a share of that peak; the student's backward
+    pass counts as two forward passes. ``memory_bytes``: peak memory of the process (CPU) or of its tensors (GPU).
     """
 
     batch_size: int
@@ -46,7 +45,7 @@ class Profile:
 
     @property
     def images_per_second_cached(self) -> float:
-        """What is left when the teacher's answers come from the cache."""
+        """The rate when the teacher's outputs come from the cache."""
         return 1000 * self.batch_size / (self.step_milliseconds - self.milliseconds["teacher"])
 
 
@@ -70,33 +69,33 @@ def summary(found: Profile) -> list[str]:
     peaks = ", ".join(f"{count(flops)}FLOP/s in {name}" for name, flops in found.peak_flops.items())
     rates = f"{found.images_per_second:.0f} images/s"
     if found.teacher_precision is not None:
-        rates += f", {found.images_per_second_cached:.0f} once the teacher's answers are cached"
+        rates += f", {found.images_per_second_cached:.0f} once the teacher's outputs are cached"
     return [
         f"{rates}.",
-        f"Peak memory {count(found.memory_bytes)}B; peak of a matrix product {peaks}; the student's share of it counts "
-        "forward and backward.",
+        f"Peak memory: {count(found.memory_bytes)}B. A large matrix product reaches {peaks}; the student's share of "
+        "that peak covers its forward and backward pass.",
         suggestion(found),
     ]
 
 
 def suggestion(found: Profile) -> str:
-    """What holds this step back most, and the key that changes it."""
+    """The bottleneck of this step, and the key to change."""
     step, spent = found.step_milliseconds, found.milliseconds
     if spent["data"] > DATA_SHARE * step:
         return (
-            "The data is what holds the step back: raise dataset.memory_gb so that images stay decoded in memory, or "
+            "Loading data is the bottleneck: raise dataset.memory_gb so that decoded images stay in memory, or "
             "trainer.workers if they do not fit."
         )
     if spent["teacher"] > TEACHER_SHARE * step:
         return (
-            "The teacher is what holds the step back: with teacher.cache.views=K only the first K epochs ask it, and "
-            "later runs on the same views do not ask it at all."
+            "The teacher is the bottleneck: with teacher.cache.views=K it runs in the first K epochs only, and later "
+            "runs on the same views do not run it at all."
         )
     if spent["optimizer"] > OPTIMIZER_SHARE * step:
-        return "The optimizer is what holds the step back: larger batches (trainer.batch_size) need fewer of its steps."
+        return "The optimizer is the bottleneck: larger batches (trainer.batch_size) need fewer optimizer steps."
     if found.student_share < ARITHMETIC_SHARE:
         return (
-            "The student is what holds the step back, by memory traffic and overhead more than by arithmetic: larger "
-            "batches (trainer.batch_size) use the device better."
+            "The student is the bottleneck, through memory traffic and overhead rather than arithmetic: larger batches "
+            "(trainer.batch_size) use the device better."
         )
-    return "The student's own arithmetic is what holds the step back: a smaller student or smaller images."
+    return "The student's arithmetic is the bottleneck: only a smaller student or smaller images are faster."

@@ -1,7 +1,7 @@
-"""What a person sees on the terminal: the opening panel, the epochs, the closing table, warnings.
+"""Everything printed on the terminal: the opening panel, epoch lines, the closing table, warnings.
 
-Printing never ends a training: a closed pipe, a full disk behind ``> log`` or a terminal without Unicode only costs
-the output. Class names, paths and config values are user text and are never read as markup or escape codes.
+Printing never ends a run: a closed pipe, a full disk behind ``> log`` or a terminal without Unicode only loses output.
+Class names, paths and config values are user text and are never read as markup or escape codes.
 """
 
 from __future__ import annotations
@@ -22,30 +22,13 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
-from distillcli.report.format import (
-    DASH,
-    Grid,
-    best_sentence,
-    clean,
-    closing_grid,
-    count,
-    evaluation_grid,
-    fixed,
-    gap_sentence,
-    heading,
-    imports_for_timm,
-    load_line,
-    number,
-    significant,
-    size_words,
-    status_sentence,
-    text,
-    timing_words,
-    transposed,
-)
+from distillcli.report.format import Grid, clean, count, fixed, significant, size_words, transposed
+from distillcli.report.grids import data_words, evaluation_grid
+from distillcli.report.sections import Block, Bullets, Code, Picture, Sentence, Table, report_sections
+from distillcli.runs.result import DatasetFacts, Measured, Result, finite
 
 # For terminals that cannot show them (LANG=C).
 _ASCII = str.maketrans({"×": "x", "–": "-", "—": "-", "±": "+/-", "·": "*", "…": "...", "→": "->"})  # noqa: RUF001
@@ -111,7 +94,7 @@ class _Stream:
             os.dup2(null, stream.fileno())
             os.close(null)
         if self.name == "stdout" and not isinstance(error, BrokenPipeError):
-            warn(f"nothing more is written to stdout: {error}")
+            warn(f"stdout cannot be written, so nothing more is printed: {error}")
 
 
 def _console(name: str) -> Console:
@@ -121,14 +104,14 @@ def _console(name: str) -> Console:
 CONSOLE = _console("stdout")
 ERRORS = _console("stderr")
 
-LOG = logging.getLogger("distillcli")  # train.log gets what was said, and the traceback of what failed
+LOG = logging.getLogger("distillcli")  # train.log gets every printed line, and the traceback of a failure
 
-_live: list[Bar] = []  # the bar that is on the terminal now, at most one
+_live: list[Bar] = []  # the progress bar on the terminal now, at most one
 
 
 @contextlib.contextmanager
 def _bar_paused() -> Iterator[None]:
-    """Take the bar off the terminal while something is written to the other stream."""
+    """Remove the bar from the terminal while the other stream is written."""
     for bar in _live:
         bar.stop()
     try:
@@ -139,7 +122,7 @@ def _bar_paused() -> Iterator[None]:
 
 
 def say(words: str = "") -> None:
-    """One line on stdout, never broken, so that it can be copied and searched."""
+    """One line on stdout, never wrapped, so that it can be copied and searched."""
     LOG.info("%s", words)
     CONSOLE.print(Text(clean(words)), soft_wrap=True)
 
@@ -152,14 +135,14 @@ def warn(words: str) -> None:
 
 
 def sentence(words: str, style: str = "") -> None:
-    """A sentence on stdout, broken between words at the terminal's width; nothing when it is empty."""
+    """A sentence on stdout, wrapped at the terminal's width; nothing when it is empty."""
     if words:
         CONSOLE.print(Text(clean(words), style=style))
 
 
 @dataclass(frozen=True)
 class Opening:
-    """The facts of a run before its first step. ``teacher`` is None for the run of a teacher or a control."""
+    """What is known of a run before its first step. ``teacher`` is None where no teacher is needed."""
 
     student: str  # timm name
     student_params: int | None
@@ -167,12 +150,7 @@ class Opening:
     teacher: str | None
     teacher_params: int | None
     teacher_macs: int | None
-    dataset: str
-    classes: int
-    train: int  # images of each part
-    labelled: int  # of the training images
-    val: int
-    test: int
+    dataset: DatasetFacts
     objective: str  # in words: "0.1·ce + 0.9·kl(T=4)"
     device: str  # "cpu, 8 threads" or the GPU's name
     precision: str
@@ -194,15 +172,11 @@ def opening(facts: Opening) -> None:
         rows.append(
             ("", size_words(facts.teacher_params, facts.student_params, facts.teacher_macs, facts.student_macs))
         )
-    parts = ", ".join(
-        f"{size:,} {part}" for part, size in (("train", facts.train), ("val", facts.val), ("test", facts.test)) if size
-    )
-    some = f" ({facts.labelled:,} of the training images labelled)" if facts.labelled < facts.train else ""
-    rows.append(("data", f"{facts.dataset}, {facts.classes} classes: {parts}{some}"))
+    rows.append(("data", data_words(facts.dataset)))
     rows.append(("objective", facts.objective))
     rows.append(("device", f"{facts.device}, {facts.precision}"))
     rows.append(("run folder", facts.run))
-    table = Table.grid(padding=(0, 2))
+    table = RichTable.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, words in rows:
@@ -213,23 +187,22 @@ def opening(facts: Opening) -> None:
 
 def epoch_line(label: str, epochs: int, train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """``student  epoch  3/10  loss 1.234  ce 0.900  kl 0.300  val top-1 81.5  lr 0.0029  912 img/s``"""
-    number_of_epoch = number(train, "epoch")
-    counter = DASH if number_of_epoch is None else f"{number_of_epoch:.0f}"
-    cells = [label, f"epoch {counter:>{len(str(epochs))}}/{epochs}", f"loss {fixed(number(train, 'loss'), 3)}"]
-    cells += [f"{key[5:]} {fixed(number(train, key), 3)}" for key in train if key.startswith("loss/")]
+    counter = fixed(finite(train.get("epoch")), 0)
+    cells = [label, f"epoch {counter:>{len(str(epochs))}}/{epochs}", f"loss {fixed(finite(train.get('loss')), 3)}"]
+    cells += [f"{key[5:]} {fixed(finite(value), 3)}" for key, value in train.items() if key.startswith("loss/")]
     if evaluation:
-        top1, divergence = (number(evaluation, key) for key in ("top1", "kl_to_teacher"))
+        top1, divergence = (finite(evaluation.get(key)) for key in ("top1", "kl_to_teacher"))
         shown = f"top-1 {fixed(top1)}" if divergence is None else f"KL to teacher {fixed(divergence, 3)}"
-        cells.append(f"{text(evaluation, 'split') or 'val'} {shown}")
-    cells.append(f"lr {significant(number(train, 'lr'), 2)}")
-    cells.append(f"{fixed(number(train, 'images_per_second'), 0)} img/s")
+        cells.append(f"{evaluation.get('split', 'val')} {shown}")
+    cells.append(f"lr {significant(finite(train.get('lr')), 2)}")
+    cells.append(f"{fixed(finite(train.get('images_per_second')), 0)} img/s")
     return "  ".join(cells)
 
 
 class Progress:
-    """The running epoch as a bar, on a terminal only, and one plain line per finished epoch, always.
+    """A bar for the current epoch, on terminals only, and one plain line per finished epoch, always.
 
-    ``done`` is the number of optimizer steps a resumed run has behind it.
+    ``done``: optimizer steps a resumed run has already taken.
     """
 
     def __init__(self, label: str, epochs: int, steps_per_epoch: int, done: int = 0) -> None:
@@ -273,7 +246,7 @@ class Progress:
             self.bar = None
 
     def step(self, loss: float | None) -> None:
-        """After every optimizer step. None leaves the loss shown as it is: reading it may cost a synchronisation."""
+        """Call after every optimizer step. None keeps the loss on display: reading it may force a synchronisation."""
         if self.bar is None:
             return
         if loss is None:
@@ -282,7 +255,7 @@ class Progress:
             self.bar.update(self.task, advance=1, loss=f"loss {loss:.3f}")
 
     def epoch(self, train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
-        """After every epoch, with the two objects that go to ``metrics.jsonl``; ``evaluation`` may be empty."""
+        """Call after every epoch with its two rows of ``metrics.jsonl``; ``evaluation`` may be empty."""
         say(epoch_line(self.label, self.epochs, train, evaluation))
         self.finished += 1
         if self.bar is not None:
@@ -293,19 +266,24 @@ class Progress:
 
 
 def grid_width(grid: Grid) -> int:
-    """Columns of the terminal that a grid needs without breaking a cell."""
+    """Terminal columns that a grid needs without wrapping a cell."""
     widths = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in transposed(grid)]
     return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _cleaned_lines(words: str) -> str:
+    return "\n".join(clean(line) for line in words.split("\n"))
 
 
 def print_grid(grid: Grid, numbers_from: int = 1, upright: bool = True) -> None:
     """A plain table; columns from ``numbers_from`` on are right-aligned.
 
-    With ``upright=False`` the rows become the columns, and line breaks of the header become spaces.
+    ``upright=False`` turns rows into columns, and line breaks in the header into spaces.
     """
+    grid = [[_cleaned_lines(cell) for cell in grid[0]], *([clean(cell) for cell in row] for row in grid[1:])]
     if not upright:
         grid = transposed([[cell.replace("\n", " ") for cell in grid[0]], *grid[1:]])
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for index, name in enumerate(grid[0]):
         justify = "left" if index < numbers_from else "right"
         table.add_column(Text(name, style="bold"), justify=justify, vertical="top", overflow="fold")  # type: ignore[arg-type]
@@ -314,29 +292,34 @@ def print_grid(grid: Grid, numbers_from: int = 1, upright: bool = True) -> None:
     CONSOLE.print(table)
 
 
-def closing_table(result: Mapping[str, Any], folder: Path) -> None:
-    """Teacher, student and control side by side, what the teacher was worth, and how to load the student."""
-    CONSOLE.print()
-    sentence(heading(result), "bold")
-    sentence(status_sentence(result), "red")
-    grid = closing_grid(result)
-    if len(grid) > 1:
-        CONSOLE.print()
-        print_grid(grid, upright=grid_width(grid) <= CONSOLE.width)
-        CONSOLE.print()
-    sentence(gap_sentence(result) if text(result, "status") == "ok" else "", "bold")
-    sentence(best_sentence(result))
-    timings = timing_words(result)
-    sentence(f"Time: {timings}." if timings else "")
-    if (folder / "student").is_dir():
-        CONSOLE.print()
-        sentence("Load the student:")
-        for line in [*imports_for_timm(folder), load_line(folder)]:
-            say(f"  {line}")
+def closing_table(result: Result, folder: Path) -> None:
+    """The end of a run: its models side by side, what the teacher was worth, and how to load the student."""
+    for section in report_sections(result, folder):
+        if section.brief:
+            CONSOLE.print()
+            for block in section.blocks:
+                _print_block(block)
 
 
-def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Every metric of one model, or of several side by side."""
+def _print_block(block: Block) -> None:
+    match block:
+        case Sentence(words, tone):
+            sentence(words, {"plain": "", "strong": "bold", "alarming": "red"}[tone])
+        case Table(grid, numbers_from):
+            print_grid(grid, numbers_from, upright=grid_width(grid) <= CONSOLE.width)
+            CONSOLE.print()
+        case Bullets(items):
+            for item in items:
+                sentence(f"- {item}")
+        case Code(text):
+            for line in text.split("\n"):
+                say(f"  {line}")
+        case Picture(file, shows):
+            say(f"{shows}: {file}")
+
+
+def evaluation_table(rows: Sequence[tuple[str, Measured]]) -> None:
+    """Every metric of one model, or of several side by side, each under its label."""
     if not rows:
         return
     grid = evaluation_grid(rows)

@@ -1,4 +1,4 @@
-"""``curves.png``: how the student learned, beside its control and its teacher.
+"""``curves.png``: the student's accuracy and loss per epoch, beside its control and its teacher.
 
 matplotlib is used through its objects and never through pyplot, whose state is global and which may ask for a display.
 It takes a good part of a second to import and is therefore imported where something is drawn.
@@ -11,26 +11,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillcli.report.format import MODELS, clean, fixed, number, part, text
-from distillcli.runs.folder import read_metrics, read_result
+from distillcli.report.format import clean, fixed
+from distillcli.report.models import MODELS, trained_label
+from distillcli.runs.folder import read_metrics
+from distillcli.runs.result import Measured, Result, finite, read_result, top1_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart with any colour vision, and in grey by its brightness.
+# Okabe and Ito's palette: distinct with any colour vision, and by brightness in greyscale.
 COLOURS = {"student": "#0072B2", "baseline": "#D55E00", "teacher": "#000000"}
 TERM_COLOURS = ["#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"]
 DPI = 120
 
 
 def plot_text(words: str) -> str:
-    """User text for matplotlib, which reads what stands between dollar signs as mathematics."""
+    """User text for matplotlib, which takes text between dollar signs for mathematics."""
     return clean(words).replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG. A letter that the font does not have is drawn as a box and is no reason for a warning."""
+    """Write a PNG. A letter that the font lacks is drawn as a box, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(path, format="png")
@@ -45,34 +47,31 @@ def tidy(axes: Axes) -> None:
 
 
 def points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of one number, without the rows that lack it."""
-    pairs = [(number(row, "epoch"), number(row, key)) for row in rows]
+    """Epochs and values of one metric, skipping rows without it."""
+    pairs = [(finite(row.get("epoch")), finite(row.get(key))) for row in rows]
     known = [(epoch, value) for epoch, value in pairs if epoch is not None and value is not None]
     return [epoch for epoch, _ in known], [value for _, value in known]
 
 
 def _evaluations(folder: Path) -> list[dict[str, Any]]:
-    rows = [row for row in read_metrics(folder) if text(row, "kind") == "eval"]
-    on_val = [row for row in rows if text(row, "split") == "val"]
+    rows = [row for row in read_metrics(folder) if row.get("kind") == "eval"]
+    on_val = [row for row in rows if row.get("split") == "val"]
     return on_val or rows
 
 
-def _other_run(result: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """The evaluations of the control's or the teacher's own run folder, as far as it is still there."""
-    run = part(result, name)
-    return _evaluations(Path(str(run["run"]))) if text(run, "run") else []
+def _other_run(model: Measured | None) -> list[dict[str, Any]]:
+    """The evaluations in the run folder of the control or the teacher; none if the folder is gone."""
+    return _evaluations(Path(model.run)) if model is not None and model.run else []
 
 
-def _draw_accuracy(axes: Axes, folder: Path, result: Mapping[str, Any], marker: str | None) -> None:
-    if points(_evaluations(folder), "kl_to_teacher")[0]:  # it is measured there where no labels are
+def _draw_accuracy(axes: Axes, folder: Path, result: Result, marker: str | None) -> None:
+    if points(_evaluations(folder), "kl_to_teacher")[0]:  # measured only where there are no labels
         _draw_divergence(axes, folder, marker)
         return
-    control = {"baseline": _other_run(result, "baseline")}
-    for name, rows in {**control, "student": _evaluations(folder)}.items():
+    for name, rows in {"baseline": _other_run(result.baseline), "student": _evaluations(folder)}.items():
         epochs, top1 = points(rows, "top1")
         if epochs:
-            role = text(result, "role")
-            label = MODELS[name] if name == "baseline" or role in {"", "student"} else role
+            label = trained_label(result) if name == "student" else MODELS[name]
             axes.plot(
                 epochs,
                 top1,
@@ -84,13 +83,13 @@ def _draw_accuracy(axes: Axes, folder: Path, result: Mapping[str, Any], marker: 
                 label=f"{label} {fixed(top1[-1])} %",
             )
             if name == "student":
-                best = number(result, "best", "epoch")
-                if best in epochs:
+                best = result.best.epoch if result.best else None
+                if best is not None and best in epochs:
                     at = epochs.index(best)
                     circle = {"markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.5}
-                    axes.plot([best], [top1[at]], "o", color=COLOURS[name], label=f"best epoch {best:.0f}", **circle)  # type: ignore[arg-type]
-    _, teacher = points(_other_run(result, "teacher"), "top1")
-    level, where = (teacher[-1], "") if teacher else (number(result, "teacher", "top1"), text(result, "evaluated_on"))
+                    axes.plot([best], [top1[at]], "o", color=COLOURS[name], label=f"best epoch {best}", **circle)  # type: ignore[arg-type]
+    _, teacher = points(_other_run(result.teacher), "top1")
+    level, where = (teacher[-1], None) if teacher else (top1_of(result.teacher), result.evaluated_on)
     if level is not None:
         label = f"teacher {fixed(level)} %" + (f" (on {where})" if where and where != "val" else "")
         axes.axhline(level, color=COLOURS["teacher"], linewidth=1.5, linestyle=":", label=label)
@@ -107,7 +106,7 @@ def _draw_divergence(axes: Axes, folder: Path, marker: str | None) -> None:
 
 
 def _draw_loss(axes: Axes, folder: Path, marker: str | None) -> None:
-    rows = [row for row in read_metrics(folder) if text(row, "kind") == "train"]
+    rows = [row for row in read_metrics(folder) if row.get("kind") == "train"]
     terms = list(dict.fromkeys(key for row in rows for key in row if key.startswith("loss/")))
     drawn: list[float] = []
     for index, key in enumerate(["loss", *terms]):
@@ -134,15 +133,15 @@ def _draw_loss(axes: Axes, folder: Path, marker: str | None) -> None:
 def draw_curves(folder: Path) -> Path:
     """Draw ``curves.png`` from ``metrics.jsonl``: validation accuracy per epoch, and the loss with its terms.
 
-    The control's and the teacher's curves come from the run folders that ``result.json`` names. A run that has no
-    result yet, or no metrics, gives a picture that says so.
+    The curves of control and teacher come from the run folders named in ``result.json``. Without metrics the picture
+    says that no epoch is finished.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    result = read_result(folder) or {}
-    longest = max(len(_evaluations(folder)), len(_other_run(result, "baseline")))
+    result = read_result(folder) or Result()
+    longest = max(len(_evaluations(folder)), len(_other_run(result.baseline)))
     marker = "o" if longest <= 30 else None  # a single epoch is a point, which a line alone does not show
     figure = Figure(figsize=(11, 4.2), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -159,7 +158,7 @@ def draw_curves(folder: Path) -> Path:
             axes.legend(frameon=False)
         else:
             axes.text(0.5, 0.5, "no finished epoch", transform=axes.transAxes, ha="center", color="#666666")
-    name = text(result, "name")
+    name = result.name
     if name:
         figure.suptitle(plot_text(name if len(name) <= 80 else name[:79] + "…"))
     return save(figure, folder / "curves.png")

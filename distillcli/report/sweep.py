@@ -1,26 +1,37 @@
-"""The end of a sweep: one table over its jobs on screen, as CSV, as JSON and as Markdown, and a picture.
+"""The end of a sweep: its jobs in one table, on screen, as CSV, JSON and Markdown, and as a picture.
 
-It is called whatever became of the jobs, so a job may have failed, been interrupted, or left no result at all.
+Any job may have failed, been interrupted, or left no result at all.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.cells import cell_len
 
 from distillcli.report.console import CONSOLE, grid_width, print_grid, say, sentence
-from distillcli.report.format import DASH, MODELS, Grid, clean, count, fixed, number, part, percent, seconds, text
-from distillcli.report.jobs import Job, by_accuracy, differs, read_jobs, seed_summary, value_of, varying_keys
+from distillcli.report.format import DASH, Grid, count, fixed, percent, seconds
 from distillcli.report.markdown import escaped, fenced, markdown_table
+from distillcli.report.models import MODELS, model_of
 from distillcli.report.sweep_csv import sweep_csv
+from distillcli.report.sweep_jobs import (
+    SeedSummary,
+    Spread,
+    SweepJob,
+    by_accuracy,
+    differs,
+    read_jobs,
+    seed_summary,
+    value_of,
+    varying_keys,
+)
 from distillcli.report.sweep_plot import draw_sweep, swept_number
 from distillcli.runs.folder import write_json, write_text
+from distillcli.runs.result import EpochNumbers, Measured, to_json
 
-# On a narrow terminal these columns go first; the files always have them.
+# Columns a narrow terminal leaves out, in this order; the files have them all.
 _LEAST_IMPORTANT = ["ECE", "NLL", "top-5\n%", "seconds", "best\n%", "agreement\n%"]
 _LONGEST_VALUE = 28  # columns of the terminal for one overridden value
 
@@ -35,7 +46,7 @@ def _elide(words: str) -> str:
     return words
 
 
-def _table(jobs: Sequence[Job], keys: Sequence[str]) -> Grid:
+def _table(jobs: Sequence[SweepJob], keys: Sequence[str]) -> Grid:
     """Header and one row per job, the best student first. Teacher and control are columns only where they differ."""
     others = [name for name in ("teacher", "baseline") if differs(jobs, name)]
     short = {"teacher": "teacher\n%", "baseline": "control\n%"}
@@ -49,23 +60,22 @@ def _table(jobs: Sequence[Job], keys: Sequence[str]) -> Grid:
         ]
     ]
     for job in by_accuracy(jobs):
+        student, best = job.result.student or Measured(), job.result.best or EpochNumbers()
         grid.append(
             [
-                clean(job.name),
+                job.name,
                 *(value_of(job, key) or DASH for key in keys),
-                *(fixed(number(job.result, "student", name)) for name in ("top1", "top5", "agreement")),
-                fixed(number(job.result, "best", "top1")),
-                *(fixed(number(job.result, name, "top1")) for name in others),
-                *(fixed(number(job.result, "student", name), 3) for name in ("nll", "ece")),
-                fixed(number(job.result, "seconds"), 0),
-                job.status,
+                *(fixed(share) for share in (student.top1, student.top5, student.agreement, best.top1)),
+                *(fixed(job.top1(name)) for name in others),
+                *(fixed(student.nll, 3), fixed(student.ece, 3)),
+                *(fixed(job.result.seconds, 0), job.status),
             ]
         )
     return grid
 
 
 def _stacked(header: Sequence[str]) -> list[str]:
-    """Dotted keys over several lines: their values are much shorter."""
+    """Dotted keys broken over several lines, because their values are much shorter."""
     return [name.replace(".", ".\n") for name in header]
 
 
@@ -77,7 +87,7 @@ def _without(grid: Grid, column: str) -> Grid:
 
 
 def _fitted(grid: Grid, keys: int) -> tuple[Grid, list[str]]:
-    """The grid for the terminal's width, and the names of the columns that had no room."""
+    """The grid as it fits the terminal, and the names of the columns left out."""
     grid = [_stacked(grid[0]), *([row[0], *map(_elide, row[1 : 1 + keys]), *row[1 + keys :]] for row in grid[1:])]
     dropped = []
     for column in _LEAST_IMPORTANT:
@@ -88,66 +98,66 @@ def _fitted(grid: Grid, keys: int) -> tuple[Grid, list[str]]:
     return grid, dropped
 
 
-def _notes(jobs: Sequence[Job]) -> list[str]:
+def _notes(jobs: Sequence[SweepJob]) -> list[str]:
     """Teacher and control where they are the same for every job, how "best" was chosen, and what went wrong."""
     notes = []
     for name in ("teacher", "baseline"):
-        measured = [part(job.result, name) for job in jobs if part(job.result, name)]
+        measured = [model for job in jobs if (model := model_of(job.result, name)) is not None]
         if measured and not differs(jobs, name):
             model = measured[0]
-            numbers = f"top-1 {percent(number(model, 'top1'))}, top-5 {percent(number(model, 'top5'))}"
-            size = f"{count(number(model, 'params'))} parameters"
-            notes.append(f"{MODELS[name]}: {text(model, 'model')}, {numbers}, {size}, the same for every job")
-    splits = sorted({text(job.result, "evaluated_on") for job in jobs} - {""})
-    if splits == ["val"]:
-        notes.append('accuracies are on val; "best" was chosen on the same data, and so is the order of the jobs')
-    elif splits:
-        notes.append(f'accuracies are on {" and ".join(splits)}; "best" is the best epoch, chosen on val')
+            numbers = f"top-1 {percent(model.top1)}, top-5 {percent(model.top5)}, {count(model.params)} parameters"
+            notes.append(f"{MODELS[name]}: {model.model}, {numbers}, the same for every job")
+    parts = sorted({job.result.evaluated_on for job in jobs if job.result.evaluated_on})
+    if parts == ["val"]:
+        notes.append('accuracies are on val, which also chose the "best" epoch and the order of the jobs: optimistic')
+    elif parts:
+        notes.append(f'accuracies are on {" and ".join(parts)}; "best" is the best epoch, chosen on val')
     for job in jobs:
-        error = text(job.result, "error")
-        if job.status != "ok":
-            notes.append(f"job {clean(job.name)}: {job.status}" + (f", {error}" if error else ""))
+        if not job.result.finished:
+            notes.append(f"job {job.name}: {job.status}" + (f", {job.result.error}" if job.result.error else ""))
     return notes
 
 
-def _spread(entry: Mapping[str, Any]) -> str:
+def _spread(spread: Spread) -> str:
     """``93.5 ± 0.3 (3)``."""
-    if entry["mean"] is None:
+    if spread.mean is None:
         return DASH
-    deviation = "" if entry["std"] is None else f" ± {entry['std']:.2f}"
-    return f"{entry['mean']:.2f}{deviation} ({entry['n']})"
+    deviation = "" if spread.std is None else f" ± {spread.std:.2f}"
+    return f"{spread.mean:.2f}{deviation} ({spread.n})"
 
 
-def _summary_grid(summary: Sequence[Mapping[str, Any]]) -> Grid:
-    keys = list(summary[0]["overrides"])
-    header = [*keys, "student\ndistilled", "student\nwithout teacher", "teacher"]
-    rows = []
-    for entry in summary:
-        names = [entry["overrides"][key] or DASH for key in keys]
-        rows.append([*names, *(_spread(entry[name]) for name in ("student", "baseline", "teacher"))])
-    return [header, *rows]
+def _summary_grid(summary: Sequence[SeedSummary]) -> Grid:
+    keys, shown = list(summary[0].overrides), ("student", "baseline", "teacher")
+    rows = [
+        [*(entry.overrides[key] or DASH for key in keys), *(_spread(entry.spreads[name]) for name in shown)]
+        for entry in summary
+    ]
+    return [[*keys, *(MODELS[name] for name in shown)], *rows]
 
 
 _SUMMARY_WORDS = "Top-1 in percent over seeds, mean ± standard deviation (number of seeds)"
 
 
-def _as_json(value: Any) -> Any:
-    """The same without NaN, infinities and lone surrogates, none of which belongs in a JSON file."""
-    if isinstance(value, dict):
-        return {_as_json(key): _as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
+def _sweep_json(
+    folder: Path, jobs: Sequence[SweepJob], keys: Sequence[str], summary: Sequence[SeedSummary]
+) -> dict[str, object]:
+    spreads = [{name: asdict(spread) for name, spread in entry.spreads.items()} for entry in summary]
+    return {
+        "folder": str(folder),
+        "varying": keys,
+        "results": [{"job": job.name, **to_json(job.result), "status": job.status} for job in jobs],
+        "summary": [{"overrides": entry.overrides, **models} for entry, models in zip(summary, spreads, strict=True)],
+    }
 
 
-def _report(folder: Path, jobs: Sequence[Job], keys: Sequence[str], summary: Sequence[Any], picture: bool) -> str:
+def _report(
+    folder: Path, jobs: Sequence[SweepJob], keys: Sequence[str], summary: Sequence[SeedSummary], picture: bool
+) -> str:
     blocks = [f"# Sweep {escaped(folder.name)}"]
-    commands = [text(job.result, "command") for job in jobs if text(job.result, "command")]
+    commands = [job.result.command for job in jobs if job.result.command]
     if commands:
         blocks.append(fenced(commands[0], "sh"))
-    failed = sum(job.status != "ok" for job in jobs)
+    failed = sum(not job.result.finished for job in jobs)
     blocks.append(_jobs(len(jobs)) + (f", {failed} of them not finished" if failed else "") + ".")
     blocks.append(markdown_table(_table(jobs, keys), numbers_from=1 + len(keys)))
     notes = _notes(jobs)
@@ -178,8 +188,8 @@ def close_sweep(folder: Path) -> None:
     CONSOLE.print()
     for note in _notes(jobs):
         sentence(note)
-    total = [value for job in jobs if (value := number(job.result, "seconds")) is not None]
-    sentence(f"students' time: {seconds(sum(total))}" if total else "")
+    spent = [job.result.seconds for job in jobs if job.result.seconds is not None]
+    sentence(f"time of all jobs together: {seconds(sum(spent))}" if spent else "")
     if summary:
         CONSOLE.print()
         sentence(_SUMMARY_WORDS, "bold")
@@ -189,12 +199,10 @@ def close_sweep(folder: Path) -> None:
         CONSOLE.print()
 
     write_text(folder / "sweep.csv", sweep_csv(jobs, keys))
-    results = [{"job": job.name, **(job.result or {"status": "no result"})} for job in jobs]
-    content = {"folder": str(folder), "varying": keys, "results": results, "summary": summary}
-    write_json(folder / "sweep.json", _as_json(content))
+    write_json(folder / "sweep.json", _sweep_json(folder, jobs, keys, summary))
     if key is not None:
         draw_sweep(jobs, key, folder / "sweep.png")
     write_text(folder / "report.md", _report(folder, jobs, keys, summary, picture=key is not None))
     if dropped:
-        sentence(f"No room here for {', '.join(dropped)}: in sweep.csv.")
+        sentence(f"No room here for {', '.join(dropped)}: see sweep.csv.")
     say(f"All numbers: {folder / 'sweep.csv'}")

@@ -1,4 +1,4 @@
-"""A sweep as CSV: a line per job and every number of it."""
+"""``sweep.csv``: one line per job, with all its numbers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from distillcli.report.format import clean, number, text
-from distillcli.report.jobs import Job, by_accuracy, value_of
+from distillcli.report.format import clean
+from distillcli.report.sweep_jobs import SweepJob, by_accuracy, value_of
+from distillcli.runs.result import Result, to_json
 
-_FORMULA = set("=+-@\uff1d\uff0b\uff0d\uff20")  # the last four are their full-width forms, which Excel accepts too
+_FORMULA = set("=+-@\uff1d\uff0b\uff0d\uff20")  # the last four are full-width forms, which Excel takes too
 
 
 def csv_cell(value: Any) -> Any:
@@ -26,26 +27,33 @@ def csv_cell(value: Any) -> Any:
     return plain
 
 
-def sweep_csv(jobs: Sequence[Job], keys: Sequence[str]) -> str:
-    numbers = [
-        *((name, key) for name in ("student", "teacher", "baseline") for key in _METRICS),
-        *((name, key) for name in ("best", "last") for key in ("epoch", "top1", "val_top1")),
-        *((key,) for key in ("gap_closed", "epochs", "seconds", "images_per_second", "temperature", "alpha", "seed")),
-    ]
-    columns = [path for path in numbers if "_".join(path) not in keys]  # a swept seed has its column already
-    handle = io.StringIO()
-    writer = csv.writer(handle, lineterminator="\n")
-    names = ["student_model", "teacher_model", "error"]
-    writer.writerow(map(csv_cell, ["job", "status", *keys, *("_".join(path) for path in columns), *names]))
-    for job in by_accuracy(jobs):
-        cells: list[Any] = [job.name, job.status, *(value_of(job, key) for key in keys)]
-        cells += [number(job.result, *path) for path in columns]
-        cells += [text(job.result, name, "model") for name in ("student", "teacher")]
-        writer.writerow(map(csv_cell, [*cells, text(job.result, "error")]))
-    return handle.getvalue()
-
-
 _METRICS = (
     *("top1", "top5", "balanced_accuracy", "nll", "ece", "agreement", "kl_to_teacher", "knn_top1", "probe_top1"),
     *("params", "macs", "latency_ms"),
 )
+_COLUMNS = (
+    *(f"{name}_{key}" for name in ("student", "teacher", "baseline") for key in _METRICS),
+    *(f"{name}_{key}" for name in ("best", "last") for key in ("epoch", "top1", "val_top1")),
+    *("gap_closed", "epochs", "seconds", "images_per_second", "temperature", "alpha", "seed"),
+    *("student_model", "teacher_model", "error"),
+)
+
+
+def sweep_csv(jobs: Sequence[SweepJob], keys: Sequence[str]) -> str:
+    columns = [column for column in _COLUMNS if column not in keys]  # a swept seed has its column already
+    handle = io.StringIO()
+    writer = csv.writer(handle, lineterminator="\n")
+    writer.writerow(map(csv_cell, ["job", "status", *keys, *columns]))
+    for job in by_accuracy(jobs):
+        known = _flat(job.result)
+        cells: list[Any] = [job.name, job.status, *(value_of(job, key) for key in keys)]
+        writer.writerow(map(csv_cell, [*cells, *(known.get(column) for column in columns)]))
+    return handle.getvalue()
+
+
+def _flat(result: Result) -> dict[str, Any]:
+    """``student: {top1: 93.5}`` as ``student_top1: 93.5``."""
+    flat: dict[str, Any] = {}
+    for name, value in to_json(result).items():
+        flat |= {f"{name}_{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

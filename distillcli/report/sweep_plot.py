@@ -1,4 +1,4 @@
-"""A sweep over numbers as a picture."""
+"""``sweep.png``: accuracy over the swept value, where that is a number."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distillcli.report.curves import COLOURS, DPI, plot_text, save, tidy
-from distillcli.report.format import MODELS, fixed, number
-from distillcli.report.jobs import Job, differs, value_of
+from distillcli.report.format import fixed
+from distillcli.report.models import MODELS
+from distillcli.report.sweep_jobs import SweepJob, differs, value_of
 
 
 def _numeric(words: str) -> float | None:
@@ -20,17 +21,17 @@ def _numeric(words: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def swept_number(jobs: Sequence[Job], keys: Sequence[str]) -> str | None:
-    """The one key besides the seed that varies (or the seed, when it alone does) if all its values are numbers."""
+def swept_number(jobs: Sequence[SweepJob], keys: Sequence[str]) -> str | None:
+    """The only varying key besides the seed (or the seed, if only that varies), if all its values are numbers."""
     candidates = [key for key in keys if key != "seed"] or list(keys)
-    shown = [job for job in jobs if job.top1 is not None]
+    shown = [job for job in jobs if job.top1() is not None]
     if len(candidates) != 1 or not shown:
         return None
     numeric = all(_numeric(value_of(job, candidates[0])) is not None for job in shown)
     return candidates[0] if numeric else None
 
 
-def draw_sweep(jobs: Sequence[Job], key: str, path: Path) -> None:
+def draw_sweep(jobs: Sequence[SweepJob], key: str, path: Path) -> None:
     """Top-1 over the swept value: a point per job, a line through the means, control and teacher beside it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,7 +45,7 @@ def draw_sweep(jobs: Sequence[Job], key: str, path: Path) -> None:
     for name in MODELS:
         found: dict[float, list[float]] = {}
         for job in jobs:
-            value, top1 = _numeric(value_of(job, key)), number(job.result, name, "top1")
+            value, top1 = _numeric(value_of(job, key)), job.top1(name)
             if value is not None and top1 is not None:
                 found.setdefault(value, []).append(top1)
         if not found:
@@ -63,7 +64,7 @@ def draw_sweep(jobs: Sequence[Job], key: str, path: Path) -> None:
         if several:
             pairs = [(value, top1) for value in values for top1 in found[value]]
             axes.plot(*zip(*pairs, strict=True), "x", color=COLOURS[name], alpha=0.6, markersize=6, linestyle="none")
-    measured = [job for job in jobs if job.top1 is not None]
+    measured = [job for job in jobs if job.top1() is not None]
     swept = sorted({value for job in measured if (value := _numeric(value_of(job, key))) is not None})
     if swept[0] > 0 and swept[-1] / swept[0] >= 8:
         axes.set_xscale("log")

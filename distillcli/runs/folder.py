@@ -14,11 +14,13 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 import distillcli
 from distillcli.errors import UserError
@@ -106,6 +108,16 @@ def point_latest(folder: Path) -> None:
     fresh.replace(link)
 
 
+def describe_folder(
+    folder: Path, config: dict[str, Any], command: str, overrides: list[str], classes: Sequence[str]
+) -> None:
+    """Write the files that say what the run is, before it starts."""
+    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_text(folder / "command.txt", command + "\n")
+    write_json(folder / "environment.json", environment(command, overrides))
+    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
+
+
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
@@ -124,10 +136,6 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_result(folder: Path, result: dict[str, Any]) -> None:
-    write_json(folder / "result.json", result)
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or None when the file is missing or torn."""
     try:
@@ -135,10 +143,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    return read_json(folder / "result.json")
 
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:

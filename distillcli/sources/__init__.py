@@ -1,1 +1,1 @@
-"""Data sets: where images and labels come from. Nothing in here imports torch."""
+"""Data sets: where images and labels come from. No module here imports torch when it is loaded."""

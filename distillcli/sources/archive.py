@@ -1,7 +1,7 @@
-"""Images inside zip and uncompressed tar files, read by their offsets without unpacking anything.
+"""Images inside zip and uncompressed tar files, read by their offsets without unpacking them.
 
-A compressed tar (.tar.gz, .tar.xz...) can only be read from its beginning, so it is refused. Every read opens the
-archive anew, as every file of a folder is opened: nothing is shared between loader processes.
+A compressed tar (.tar.gz, .tar.xz, ...) can only be read from its beginning, so it is refused. Every read opens the
+archive again, so that loader processes share nothing.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from numpy.typing import NDArray
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.class_folders import open_tree
-from distillcli.sources.decode import decode_bytes, shown
-from distillcli.sources.source import Least, Source
-from distillcli.sources.tree import has_image_name, ignored, join
+from distillcli.sources.decode import decode_bytes, show_path
+from distillcli.sources.source import MinimumSize, Source
+from distillcli.sources.tree import has_image_name, is_ignored, join_path
 
-_LOCAL_HEADER = struct.Struct("<26xHH")  # of a member of a zip; ends with the lengths of its name and extra field
+_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member; its last fields are the lengths of its name and extra field
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in an archive. ``offset``: of its first byte in a tar, of the header in front of it in a zip."""
+    """A file in an archive. ``offset``: of its first byte in a tar, of its header in a zip."""
 
     archive: Path
     name: str
     offset: int
     size: int
-    stored: int  # bytes that it takes in the archive
-    method: int | None  # of compression in a zip; None in a tar
+    stored: int  # bytes in the archive
+    method: int | None  # compression method in a zip; None in a tar
     checksum: int  # CRC-32 of the content in a zip; 0 in a tar, which has none
 
     def __str__(self) -> str:
-        return f"{shown(self.archive)}/{shown(self.name)}"
+        return f"{show_path(self.archive)}/{show_path(self.name)}"
 
     def content(self) -> bytes:
         """Raises UserError if the archive has changed or is damaged."""
@@ -58,9 +58,9 @@ class Member:
             if self.method == zipfile.ZIP_DEFLATED:
                 content = zlib.decompress(content, -zlib.MAX_WBITS, self.size)
         except (OSError, struct.error, zlib.error) as error:
-            raise UserError(f"{self}: cannot be read ({error}); make the archive again") from error
+            raise UserError(f"{self}: cannot be read ({error}); create the archive again") from error
         if len(content) != self.size or (self.method is not None and zlib.crc32(content) != self.checksum):
-            raise UserError(f"{self}: is damaged or was changed since the start; make the archive again")
+            raise UserError(f"{self}: is damaged or has changed since the start; create the archive again")
         return content
 
 
@@ -77,19 +77,19 @@ class MemberImages:
     def content(self, index: int) -> bytes:
         return self.members[index].content()
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        return decode_bytes(self.content(index), self.name(index), least)
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        return decode_bytes(self.content(index), self.name(index), minimum_size)
 
     def name(self, index: int) -> str:
         return str(self.members[index])
 
 
-def pick(members: dict[str, Member], names: tuple[str, ...]) -> MemberImages:
+def member_images(members: dict[str, Member], names: tuple[str, ...]) -> MemberImages:
     return MemberImages(names, tuple(members[name] for name in names))
 
 
 class MemberTree:
-    """A :class:`~distillcli.sources.tree.Tree` of the images of one archive, by their path below its ``top`` folder."""
+    """A :class:`~distillcli.sources.tree.Tree` of the images of one archive, by path below its ``top`` folder."""
 
     def __init__(self, archive: Path, top: str, sizes: dict[str, int]) -> None:
         self._archive = archive
@@ -122,14 +122,14 @@ class MemberTree:
         return one == other
 
     def shown(self, folder: str) -> str:
-        return shown(join(str(self._archive), self._top, folder))
+        return show_path(join_path(str(self._archive), self._top, folder))
 
     def as_root(self, folder: str) -> str:
-        return f"make an archive of what is in {self.shown(folder)}"
+        return f"create an archive of the content of {self.shown(folder)}"
 
 
 def open_archive(config: DatasetConfig) -> Source:
-    """The images in ``config.root``, laid out as a folder may be. A single folder around all of them is passed over.
+    """The images in ``config.root``, laid out as in a folder. A single folder around all of them is skipped.
 
     Raises UserError for every layout that could be misread, and for archives without random access.
     """
@@ -138,31 +138,31 @@ def open_archive(config: DatasetConfig) -> Source:
     file = Path(config.root).expanduser()
     members = {name: member for name, member in members_of(file).items() if _is_image(name)}
     if not members:
-        raise UserError(f"dataset.root={shown(file)}: holds no images")
+        raise UserError(f"dataset.root={show_path(file)}: contains no images")
     top = "" if config.labels else _common_folder(members)
     members = {name.removeprefix(f"{top}/"): member for name, member in members.items()}
     tree = MemberTree(file, top, {name: member.size for name, member in members.items()})
-    return open_tree("archive", file.stem, tree, partial(pick, members), config)
+    return open_tree("archive", file.stem, tree, partial(member_images, members), config)
 
 
 def members_of(file: Path) -> dict[str, Member]:
     """The regular files in a zip or tar, by name. Raises UserError if it is neither, or could be misread."""
     if not file.is_file():
-        raise UserError(f"dataset.root={shown(file)}: {'is a folder' if file.is_dir() else 'no such file'}")
+        raise UserError(f"dataset.root={show_path(file)}: {'is a folder' if file.is_dir() else 'no such file'}")
     members: dict[str, Member] = {}
     try:
         found: Iterable[Member] = _in_zip(file) if _starts_as_zip(file) else _in_tar(file)
         for member in found:
             if member.name in members:
-                raise UserError(f"{member}: is in the archive twice; make the archive again")
+                raise UserError(f"{member}: is in the archive twice; create the archive again")
             members[member.name] = member
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise UserError(f"{shown(file)}: cannot be read as an archive ({error}); make it again") from error
+        raise UserError(f"{show_path(file)}: cannot be read as an archive ({error}); create it again") from error
     return members
 
 
 def _starts_as_zip(file: Path) -> bool:
-    """``zipfile.is_zipfile`` looks at the end, and takes a tar with a zip in it for one."""
+    """``zipfile.is_zipfile`` looks at the end, and takes a tar that ends with a zip for a zip."""
     with file.open("rb") as opened:
         return opened.read(2) == b"PK"
 
@@ -175,9 +175,9 @@ def _in_zip(file: Path) -> Iterator[Member]:
                 entry.compress_type, entry.CRC,
             )  # fmt: skip
             if entry.flag_bits & 1:
-                raise UserError(f"{member}: is encrypted; make the archive again without a password")
+                raise UserError(f"{member}: is encrypted; create the archive again without a password")
             if entry.compress_type not in _METHODS:
-                raise UserError(f"{member}: unusual compression; make the archive again with plain zip")
+                raise UserError(f"{member}: unsupported compression; create the archive again with plain zip")
             if not entry.is_dir():
                 yield member
 
@@ -187,21 +187,23 @@ def _in_tar(file: Path) -> Iterator[Member]:
         archive = tarfile.open(file, "r:")  # noqa: SIM115 - closed below; the colon means: without compression
     except tarfile.ReadError as error:
         raise UserError(
-            f"{shown(file)}: neither a zip nor an uncompressed tar; a compressed tar has no random access, unpack it"
-            " and use dataset=folder, or pack it again without compression"
+            f"{show_path(file)}: neither a zip nor an uncompressed tar; a compressed tar has no random access: unpack"
+            " it and use dataset=folder, or create the tar again without compression"
         ) from error
     with archive:
         for entry in archive:
             name = _clean(entry.name)
             if (entry.issym() or entry.islnk() or entry.issparse()) and _is_image(name):
-                raise UserError(f"{shown(file)}/{shown(name)}: is a link, or sparse; pack it again with --dereference")
+                raise UserError(
+                    f"{show_path(file)}/{show_path(name)}: is a link or sparse; create the tar again with --dereference"
+                )
             if entry.isreg():
                 yield Member(file, name, entry.offset_data, entry.size, entry.size, None, 0)
-        # tarfile takes a tar that was cut between two members for a whole one. A whole one ends with empty blocks.
+        # tarfile accepts a tar that is cut off between two members. A complete one ends with empty blocks.
         with file.open("rb") as opened:
             opened.seek(archive.offset)
             if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise UserError(f"{shown(file)}: the end is missing; copy or make the archive again")
+                raise UserError(f"{show_path(file)}: the end is missing; copy or create the archive again")
 
 
 def _clean(name: str) -> str:
@@ -209,9 +211,9 @@ def _clean(name: str) -> str:
 
 
 def _is_image(name: str) -> bool:
-    return has_image_name(name) and not any(ignored(part) for part in name.split("/"))
+    return has_image_name(name) and not any(is_ignored(part) for part in name.split("/"))
 
 
 def _common_folder(names: Iterable[str]) -> str:
-    """The folder around all class folders, as archivers like to make."""
+    """The folder around all class folders, which many archives have."""
     return posixpath.commonpath({name.rsplit("/", 2)[0] if name.count("/") > 1 else "" for name in names})

@@ -14,7 +14,7 @@ from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.source import ArrayImages, Source, Split
 
-SAMPLED_IMAGES = 64  # images whose pixels enter the fingerprint
+SAMPLED_IMAGES = 64  # of each split, whose pixels enter the fingerprint
 
 _DIGITS_SEED = 0  # the split is part of the data set: published numbers stay comparable
 _DIGITS_VAL, _DIGITS_TEST = 200, 300  # of 1,797 images
@@ -23,7 +23,7 @@ _DIGITS_VAL, _DIGITS_TEST = 200, 300  # of 1,797 images
 def open_digits(config: DatasetConfig) -> Source:
     """1,797 real 8 x 8 handwritten digits in a fixed stratified split of 1,297 train, 200 val and 300 test images.
 
-    ``val_fraction`` and ``split_seed`` have no say here. The images keep their native size; views resize them.
+    ``val_fraction`` and ``split_seed`` are not used. The images keep their native size; views resize them.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -43,7 +43,7 @@ def open_digits(config: DatasetConfig) -> Source:
 
 
 def open_fake(config: DatasetConfig) -> Source:
-    """A toy that can be learned: every class has a smooth random pattern of its own, every image adds noise to it.
+    """A toy that can be learned: every class has its own smooth random pattern, to which every image adds noise.
 
     ``config.samples`` training images and a quarter as many for val and for test, each ``config.image_size`` square.
     """
@@ -61,7 +61,7 @@ def open_fake(config: DatasetConfig) -> Source:
     def split(part: str, count: int) -> Split:
         labels = random.permutation(np.arange(count) % config.classes).astype(np.int64)
         pixels = np.empty((count, size, size, 3), np.uint8)
-        for row, label in enumerate(labels):  # one at a time: the noise of all images at once would fill the memory
+        for row, label in enumerate(labels):  # one at a time: the noise of all images at once could fill the memory
             noise = random.randint(-48, 49, size=(size, size, 3), dtype=np.int16)
             pixels[row] = np.clip(patterns[label] + noise, 0, 255)
         return Split(ArrayImages(pixels, f"fake/{part}"), labels)
@@ -72,13 +72,13 @@ def open_fake(config: DatasetConfig) -> Source:
 
 
 def array_source(name: str, classes: tuple[str, ...], splits: dict[str, Split]) -> Source:
-    """A Source of splits that hold ArrayImages: ``train``, ``val`` and perhaps ``test``."""
+    """A Source from splits of ArrayImages: ``train``, ``val`` and perhaps ``test``."""
     fingerprint = array_fingerprint(name, classes, list(splits.values()))
     return Source(name, classes, splits["train"], splits["val"], splits.get("test"), fingerprint)
 
 
 def array_fingerprint(name: str, classes: Sequence[str], splits: Sequence[Split]) -> str:
-    """32 hex digits of the set's name, class names, shapes, labels and the pixels of 64 images of each split."""
+    """32 hex digits over the name, class names, shapes, labels, and the pixels of 64 images of each split."""
     digest = hashlib.sha256(json.dumps([name, list(classes)]).encode())
     for split in splits:
         assert isinstance(split.images, ArrayImages)

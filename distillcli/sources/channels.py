@@ -1,4 +1,4 @@
-"""``dataset.channels=1``: every image in one channel, whatever its file or array holds."""
+"""``dataset.channels=1``: every image in one channel, whatever its file or array contains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillcli.sources.decode import luma
-from distillcli.sources.source import ArrayImages, Images, Least, Source, Split
+from distillcli.sources.source import ArrayImages, Images, MinimumSize, Source, Split
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class GrayImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        return luma(self.images.read(index, least))
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        return luma(self.images.read(index, minimum_size))
 
     def name(self, index: int) -> str:
         return self.images.name(index)
 
 
 def with_channels(source: Source, channels: int) -> Source:
-    """``source`` with its RGB images in one channel if ``channels`` is 1; other numbers it has by itself."""
+    """``source`` with its RGB images in one channel if ``channels`` is 1; for other numbers it is already right."""
     if channels != 1:
         return source
     return dataclasses.replace(

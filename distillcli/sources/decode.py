@@ -1,12 +1,12 @@
-"""From an image file to H x W x 3 RGB, uint8: one rule for training, evaluation and prediction.
+"""From an image file to H x W x 3 RGB, uint8: the same rules for training, evaluation and prediction.
 
 - The EXIF orientation is applied.
 - Transparency is composited on white.
 - Grayscale, 1-bit, palette and CMYK images become RGB; of an animation the first frame is taken.
-- 16-bit grayscale is scaled by the range of its type: 0..65535 becomes 0..255. Pillow's own conversion saturates it.
+- 16-bit grayscale is scaled by the range of its type: 0..65535 becomes 0..255. Pillow's own conversion clips it.
 - Float images and 32-bit integers have no agreed range: they are refused rather than turned white or black.
-- A JPEG of which fewer pixels will do (``Least``) is decoded at 1/2, 1/4 or 1/8 of its width and height.
-- Where one channel is asked for (``dataset.channels=1``), it is the luma of this RGB: gray images keep their values.
+- Where fewer pixels are enough (``MinimumSize``), a JPEG is decoded at 1/2, 1/4 or 1/8 of its width and height.
+- A single channel (``dataset.channels=1``) is the luma of this RGB: gray images keep their values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from distillcli.errors import UserError
-from distillcli.sources.source import Least
+from distillcli.sources.source import MinimumSize
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,51 +32,51 @@ _UPRIGHT = {
 }
 
 
-def shown(path: Path | str) -> str:
-    """A path as it may stand in a one-line message: escaped if it holds line breaks, control or undecodable bytes."""
+def show_path(path: Path | str) -> str:
+    """A path for a one-line message: escaped if it contains line breaks, control characters or undecodable bytes."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
 
 
-def decode(path: Path, least: Least | None = None) -> NDArray[np.uint8]:
+def decode_file(path: Path, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
     """The image in ``path`` as H x W x 3 RGB. Raises UserError naming the file if it cannot be decoded."""
-    return decode_bytes(read_file(path), shown(path), least)
+    return decode_bytes(read_file(path), show_path(path), minimum_size)
 
 
 def read_file(path: Path) -> bytes:
-    """What is in ``path``. Raises UserError naming it if it cannot be read."""
+    """The content of ``path``. Raises UserError naming it if it cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{shown(path)}: no such file; restore it or start again with the data as it is now") from error
+        raise UserError(f"{show_path(path)}: no such file; restore it, or start a new run without it") from error
     except OSError as error:
         raise UserError(
-            f"{shown(path)}: cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
+            f"{show_path(path)}: cannot be read ({error.strerror}); check its permissions and the disk, or remove it"
         ) from error
 
 
-def decode_bytes(content: bytes, name: str, least: Least | None = None) -> NDArray[np.uint8]:
-    """An encoded image as H x W x 3 RGB. Raises UserError with ``name`` in front if it cannot be decoded."""
+def decode_bytes(content: bytes, name: str, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+    """An encoded image as H x W x 3 RGB. Raises UserError naming it if it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return to_rgb(image, name, least)
+            return to_rgb(image, name, minimum_size)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # for a damaged file Pillow's plugins raise almost anything, not only OSError
         raise UserError(f"{name}: {_reason(content, error)}") from error
 
 
-def to_rgb(image: Image.Image, name: str, least: Least | None = None) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image, name: str, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
     """An opened image as H x W x 3 RGB by the rules of this module.
 
-    Raises UserError with ``name`` in front if its values have no agreed range; Pillow's errors for damaged data pass.
+    Raises UserError naming it if its values have no agreed range; Pillow's errors for damaged data pass through.
     """
     kind = image.format  # a transposed copy no longer knows its format
-    if least is not None and kind in ("JPEG", "MPO"):
-        _reduce(image, least)
+    if minimum_size is not None and kind in ("JPEG", "MPO"):
+        _reduce(image, minimum_size)
     image.load()
     image = _upright(image)
-    # Pillow reads 16-bit PNG and PGM as "I" in some versions, with values in 0..65535.
+    # Some versions of Pillow read 16-bit PNG and PGM as "I", with values in 0..65535.
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
         return _from_16_bit(image)
     if image.mode in ("I", "F"):
@@ -89,23 +89,23 @@ def to_rgb(image: Image.Image, name: str, least: Least | None = None) -> NDArray
 
 
 def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """RGB in one channel, ... x H x W x 3 to ... x H x W x 1, by the weights of ITU-R BT.601; gray stays what it is."""
+    """RGB to one channel, ... x H x W x 3 to ... x H x W x 1, weighted as in ITU-R BT.601; gray keeps its values."""
     rows = pixels.reshape(-1, *pixels.shape[-2:])
     return np.array(Image.fromarray(rows).convert("L")).reshape(*pixels.shape[:-1], 1)
 
 
-def _reduce(image: Image.Image, least: Least) -> None:
-    """Let libjpeg decode every block of 8 x 8 into fewer pixels, as long as the whole image keeps ``least`` of them."""
+def _reduce(image: Image.Image, minimum_size: MinimumSize) -> None:
+    """Let libjpeg decode each block of 8 x 8 into fewer pixels, as long as the image keeps its ``minimum_size``."""
     sideways = _orientation(image) in (5, 6, 7, 8)
     width, height = image.size[::-1] if sideways else image.size
-    wanted = least(width, height)
+    wanted = minimum_size(width, height)
     image.draft(None, wanted[::-1] if sideways else wanted)
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a damaged EXIF block says nothing about rotation, and the pixels are fine
+    except Exception:  # a damaged EXIF block; the pixels are fine
         return 1
     return orientation
 
@@ -116,7 +116,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image) -> NDArray[np.uint8]:
-    values = np.asarray(image).astype(np.uint32)  # H x W; also undoes a big-endian layout
+    values = np.asarray(image).astype(np.uint32)  # H x W; also converts a big-endian layout
     gray = ((values * 255 + 32767) // 65535).astype(np.uint8)
     if "transparency" in image.info:  # a PNG may declare one gray value transparent
         gray[values == image.info["transparency"]] = 255
@@ -126,7 +126,7 @@ def _from_16_bit(image: Image.Image) -> NDArray[np.uint8]:
 def _reason(content: bytes, error: Exception) -> str:
     """What is wrong with an image and what to do about it, in one line."""
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, refused; scale the image down or remove it"
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels; scale the image down or remove it"
     head = content[:64].lstrip()
     if not head:
         return "the file is empty; replace or remove it"

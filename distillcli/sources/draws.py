@@ -1,7 +1,7 @@
 """Random numbers as a pure function of what they are for.
 
-A counter-based generator: the number is a hash of (seed, stream, view, index, draw). No state, so a view can be asked
-again in any order, by any process, and is the same.
+A counter-based generator: each number is a hash of (seed, stream, view, index, draw). It has no state, so a view can be
+drawn again by any process, in any order, and is the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-# SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): an odd increment and a finaliser whose output passes BigCrush.
+# SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): an odd increment and a finaliser; the output passes BigCrush.
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -27,7 +27,7 @@ def uniform(
 ) -> NDArray[np.float64]:
     """``len(index)`` x ``draws`` numbers in [0, 1): row ``i`` belongs to (seed, stream, view[i], index[i]).
 
-    ``view``: one for every index, or one for all.
+    ``view``: one per index, or one for all.
     """
     known, row = np.unique(view, return_inverse=True)
     digests = [hashlib.blake2b(f"{seed}/{stream}/{number}".encode(), digest_size=8).digest() for number in known]

@@ -1,4 +1,4 @@
-"""A folder of images: its files, found and read. The layouts are those of :mod:`distillcli.sources.class_folders`."""
+"""A folder of images: finds and reads the files of the layouts in :mod:`distillcli.sources.class_folders`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.class_folders import LAYOUT, open_tree
-from distillcli.sources.decode import decode, read_file, shown
-from distillcli.sources.source import Least, Source
-from distillcli.sources.tree import has_image_name, ignored
+from distillcli.sources.decode import decode_file, read_file, show_path
+from distillcli.sources.source import MinimumSize, Source
+from distillcli.sources.tree import has_image_name, is_ignored
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class FileImages:
     def content(self, index: int) -> bytes:
         return read_file(self.root / self.names[index])
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        return decode(self.root / self.names[index], least)
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        return decode_file(self.root / self.names[index], minimum_size)
 
     def name(self, index: int) -> str:
         return str(self.root / self.names[index])
@@ -49,15 +49,15 @@ class DiskTree:
     def listing(self, folder: str) -> tuple[list[str], list[str]]:
         try:
             with os.scandir(self.root / folder) as entries:
-                visible = [entry for entry in entries if not ignored(entry.name)]
+                visible = [entry for entry in entries if not is_ignored(entry.name)]
         except OSError as error:
             _unreadable(self.root / folder, error)
         folders = sorted(entry.name for entry in visible if _is_folder(entry))
         return folders, sorted(e.name for e in visible if has_image_name(e.name) and not _is_folder(e))
 
     def images_below(self, folder: str) -> list[tuple[str, int]]:
-        """Links are followed, each real folder is entered once, and a link to a folder above is ignored: it would go
-        round for ever and bring the images of other classes and parts.
+        """Links are followed, and each real folder is entered once. A link to a folder above is ignored: it would
+        never end, and would bring in images of other classes and parts.
         """
         top = self.root / folder
         images: list[tuple[str, int]] = []
@@ -72,7 +72,7 @@ class DiskTree:
                     continue
                 entered.add(identity)
                 with os.scandir(here) as entries:
-                    visible = sorted((e for e in entries if not ignored(e.name)), key=lambda entry: entry.name)
+                    visible = sorted((e for e in entries if not is_ignored(e.name)), key=lambda entry: entry.name)
             except OSError as error:
                 _unreadable(here, error)
             below = []
@@ -84,7 +84,7 @@ class DiskTree:
                         file = entry.stat()
                     except OSError as error:
                         _unreadable(Path(entry.path), error)
-                    if stat.S_ISREG(file.st_mode):  # opening a pipe would wait for ever
+                    if stat.S_ISREG(file.st_mode):  # opening a pipe would wait forever
                         images.append((f"{prefix}{entry.name}", file.st_size))
             pending += reversed(below)
         return sorted(images)
@@ -93,7 +93,7 @@ class DiskTree:
         return (self.root / one).samefile(self.root / other)
 
     def shown(self, folder: str) -> str:
-        return shown(self.root / folder)
+        return show_path(self.root / folder)
 
     def as_root(self, folder: str) -> str:
         return f"set dataset.root={self.shown(folder)}"
@@ -106,14 +106,14 @@ def open_folder(config: DatasetConfig) -> Source:
 
 
 def folder_root(config: DatasetConfig, layout: str) -> Path:
-    """``dataset.root`` as a folder that exists. Raises UserError with the ``layout`` that is expected there."""
+    """``dataset.root`` as an existing folder. Raises UserError with the ``layout`` expected there."""
     if not config.root:
         raise UserError(f"dataset={config.name} needs dataset.root=PATH, the folder of images; {layout}")
     root = Path(config.root).expanduser()
     if not root.exists():
-        raise UserError(f"dataset.root={shown(root)}: no such folder; {layout}")
+        raise UserError(f"dataset.root={show_path(root)}: no such folder; {layout}")
     if not root.is_dir():
-        raise UserError(f"dataset.root={shown(root)}: is a file, not a folder; {layout}")
+        raise UserError(f"dataset.root={show_path(root)}: is a file, not a folder; {layout}")
     return root
 
 
@@ -130,4 +130,4 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _unreadable(path: Path, error: OSError) -> NoReturn:
-    raise UserError(f"{shown(path)}: cannot be read ({error.strerror}); restore it or remove it") from error
+    raise UserError(f"{show_path(path)}: cannot be read ({error.strerror}); restore it or remove it") from error

@@ -1,8 +1,8 @@
-"""Hugging Face datasets: the hub's, what ``save_to_disk`` wrote, and parquet or arrow files, alone or in a folder.
+"""Hugging Face datasets: from the hub, from ``save_to_disk``, or as parquet or arrow files, alone or in a folder.
 
-The package ``datasets`` keeps every table as memory-mapped arrow files, so rows are read at random. Its images are
-taken undecoded, so that the rules of :mod:`distillcli.sources.decode` hold for them too. Splits other than train,
-validation and test are left out, and so is one without labels, as benchmarks publish their test part (all -1).
+The package ``datasets`` keeps every table as memory-mapped arrow files, so rows can be read in any order. Images are
+taken undecoded, so that the rules of :mod:`distillcli.sources.decode` apply. Splits other than train, validation and
+test are left out, and so is a test part without labels (all -1), as benchmarks publish it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
-from distillcli.sources.decode import decode_bytes, read_file, shown
+from distillcli.sources.decode import decode_bytes, read_file, show_path
 from distillcli.sources.label_files import LABEL_COLUMNS
 from distillcli.sources.listing import file_fingerprint, hold_out, index_labels
-from distillcli.sources.source import Least, Source, Split
-from distillcli.sources.tree import PART_OF, PARTS, quoted
+from distillcli.sources.source import MinimumSize, Source, Split
+from distillcli.sources.tree import PART_OF, PARTS, quoted_names
 
 
 @dataclass(frozen=True)
 class TableImages:
-    """Images in one column of a table, decoded when they are read. ``rows``: which of its rows, N."""
+    """Images in one column of a table, decoded when read. ``rows``: N, their rows in the table."""
 
     table: Any  # datasets.Dataset
     column: str
@@ -45,21 +45,21 @@ class TableImages:
         if isinstance(value, dict):  # an image as the package stores it: its bytes, or the path to them
             value = value["bytes"] or read_file(Path(value["path"] or "/"))
         if not isinstance(value, bytes):
-            raise UserError(f"{self.name(index)}: has no image in column {self.column!r}; remove the row")
+            raise UserError(f"{self.name(index)}: no image in column {self.column!r}; remove the row")
         return value
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        return decode_bytes(self.content(index), self.name(index), least)
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        return decode_bytes(self.content(index), self.name(index), minimum_size)
 
     def name(self, index: int) -> str:
-        return f"{shown(self.path)}/{self.split}[{self.rows[index]}]"
+        return f"{show_path(self.path)}/{self.split}[{self.rows[index]}]"
 
 
 def open_hf(config: DatasetConfig) -> Source:
     """The tables of ``config.path``. Raises UserError if the package, the data, or a column is missing or ambiguous."""
     path = config.path
     if not path:
-        raise UserError("dataset=hf needs dataset.path=USER/NAME of the hub, or =PATH of a parquet file or a folder")
+        raise UserError("dataset=hf needs dataset.path=USER/NAME on the hub, or the path of a parquet file or a folder")
     tables = _parts(path, _load(path))
     image, label = (
         _column(path, tables["train"], config.image_column, "dataset.image_column", _image_columns),
@@ -67,12 +67,12 @@ def open_hf(config: DatasetConfig) -> Source:
     )
     values = {part: _values(path, part, table, label) for part, table in tables.items()}
     values = {part: found for part, found in values.items() if part == "train" or not (found == -1).all()}
-    classes, labels = index_labels(shown(path), values, _class_names(tables["train"], label))
+    classes, labels = index_labels(show_path(path), values, _class_names(tables["train"], label))
     rows = {part: np.arange(len(found)) for part, found in labels.items()}
     parts = {part: part for part in rows}
     if "val" not in rows:
         rows["train"], rows["val"] = hold_out(
-            labels["train"], classes, config.val_fraction, config.split_seed, shown(path)
+            labels["train"], classes, config.val_fraction, config.split_seed, show_path(path)
         )
         parts["val"] = "train"
     splits = {
@@ -92,19 +92,23 @@ def _load(path: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UserError("dataset=hf is read with the package datasets: pip install 'distillcli[hf]'") from error
+        raise UserError("dataset=hf needs the package datasets: pip install 'distillcli[hf]'") from error
     local = Path(path).expanduser()
     try:
         if local.is_file():
             if local.suffix not in (".parquet", ".arrow"):
-                raise UserError(f"dataset.path={shown(path)}: must end in .parquet or .arrow, or be a folder of them")
+                raise UserError(
+                    f"dataset.path={show_path(path)}: must end in .parquet or .arrow, or be a folder of them"
+                )
             return datasets.load_dataset(local.suffix[1:], data_files={"train": str(local)})
         if any((local / name).is_file() for name in ("dataset_dict.json", "state.json")):
             return datasets.load_from_disk(str(local))
         return datasets.load_dataset(str(local) if local.is_dir() else path)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         detail = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        raise UserError(f"dataset.path={shown(path)}: cannot be opened ({detail}); check the path or name") from error
+        raise UserError(
+            f"dataset.path={show_path(path)}: cannot be opened ({detail}); check the path or name"
+        ) from error
 
 
 def _parts(path: str, found: Any) -> dict[str, Any]:
@@ -112,23 +116,25 @@ def _parts(path: str, found: Any) -> dict[str, Any]:
     for name, table in found.items() if isinstance(found, dict) else [("train", found)]:
         part = PART_OF.get(name.lower())
         if part in tables:
-            raise UserError(f"dataset.path={shown(path)}: two splits may each be the {part} part; remove one")
+            raise UserError(f"dataset.path={show_path(path)}: two splits could each be the {part} part; remove one")
         if part is not None:
             tables[part] = table
     if "train" not in tables:
-        raise UserError(f"dataset.path={shown(path)}: has the splits {quoted(list(found))} but no train")
+        raise UserError(f"dataset.path={show_path(path)}: has the splits {quoted_names(list(found))} but no train")
     return tables
 
 
 def _column(path: str, table: Any, chosen: str | None, key: str, candidates: Any) -> str:
     if chosen is not None:
         if chosen not in table.column_names:
-            raise UserError(f"{key}={chosen}: {shown(path)} has the columns {quoted(table.column_names)}")
+            raise UserError(f"{key}={chosen}: {show_path(path)} has the columns {quoted_names(table.column_names)}")
         return chosen
     found: list[str] = candidates(table)
     if len(found) != 1:
-        several = f"{quoted(found)} are possible" if found else f"not found among {quoted(table.column_names)}"
-        raise UserError(f"{shown(path)}: {several}; choose with {key}=NAME")
+        several = (
+            f"{quoted_names(found)} are possible" if found else f"not found among {quoted_names(table.column_names)}"
+        )
+        raise UserError(f"{show_path(path)}: {several}; choose with {key}=NAME")
     return found[0]
 
 
@@ -161,11 +167,11 @@ def _class_names(table: Any, column: str) -> list[str] | None:
 
 def _values(path: str, part: str, table: Any, column: str) -> NDArray[Any]:
     if column not in table.column_names:
-        raise UserError(f"{shown(path)}: the {part} part has no column {column!r}; add it or remove the part")
+        raise UserError(f"{show_path(path)}: the {part} part has no column {column!r}; add it or remove the part")
     values = np.array(table[column][:])
     if values.dtype.kind not in "iuU":
         raise UserError(
-            f"{shown(path)}: column {column!r} is {values.dtype} in {part}; labels are whole numbers or text"
+            f"{show_path(path)}: column {column!r} is {values.dtype} in {part}; labels are whole numbers or text"
         )
     return values
 

@@ -1,4 +1,4 @@
-"""Labels and class names that lie in a file beside the images: ``dataset.labels`` and ``dataset.class_map``.
+"""Labels and class names from files beside the images: ``dataset.labels`` and ``dataset.class_map``.
 
 Labels: CSV or TSV with a header, or JSONL, with the columns
 
@@ -6,12 +6,12 @@ Labels: CSV or TSV with a header, or JSONL, with the columns
     label (or class, target)             its class
     split                                optional: train, val (validation, valid) or test
 
-Class map: which class a folder, or a label, stands for. Folders with one class name become one class. The files of
-``teacher.class_map`` are read by the same rules: what the teacher calls a class of the data.
+Class map: the class name of each folder or label. Folders with the same class name become one class. The files of
+``teacher.class_map`` follow the same rules: they give the teacher's name for each class of the data set.
 
     .json          {"n02123045": "cat", "n02123159": "cat", "n02084071": "dog"}
-    .csv, .tsv     two columns, under the header folder,class or none
-    other text     a line per folder: its name, a tab or else a space, the name of its class
+    .csv, .tsv     two columns, with or without the header folder,class
+    other text     a line per folder: its name, a tab or a space, its class name
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from distillcli.errors import UserError
-from distillcli.sources.decode import shown
+from distillcli.sources.decode import show_path
 from distillcli.sources.listing import Listing, named_listings
-from distillcli.sources.tree import PART_OF, Tree, quoted
+from distillcli.sources.tree import PART_OF, Tree, quoted_names
 
 FILE_COLUMNS = ("file", "filename", "path", "image")
 LABEL_COLUMNS = ("label", "class", "target")
@@ -37,7 +37,7 @@ LABEL_COLUMNS = ("label", "class", "target")
 def read_labels(file: Path, tree: Tree) -> dict[str, Listing]:
     """The images of ``tree`` that ``file`` lists, by part; others are left out. Classes are those of train.
 
-    Raises UserError for rows without a file or label, files that are not there or listed twice, and unknown splits.
+    Raises UserError for rows without a file or label, files that are missing or listed twice, and unknown splits.
     """
     rows = _rows("dataset.labels", file)
     columns = sorted({column for _, row in rows for column in row})
@@ -49,32 +49,34 @@ def read_labels(file: Path, tree: Tree) -> dict[str, Listing]:
     listed: dict[str, int] = {}
     parts: dict[str, dict[str, str]] = {}
     for number, row in rows:
-        where = f"{shown(file)}, line {number}"
+        where = f"{show_path(file)}, line {number}"
         name = posixpath.normpath(_text(row, file_column, where))
         if name not in sizes:
             raise UserError(f"{where}: no image {name!r} in {tree.shown('')}; correct the path or remove the line")
         if name in listed:
-            raise UserError(f"{where}: {name!r} is listed in line {listed[name]} already; an image has one label")
+            raise UserError(f"{where}: {name!r} is already listed in line {listed[name]}; keep one")
         listed[name] = number
         split = "train" if split_column is None else _text(row, split_column, where)
         if split.lower() not in PART_OF:
             raise UserError(f"{where}: split {split!r} is none of train, val and test; correct it")
         parts.setdefault(PART_OF[split.lower()], {})[name] = _text(row, label_column, where)
     if "train" not in parts:
-        raise UserError(f"{shown(file)}: lists no image of the train part; add some")
-    return named_listings(shown(file), parts, sizes)
+        raise UserError(f"{show_path(file)}: lists no training images; add some")
+    return named_listings(show_path(file), parts, sizes)
 
 
 def map_classes(file: Path, parts: dict[str, Listing]) -> dict[str, Listing]:
-    """``parts`` with renamed and merged classes, in the order in which their first folders were.
+    """``parts`` with renamed and merged classes, in the order of their first folders.
 
-    Raises UserError if a folder has no class in ``file``. Folders in the file that the data lacks do not matter.
+    Raises UserError if a folder has no class in ``file``. Folders in the file that the data set lacks are ignored.
     """
     names = read_class_map("dataset.class_map", file)
     folders = parts["train"].classes
     missing = [folder for folder in folders if folder not in names]
     if missing:
-        raise UserError(f"dataset.class_map={shown(file)}: has no class for {quoted(missing)}; add a line for each")
+        raise UserError(
+            f"dataset.class_map={show_path(file)}: has no class for {quoted_names(missing)}; add a line for each"
+        )
     classes = tuple(dict.fromkeys(names[folder] for folder in folders))
     moved = np.array([classes.index(names[folder]) for folder in folders], np.int64)
     return {
@@ -83,8 +85,8 @@ def map_classes(file: Path, parts: dict[str, Listing]) -> dict[str, Listing]:
 
 
 def read_class_map(key: str, file: Path) -> dict[str, str]:
-    """Name -> class, from the file that ``key`` names. Raises UserError for other lines and for a second class."""
-    where, suffix, text = f"{key}={shown(file)}", file.suffix.lower(), _read_text(key, file)
+    """Name -> class, from the file that ``key`` names. Raises UserError for malformed lines and a second class."""
+    where, suffix, text = f"{key}={show_path(file)}", file.suffix.lower(), _read_text(key, file)
     if suffix == ".json":
         content = _json(where, "".join(text))
         pairs = [[name, _text(content, name, where)] for name in content]
@@ -98,10 +100,12 @@ def read_class_map(key: str, file: Path) -> dict[str, str]:
     for pair in pairs:
         parts = [part.strip() for part in pair]
         if len(parts) != 2 or not all(parts):
-            raise UserError(f"{where}: {','.join(parts)!r} is not a name and its class; quote names that hold commas")
+            raise UserError(
+                f"{where}: {','.join(parts)!r} is not a name and its class; quote names that contain commas"
+            )
         folder, name = parts
         if names.setdefault(folder, name) != name:
-            raise UserError(f"{where}: {folder!r} is both {names[folder]!r} and {name!r}; remove a line")
+            raise UserError(f"{where}: {folder!r} is both {names[folder]!r} and {name!r}; remove one line")
     return names
 
 
@@ -109,17 +113,17 @@ def _rows(key: str, file: Path) -> list[tuple[int, dict[str, Any]]]:
     """The rows of a table as column -> value, with the numbers of their lines."""
     text = _read_text(key, file)
     if file.suffix.lower() in (".jsonl", ".ndjson"):
-        rows = [(number, _json(f"{shown(file)}, line {number}", line)) for number, line in enumerate(text, 1)]
+        rows = [(number, _json(f"{show_path(file)}, line {number}", line)) for number, line in enumerate(text, 1)]
     elif file.suffix.lower() in (".csv", ".tsv"):
         (_, header), *body = _cells(file, text) or [(1, [])]
         uneven = [number for number, cells in body if len(cells) != len(header)]
         if uneven:
-            raise UserError(f"{shown(file)}, line {uneven[0]}: has other columns than the header; correct it")
+            raise UserError(f"{show_path(file)}, line {uneven[0]}: its columns do not match the header; correct it")
         rows = [(number, dict(zip(header, cells, strict=True))) for number, cells in body]
     else:
-        raise UserError(f"{key}={shown(file)}: must end in .csv, .tsv or .jsonl")
+        raise UserError(f"{key}={show_path(file)}: must end in .csv, .tsv or .jsonl")
     if not rows:
-        raise UserError(f"{key}={shown(file)}: has no rows; the first line of a CSV or TSV file names its columns")
+        raise UserError(f"{key}={show_path(file)}: has no rows below the header; add some")
     return rows
 
 
@@ -129,16 +133,16 @@ def _cells(file: Path, text: Sequence[str]) -> list[tuple[int, list[str]]]:
     try:
         return [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
-        raise UserError(f"{shown(file)}, line {reader.line_num}: {error}; correct it") from error
+        raise UserError(f"{show_path(file)}, line {reader.line_num}: {error}; correct it") from error
 
 
 def _read_text(key: str, file: Path) -> list[str]:
     try:
         return file.expanduser().read_text("utf-8-sig").splitlines(keepends=True)
     except OSError as error:
-        raise UserError(f"{key}={shown(file)}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{key}={show_path(file)}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{key}={shown(file)}: is not UTF-8 text; save it as UTF-8") from error
+        raise UserError(f"{key}={show_path(file)}: is not UTF-8 text; save it as UTF-8") from error
 
 
 def _json(where: str, text: str) -> dict[str, Any]:
@@ -147,16 +151,18 @@ def _json(where: str, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{where}: is not JSON ({error}); correct it") from error
     if not isinstance(content, dict):
-        raise UserError(f"{where}: is not a JSON object with a name for every value; correct it")
+        raise UserError(f"{where}: is not a JSON object; correct it")
     return content
 
 
 def _one_column(file: Path, columns: Sequence[str], known: Sequence[str], what: str) -> str:
     matches = [column for column in columns if column.lower() in known]
     if not matches:
-        raise UserError(f"{shown(file)}: no column {', '.join(known)} among {quoted(columns)}; name the {what}s so")
+        raise UserError(
+            f"{show_path(file)}: no column {', '.join(known)} among {quoted_names(columns)}; rename a column"
+        )
     if len(matches) > 1:
-        raise UserError(f"{shown(file)}: {quoted(matches)} may each be the {what}; rename or remove one")
+        raise UserError(f"{show_path(file)}: {quoted_names(matches)} could each be the {what}; rename or remove one")
     return matches[0]
 
 

@@ -1,4 +1,4 @@
-"""Labels that are missing: -1 is the label of an image whose class is not known."""
+"""Missing labels: an image whose class is not known has the label -1."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ UNLABELLED = -1
 
 
 def keep_labels(source: Source, share: float, seed: int) -> Source:
-    """``source`` with ``share`` of the labels of each class of the training part, at least one; the others are -1.
+    """``source`` with a ``share`` of the training labels of each class, at least one; the others become -1.
 
-    Which ones is a function of ``seed``, and a larger share keeps all that a smaller one kept. val and test are left
-    alone. A share of 1 is the same source, a share of 0 keeps no label at all.
+    Which are kept depends on ``seed`` alone, and a larger share keeps all labels of a smaller one. val and test do not
+    change. A share of 1 gives the same source, a share of 0 keeps no label at all.
     """
     if share == 1:
         return source

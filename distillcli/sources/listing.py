@@ -1,4 +1,4 @@
-"""What a source knows before it decodes anything: names, labels and sizes of images, and how a Source comes of them."""
+"""What is known before anything is decoded: names, labels and sizes of images, and how they become a Source."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.source import EncodedImages, Source, Split
-from distillcli.sources.tree import quoted
+from distillcli.sources.tree import quoted_names
 
-SAMPLED_FILES = 64  # files whose content enters the fingerprint
+SAMPLED_FILES = 64  # whose content enters the fingerprint
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ def listed_source(
     images: Callable[[tuple[str, ...]], EncodedImages],
     config: DatasetConfig,
 ) -> Source:
-    """A Source of ``train`` and perhaps ``val`` and ``test``; without val, it is held out of train.
+    """A Source from ``train`` and perhaps ``val`` and ``test``; a missing val is held out of train.
 
-    ``images``: those with the given names. ``where``: how messages call the data. Parts share their classes.
+    ``images``: from names to images. ``where``: the name of the data in messages. All parts have the same classes.
     """
     train, val, test = (parts.get(part) for part in ("train", "val", "test"))
     assert train is not None
@@ -64,8 +64,8 @@ def listed_source(
 def named_listings(where: str, parts: Mapping[str, Mapping[str, str]], sizes: Mapping[str, int]) -> dict[str, Listing]:
     """Listings, in the order of the names, of ``parts``: image name -> class name. The classes are those of train.
 
-    Numbers are ordered by value, so that the label of a numbered class is its rank; other classes lexicographically.
-    Raises UserError for a class that no training image has.
+    Numbered classes are ordered by number, others lexicographically. Raises UserError for a class without training
+    images.
     """
     found = set(parts["train"].values())
     classes = tuple(sorted(found, key=int if all(name.isdecimal() for name in found) else None))
@@ -74,7 +74,7 @@ def named_listings(where: str, parts: Mapping[str, Mapping[str, str]], sizes: Ma
     for part, named in parts.items():
         extra = sorted(set(named.values()) - found)
         if extra:
-            raise UserError(f"{where}: {quoted(extra)} only in {part}, no training image has that class")
+            raise UserError(f"{where}: {quoted_names(extra)} only in {part}, no training image has that class")
         names = tuple(sorted(named))
         listings[part] = Listing(
             classes,
@@ -88,19 +88,19 @@ def named_listings(where: str, parts: Mapping[str, Mapping[str, str]], sizes: Ma
 def index_labels(
     where: str, values: Mapping[str, NDArray[Any]], names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
-    """Classes and, for each part, labels in [0, number of classes) of its ``values``: whole numbers or texts.
+    """Classes and, for each part, labels in [0, number of classes) of its ``values``: whole numbers or text.
 
-    With ``names``, the values are indices of them. Without, the classes are what occurs in train, numbers by value and
-    texts lexicographically. Raises UserError, naming the row, for a negative number and a value that is no class.
+    With ``names``, the values are indices into them. Without, the classes are the values in train, numbers ordered by
+    value and text lexicographically. Raises UserError, naming the row, for a negative number or an unknown class.
     """
     for part, found in values.items():
         if found.dtype.kind == "i" and len(found) and found.min() < 0:
             row = int(found.argmin())
-            raise UserError(f"{where}: row {row} of the {part} part has label {found[row]}; correct it or remove it")
+            raise UserError(f"{where}: row {row} of the {part} part has label {found[row]}; correct or remove it")
     if names is not None:
         known = np.arange(len(names))
         if any(found.dtype.kind == "U" for found in values.values()):
-            raise UserError(f"{where}: class names are given, so labels must be whole numbers from 0 on")
+            raise UserError(f"{where}: labels must be whole numbers from 0, because class names are given")
     else:
         known = np.unique(values["train"])
     if not len(known):
@@ -113,8 +113,7 @@ def index_labels(
             row = stray[0]
             problem = "which no training image has" if names is None else f"outside 0..{len(known) - 1}"
             raise UserError(
-                f"{where}: row {row} of the {part} part has label {str(found[row])!r}, {problem}; correct it or"
-                " remove it"
+                f"{where}: row {row} of the {part} part has label {str(found[row])!r}, {problem}; correct or remove it"
             )
         labels[part] = position.astype(np.int64)
     return tuple(str(name) for name in (known if names is None else names)), labels
@@ -125,20 +124,20 @@ def hold_out(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Two sorted, disjoint arrays of rows: those kept for training and those held out.
 
-    Of every class ``fraction`` is held out, rounded, but at least one image, and at least one is kept.
+    A ``fraction`` of every class is held out, rounded, but at least one image; at least one is kept.
     Raises UserError if a class has fewer than two images.
     """
     from sklearn.model_selection import train_test_split
 
     if not 0 < fraction < 1:
-        raise UserError(f"dataset.val_fraction={fraction}: must lie between 0 and 1")
+        raise UserError(f"dataset.val_fraction={fraction}: must be above 0 and below 1, e.g. 0.1")
     random = np.random.RandomState(seed)
     kept, held = [], []
     for label, name in enumerate(classes):
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
             raise UserError(
-                f"{where}: class {name!r} has {len(rows)} image{'s' * (len(rows) != 1)}, holding out validation data"
+                f"{where}: class {name!r} has {len(rows)} image{'s' * (len(rows) != 1)}, but a validation part"
                 " needs 2; add images or a val/ folder, or remove the class"
             )
         count = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
@@ -151,10 +150,10 @@ def hold_out(
 def file_fingerprint(
     kind: str, classes: Sequence[str], splits: Sequence[Split], sizes: Sequence[NDArray[np.int64]] | None = None
 ) -> str:
-    """32 hex digits of class names, image names, sizes, labels and the content of up to 64 evenly spaced images.
+    """32 hex digits over class names, image names, sizes, labels, and the content of up to 64 evenly spaced images.
 
-    Neither absolute paths nor times enter, so a copy of the data elsewhere has the same fingerprint. The splits must
-    hold EncodedImages; ``sizes``: one array of bytes per split. Raises UserError if a sampled image cannot be fetched.
+    Absolute paths and times do not enter, so a copy of the data elsewhere has the same fingerprint. The splits must
+    contain EncodedImages; ``sizes``: one array of bytes per split. Raises UserError if a sampled image cannot be read.
     """
     digest = hashlib.sha256(json.dumps([kind, list(classes)]).encode())
     files: list[tuple[EncodedImages, int]] = []

@@ -1,13 +1,13 @@
 """Images and labels as NumPy arrays in one .npz file.
 
-    x_train, y_train, x_val, y_val, x_test, y_test                        as Keras keeps its sets
-    train_images, train_labels, val_images, val_labels, test_images, ...  as MedMNIST does
+    x_train, y_train, x_val, y_val, x_test, y_test                        as in Keras
+    train_images, train_labels, val_images, val_labels, test_images, ...  as in MedMNIST
     images, labels                                                        one part
-    classes                                                               optional: their names, by label
+    classes                                                               optional: the class names, by label
 
-Without val arrays, ``dataset.val_fraction`` of each class is held out. Images are N x H x W, or N x H x W x C with 1
-or 3 channels or as many as ``dataset.channels`` says, uint8: floating point has no agreed range, so it is refused
-rather than guessed. Labels are N whole numbers or texts, from 0 on if ``classes`` names them. Arrays of Python objects
+Without val arrays, ``dataset.val_fraction`` of each class is held out. Images are uint8, N x H x W, or N x H x W x C
+with 1 or 3 channels or ``dataset.channels`` of them. Floating point has no agreed range, so it is refused rather than
+guessed. Labels are N whole numbers, from 0 if ``classes`` names them, or text. Arrays of Python objects
 are never unpickled.
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.builtin import array_fingerprint
-from distillcli.sources.decode import shown
+from distillcli.sources.decode import show_path
 from distillcli.sources.listing import hold_out, index_labels
 from distillcli.sources.source import ArrayImages, Source, Split
 
@@ -43,19 +43,19 @@ def open_npz(config: DatasetConfig) -> Source:
     parts = {part: pair for part in _SPELLINGS if (pair := _find(file, arrays, part)) is not None}
     if "train" not in parts:
         expected = "x_train and y_train, train_images and train_labels, or images and labels"
-        raise UserError(f"{shown(file)}: holds {', '.join(sorted(arrays))}; expected {expected}")
+        raise UserError(f"{show_path(file)}: contains {', '.join(sorted(arrays))}; expected {expected}")
     pixels = {part: _pixels(file, images, arrays[images], config.channels) for part, (images, _) in parts.items()}
     names = [str(name) for name in arrays["classes"].ravel()] if "classes" in arrays else None
     values = {part: _values(file, labels, arrays[labels]) for part, (_, labels) in parts.items()}
     for part, (images, labels) in parts.items():
         if len(pixels[part]) != len(values[part]):
             raise UserError(
-                f"{shown(file)}: {len(pixels[part])} images in {images} but {len(values[part])} labels in {labels};"
+                f"{show_path(file)}: {len(pixels[part])} images in {images} but {len(values[part])} labels in {labels};"
                 " every image needs one"
             )
-    classes, rows = index_labels(shown(file), values, names)
+    classes, rows = index_labels(show_path(file), values, names)
     if "val" not in parts:
-        kept, held = hold_out(rows["train"], classes, config.val_fraction, config.split_seed, shown(file))
+        kept, held = hold_out(rows["train"], classes, config.val_fraction, config.split_seed, show_path(file))
         pixels |= {"train": pixels["train"][kept], "val": pixels["train"][held]}
         rows |= {"train": rows["train"][kept], "val": rows["train"][held]}
     splits = {part: Split(ArrayImages(pixels[part], f"{file.stem}/{part}"), rows[part]) for part in pixels}
@@ -68,11 +68,11 @@ def _load(file: Path) -> dict[str, NDArray[Any]]:
         with file.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except OSError as error:
-        raise UserError(f"dataset.root={shown(file)}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"dataset.root={show_path(file)}: cannot be read ({error.strerror or error})") from error
     except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         detail = " ".join(str(error).split())
         raise UserError(
-            f"dataset.root={shown(file)}: is not an .npz file of plain arrays ({detail}); write it with numpy.savez"
+            f"dataset.root={show_path(file)}: is not an .npz file of plain arrays ({detail}); write it with numpy.savez"
         ) from error
 
 
@@ -80,19 +80,19 @@ def _find(file: Path, arrays: dict[str, NDArray[Any]], part: str) -> tuple[str, 
     """The names of the arrays of images and labels of one part."""
     found = [pair for pair in _SPELLINGS[part] if pair[0] in arrays or pair[1] in arrays]
     if len(found) > 1:
-        raise UserError(f"{shown(file)}: {found[0][0]} and {found[1][0]} may each be the {part} part; remove one")
+        raise UserError(f"{show_path(file)}: {found[0][0]} and {found[1][0]} could each be the {part} part; remove one")
     for pair in found:
         missing = [name for name in pair if name not in arrays]
         if missing:
-            raise UserError(f"{shown(file)}: holds {', '.join(sorted(arrays))} but no {missing[0]}; add it")
+            raise UserError(f"{show_path(file)}: contains {', '.join(sorted(arrays))} but no {missing[0]}; add it")
     return found[0] if found else None
 
 
 def _pixels(file: Path, name: str, array: NDArray[Any], channels: int) -> NDArray[np.uint8]:
-    """N x H x W x 3, also where one channel is asked for; N x H x W x ``channels`` where it is any other number."""
-    where = f"{shown(file)}: {name} is {array.dtype}, {' x '.join(str(side) for side in array.shape)}"
+    """N x H x W x 3 for 1 or 3 ``channels``, else N x H x W x ``channels``."""
+    where = f"{show_path(file)}: {name} is {array.dtype}, {' x '.join(str(side) for side in array.shape)}"
     if array.dtype != np.uint8:
-        raise UserError(f"{where}; images must be uint8, 0..255: scale them yourself, other types have no agreed range")
+        raise UserError(f"{where}; images must be uint8, 0..255; scale them, since other types have no agreed range")
     if array.ndim == 3:
         array = array[..., None]
     if channels not in (1, 3):
@@ -100,7 +100,7 @@ def _pixels(file: Path, name: str, array: NDArray[Any], channels: int) -> NDArra
             raise UserError(f"{where}; expected N x H x W x C with dataset.channels={channels}, in this order")
     elif array.ndim != 4 or array.shape[3] not in (1, 3):
         raise UserError(
-            f"{where}; expected N x H x W or N x H x W x C with 1 or 3 channels, in this order; for more set "
+            f"{where}; expected N x H x W or N x H x W x C with 1 or 3 channels, in this order; for other numbers set "
             "dataset.channels=C"
         )
     if 0 in array.shape[1:]:
@@ -115,5 +115,5 @@ def _values(file: Path, name: str, array: NDArray[Any]) -> NDArray[Any]:
         array = array[:, 0]
     if array.ndim != 1 or array.dtype.kind not in "iuU":
         shape = " x ".join(str(side) for side in array.shape)
-        raise UserError(f"{shown(file)}: {name} is {array.dtype}, {shape}; expected N whole numbers or texts")
+        raise UserError(f"{show_path(file)}: {name} is {array.dtype}, {shape}; expected N whole numbers or text")
     return array

@@ -1,4 +1,4 @@
-"""What every data set looks like to the rest: classes, three splits of images with labels, and a fingerprint.
+"""What every data set looks like to other rooms: classes, three splits of images with labels, and a fingerprint.
 
 Nothing here imports torch, so that a missing folder or an empty class is reported within a second.
 """
@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-# Width and height of a whole image -> the least width and height that will do for what is wanted of it.
-Least = Callable[[int, int], tuple[int, int]]
+# Width and height of a whole image -> the smallest width and height that are enough for the crop wanted.
+MinimumSize = Callable[[int, int], tuple[int, int]]
 
 
 class Images(Protocol):
@@ -21,25 +21,25 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        """The image as H x W x C, RGB unless ``dataset.channels`` says otherwise; smaller, if ``least`` allows it.
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        """The image as H x W x C, RGB unless ``dataset.channels`` says otherwise; smaller if ``minimum_size`` allows.
 
         Raises UserError naming the file if it cannot be decoded.
         """
         ...
 
     def name(self, index: int) -> str:
-        """How to name this image to a person: its path, or the set and the position in it."""
+        """The image's name in messages: its path, or the data set and the position in it."""
         ...
 
 
 @runtime_checkable
 class EncodedImages(Images, Protocol):
-    """Images that are decoded when they are read."""
+    """Images that are decoded when read."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each is called within its data set, wherever that lies: they enter the fingerprint."""
+        """Their names within the data set, wherever that is stored; they enter the fingerprint."""
         ...
 
     def content(self, index: int) -> bytes:
@@ -49,7 +49,7 @@ class EncodedImages(Images, Protocol):
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images that are decoded already and share one size. ``pixels``: N x H x W x C."""
+    """Decoded images of one size. ``pixels``: N x H x W x C."""
 
     pixels: NDArray[np.uint8]
     label: str
@@ -57,7 +57,7 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
         image: NDArray[np.uint8] = self.pixels[index]
         return image
 
@@ -67,7 +67,7 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class Split:
-    """Images with their labels. ``labels``: N, int64, each in [0, number of classes), or -1 where it is not known."""
+    """Images with their labels. ``labels``: N, int64, each in [0, number of classes), or -1 if it is not known."""
 
     images: Images
     labels: NDArray[np.int64]
@@ -82,7 +82,7 @@ class Split:
 class Source:
     """A data set. Training never sees ``val`` or ``test``; ``val`` chooses the best epoch; ``test`` is reported.
 
-    Without a test part, ``test`` is None and the numbers are reported on ``val``, and every table says so.
+    Without a test part, ``test`` is None, and results are reported on ``val``, as every table says.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Source:
     train: Split
     val: Split
     test: Split | None
-    fingerprint: str  # of class names, image names, sizes or pixels, and labels: the same data gives the same string
+    fingerprint: str  # over class names, image names, sizes or pixels, and labels: equal data has equal fingerprints
     skipped: tuple[str, ...] = ()  # what dataset.on_error=skip left out, and why
 
     @property
@@ -99,5 +99,5 @@ class Source:
 
     @property
     def evaluation(self) -> Split:
-        """The split whose numbers are reported."""
+        """The split on which results are reported."""
         return self.val if self.test is None else self.test

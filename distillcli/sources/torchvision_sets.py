@@ -1,7 +1,7 @@
-"""The classification sets that torchvision can load, all described by one table.
+"""The classification data sets of torchvision, described by one table.
 
-Sets whose dataset object holds arrays are kept in memory. Of all others torchvision finds the files and labels and we
-decode the files, so that the rules of :mod:`distillcli.sources.decode` hold for them too and errors name the file.
+Data sets that torchvision loads as arrays are kept in memory. For all others it only lists files and labels; we decode
+the files, so that the rules of :mod:`distillcli.sources.decode` apply and errors name the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.builtin import array_source
-from distillcli.sources.decode import shown
+from distillcli.sources.decode import show_path
 from distillcli.sources.folder import FileImages
 from distillcli.sources.listing import file_fingerprint, hold_out
 from distillcli.sources.source import ArrayImages, Source, Split
@@ -31,11 +31,10 @@ Read = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """How to obtain one set. Exactly one of ``pixels`` and ``files`` is given."""
+    """How to load one data set. Exactly one of ``pixels`` and ``files`` is given."""
 
-    about: str  # what it is, for people
     cls: str  # the class in torchvision.datasets
-    parts: dict[str, dict[str, Any]]  # train, and val and test if the set has them: arguments of the class
+    parts: dict[str, dict[str, Any]]  # train, and val and test if they exist: arguments of the class
     count: int  # classes
     labels: Read  # dataset -> N integers
     pixels: Read | None = None  # dataset -> N x H x W or N x H x W x 3, uint8
@@ -45,9 +44,9 @@ class TorchvisionSet:
 
 
 def open_torchvision(config: DatasetConfig) -> Source:
-    """The set called ``config.name``. Raises UserError, before torch is imported where possible, if it is not there.
+    """The data set called ``config.name``. Raises UserError if it is missing, before importing torch where possible.
 
-    Without an official validation part, val is held out of train; without a labelled test part, test is None.
+    Without an official val part, val is held out of train; without a labelled test part, test is None.
     """
     record = TORCHVISION_SETS[config.name]
     root = _check_available(config, record)
@@ -56,8 +55,8 @@ def open_torchvision(config: DatasetConfig) -> Source:
     for part, dataset in datasets.items():
         if _class_names(record, dataset) != classes:
             raise UserError(
-                f"{config.name}: the {part} part in {shown(root)} has other classes than train; the files are"
-                " incomplete, fetch them again"
+                f"{config.name}: the {part} part in {show_path(root)} has other classes than train; the files are"
+                " incomplete, download them again"
             )
 
     splits = {part: _split(config.name, part, record, dataset, root) for part, dataset in datasets.items()}
@@ -72,16 +71,18 @@ def open_torchvision(config: DatasetConfig) -> Source:
 
 
 def _check_available(config: DatasetConfig, record: TorchvisionSet) -> Path:
-    """What can be known without importing torch. Returns the root."""
+    """The root, after the checks that do not need torch."""
     if not config.root:
-        raise UserError(f"dataset={config.name} needs dataset.root=PATH, the folder that holds its files")
+        raise UserError(f"dataset={config.name} needs dataset.root=PATH, the folder of its files")
     root = Path(config.root).expanduser()
     if root.exists() and not root.is_dir():
-        raise UserError(f"dataset.root={shown(root)}: is a file, not a folder")
+        raise UserError(
+            f"dataset.root={show_path(root)}: is a file, not a folder; give the folder that contains the files"
+        )
     if config.download and record.manual:
         raise UserError(f"dataset={config.name} cannot be downloaded by torchvision: {_remedy(record, root)}")
     if not root.exists() and not config.download:
-        raise UserError(f"dataset={config.name}: no folder {shown(root)}; {_remedy(record, root)}")
+        raise UserError(f"dataset={config.name}: no folder {show_path(root)}; {_remedy(record, root)}")
     return root
 
 
@@ -91,27 +92,33 @@ def _load(config: DatasetConfig, record: TorchvisionSet, root: Path, arguments: 
     switch = {} if record.manual else {"download": config.download}
     try:
         with warnings.catch_warnings():
-            # CIFAR was pickled by a NumPy so old that today's warns about it.
+            # CIFAR was pickled by a version of NumPy so old that today's warns about it.
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
             return getattr(torchvision.datasets, record.cls)(str(root), **arguments, **switch)
-    except (RuntimeError, OSError, ValueError, EOFError, ImportError) as error:  # how torchvision says "not there"
+    except (
+        RuntimeError,
+        OSError,
+        ValueError,
+        EOFError,
+        ImportError,
+    ) as error:  # what torchvision raises for missing files
         detail = " ".join(str(error).split()) or type(error).__name__
         if config.download:
-            fix = f"check the network and the free space, or put the files of {record.cls} there by hand"
+            fix = f"check the network and the disk space, or put the files of {record.cls} there by hand"
             raise UserError(
-                f"dataset={config.name} could not be downloaded into {shown(root)} ({detail}); {fix}"
+                f"dataset={config.name} could not be downloaded into {show_path(root)} ({detail}); {fix}"
             ) from error
         detail = detail.split(". You can")[0].rstrip(".")
         raise UserError(
-            f"dataset={config.name} was not found in {shown(root)} ({detail}); {_remedy(record, root)}"
+            f"dataset={config.name} was not found in {show_path(root)} ({detail}); {_remedy(record, root)}"
         ) from error
 
 
 def _remedy(record: TorchvisionSet, root: Path) -> str:
     if record.manual:
-        return f"put {record.manual} into {shown(root)}"
+        return f"put {record.manual} into {show_path(root)}"
     return (
-        f"set dataset.download=true to fetch it, or dataset.root to the folder that holds the files of"
+        f"set dataset.download=true to download it, or dataset.root to the folder with the files of"
         f" torchvision.datasets.{record.cls}"
     )
 
@@ -125,7 +132,7 @@ def _split(name: str, part: str, record: TorchvisionSet, dataset: Any, root: Pat
         return Split(ArrayImages(np.ascontiguousarray(pixels), f"{name}/{part}"), labels)
     assert record.files is not None
     names = [Path(os.path.relpath(path, root)).as_posix() for path in record.files(dataset)]
-    # SUN397 lists its files as the file system does; sorted, an index means the same image everywhere.
+    # SUN397 lists its files in the order of the file system; sorted, an index means the same image everywhere.
     order = sorted(range(len(names)), key=names.__getitem__)
     return Split(FileImages(root, tuple(names[row] for row in order)), labels[order])
 
@@ -139,7 +146,7 @@ def _take(split: Split, rows: NDArray[np.int64], label: str) -> Split:
 
 
 def _class_names(record: TorchvisionSet, dataset: Any) -> tuple[str, ...]:
-    """torchvision's names, else numbers. Synonyms are joined; a name that occurs twice gets its number."""
+    """torchvision's names, or numbers. Synonyms are joined; a name that occurs twice is followed by its number."""
     found: Sequence[Any] | None = getattr(dataset, record.names, None) if record.names else None
     if found is None:
         return tuple(str(number) for number in range(record.count))
@@ -195,40 +202,34 @@ _ILSVRC = {"train": {"split": "train"}, "val": {"split": "val"}}
 
 _IMAGENET = (
     "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from image-net.org (if train/"
-    " and val/ are unpacked into class folders already, use dataset=folder)"
+    " and val/ are already unpacked into class folders, use dataset=folder)"
 )
 _CARS = "the folder stanford_cars with devkit/, cars_train/, cars_test/ and cars_test_annos_withlabels.mat"
 
 TORCHVISION_SETS: dict[str, TorchvisionSet] = {
-    "cifar10": TorchvisionSet("photographs of objects, 32 x 32", "CIFAR10", _FLAG, 10, _TARGETS, pixels=_DATA),
-    "cifar100": TorchvisionSet("photographs of objects, 32 x 32", "CIFAR100", _FLAG, 100, _TARGETS, pixels=_DATA),
-    "mnist": TorchvisionSet("handwritten digits, 28 x 28 gray", "MNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
-    "fashion_mnist": TorchvisionSet("clothes, 28 x 28 gray", "FashionMNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
-    "kmnist": TorchvisionSet("cursive Japanese characters, 28 x 28 gray", "KMNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
-    # Mirrored along the diagonal, as published and as torchvision gives it.
-    "emnist": TorchvisionSet("digits and letters, 28 x 28 gray", "EMNIST", _EMNIST, 47, _TARGETS, pixels=_DATA),
-    "qmnist": TorchvisionSet("MNIST with all 60,000 test digits", "QMNIST", _FLAG, 10, _qmnist_labels, pixels=_DATA),
-    "usps": TorchvisionSet("handwritten digits, 16 x 16 gray", "USPS", _FLAG, 10, _TARGETS, pixels=_DATA, names=None),
-    "svhn": TorchvisionSet(
-        "house numbers, 32 x 32", "SVHN", _TWO, 10, attrgetter("labels"), pixels=_channels_last, names=None
-    ),
-    "stl10": TorchvisionSet(
-        "photographs of objects, 96 x 96", "STL10", _TWO, 10, attrgetter("labels"), pixels=_channels_last
-    ),
-    "flowers102": TorchvisionSet("flowers", "Flowers102", _THREE, 102, _LABELS, files=_IMAGE_FILES),
+    "cifar10": TorchvisionSet("CIFAR10", _FLAG, 10, _TARGETS, pixels=_DATA),
+    "cifar100": TorchvisionSet("CIFAR100", _FLAG, 100, _TARGETS, pixels=_DATA),
+    "mnist": TorchvisionSet("MNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
+    "fashion_mnist": TorchvisionSet("FashionMNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
+    "kmnist": TorchvisionSet("KMNIST", _FLAG, 10, _TARGETS, pixels=_DATA),
+    # Transposed, as published and as torchvision loads it.
+    "emnist": TorchvisionSet("EMNIST", _EMNIST, 47, _TARGETS, pixels=_DATA),
+    "qmnist": TorchvisionSet("QMNIST", _FLAG, 10, _qmnist_labels, pixels=_DATA),
+    "usps": TorchvisionSet("USPS", _FLAG, 10, _TARGETS, pixels=_DATA, names=None),
+    "svhn": TorchvisionSet("SVHN", _TWO, 10, attrgetter("labels"), pixels=_channels_last, names=None),
+    "stl10": TorchvisionSet("STL10", _TWO, 10, attrgetter("labels"), pixels=_channels_last),
+    "flowers102": TorchvisionSet("Flowers102", _THREE, 102, _LABELS, files=_IMAGE_FILES),
     "oxfordiiitpet": TorchvisionSet(
-        "breeds of cats and dogs",
         "OxfordIIITPet",
         {"train": {"split": "trainval"}, "test": {"split": "test"}},
         37,
         _LABELS,
         files=attrgetter("_images"),
     ),
-    "food101": TorchvisionSet("dishes", "Food101", _TWO, 101, _LABELS, files=_IMAGE_FILES),
-    "dtd": TorchvisionSet("textures (partition 1)", "DTD", _THREE, 47, _LABELS, files=_IMAGE_FILES),
-    "fgvc_aircraft": TorchvisionSet("variants of aircraft", "FGVCAircraft", _THREE, 100, _LABELS, files=_IMAGE_FILES),
+    "food101": TorchvisionSet("Food101", _TWO, 101, _LABELS, files=_IMAGE_FILES),
+    "dtd": TorchvisionSet("DTD", _THREE, 47, _LABELS, files=_IMAGE_FILES),
+    "fgvc_aircraft": TorchvisionSet("FGVCAircraft", _THREE, 100, _LABELS, files=_IMAGE_FILES),
     "stanford_cars": TorchvisionSet(
-        "models of cars",
         "StanfordCars",
         _TWO,
         196,
@@ -236,25 +237,14 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
         files=_of_pairs("_samples", 0),
         manual=_CARS,
     ),
-    "gtsrb": TorchvisionSet(
-        "German traffic signs", "GTSRB", _TWO, 43, _of_pairs("_samples", 1), files=_of_pairs("_samples", 0), names=None
-    ),
-    "eurosat": TorchvisionSet(
-        "land use from satellites, 64 x 64", "EuroSAT", _ONE, 10, _TARGETS, files=_of_pairs("samples", 0)
-    ),
-    "country211": TorchvisionSet(
-        "the country a photograph was taken in", "Country211", _COUNTRY, 211, _TARGETS, files=_of_pairs("samples", 0)
-    ),
-    "sun397": TorchvisionSet("scenes", "SUN397", _ONE, 397, _LABELS, files=_IMAGE_FILES),
-    "caltech101": TorchvisionSet(
-        "objects", "Caltech101", _ONE, 101, attrgetter("y"), files=_caltech101_files, names="categories"
-    ),
-    "caltech256": TorchvisionSet(
-        "objects and clutter", "Caltech256", _ONE, 257, attrgetter("y"), files=_caltech256_files, names="categories"
-    ),
-    "places365": TorchvisionSet("scenes, 256 x 256", "Places365", _PLACES, 365, _TARGETS, files=_of_pairs("imgs", 0)),
+    "gtsrb": TorchvisionSet("GTSRB", _TWO, 43, _of_pairs("_samples", 1), files=_of_pairs("_samples", 0), names=None),
+    "eurosat": TorchvisionSet("EuroSAT", _ONE, 10, _TARGETS, files=_of_pairs("samples", 0)),
+    "country211": TorchvisionSet("Country211", _COUNTRY, 211, _TARGETS, files=_of_pairs("samples", 0)),
+    "sun397": TorchvisionSet("SUN397", _ONE, 397, _LABELS, files=_IMAGE_FILES),
+    "caltech101": TorchvisionSet("Caltech101", _ONE, 101, attrgetter("y"), files=_caltech101_files, names="categories"),
+    "caltech256": TorchvisionSet("Caltech256", _ONE, 257, attrgetter("y"), files=_caltech256_files, names="categories"),
+    "places365": TorchvisionSet("Places365", _PLACES, 365, _TARGETS, files=_of_pairs("imgs", 0)),
     "imagenette": TorchvisionSet(
-        "ten easy classes of ImageNet",
         "Imagenette",
         _ILSVRC,
         10,
@@ -262,7 +252,6 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
         files=_of_pairs("_samples", 0),
     ),
     "imagenet": TorchvisionSet(
-        "ImageNet-1k (ILSVRC 2012)",
         "ImageNet",
         _ILSVRC,
         1000,

@@ -1,4 +1,4 @@
-"""Folders of images, on a disk or inside an archive: what the layouts are read from."""
+"""Trees of folders with images, on disk or in an archive, from which the layouts are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff
 PARTS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 PART_OF = {spelling: part for part, spellings in PARTS.items() for spelling in spellings}
 
-_IGNORED = frozenset({"__MACOSX", "Thumbs.db"})  # besides everything that starts with a dot
+_IGNORED = frozenset({"__MACOSX", "Thumbs.db"})  # besides everything that begins with a dot
 
 
 class Tree(Protocol):
@@ -25,23 +25,23 @@ class Tree(Protocol):
         ...
 
     def same(self, one: str, other: str) -> bool:
-        """Whether two names mean one folder."""
+        """Whether two names mean the same folder."""
         ...
 
     def shown(self, folder: str) -> str:
-        """How to name a folder to a person."""
+        """The folder's name in messages."""
         ...
 
     def as_root(self, folder: str) -> str:
-        """What to do for ``folder`` to be read as the root."""
+        """Advice: what to do so that ``folder`` is read as the root."""
         ...
 
 
-def join(*names: str) -> str:
+def join_path(*names: str) -> str:
     return "/".join(name for name in names if name)
 
 
-def ignored(name: str) -> bool:
+def is_ignored(name: str) -> bool:
     return name.startswith(".") or name in _IGNORED
 
 
@@ -49,6 +49,6 @@ def has_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122 - ten times faster than Path for 1e5 names
 
 
-def quoted(names: Sequence[str], most: int = 5) -> str:
+def quoted_names(names: Sequence[str], most: int = 5) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(repr(name) for name in names[:most]) + rest

@@ -1,9 +1,9 @@
-"""Images without labels, for a student that learns from its teacher alone: label -1 means that there is none.
+"""Images without labels (-1), for a student that learns from its teacher alone.
 
-    ROOT/train/...   or simply ROOT/...    images at any depth: what their folders are called does not matter
-    ROOT/val/...   ROOT/test/...           labelled if they hold class folders, with the same classes in both
+    ROOT/train/...   or simply ROOT/...    images at any depth; folder names do not matter
+    ROOT/val/...   ROOT/test/...           labelled if they contain class folders, the same in both
 
-Without a val folder, ``dataset.val_fraction`` of the images is held out, without labels.
+Without a val folder, ``dataset.val_fraction`` of the images is held out, unlabelled.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
-from distillcli.sources.class_folders import called_parts, check_same_classes, list_classes
+from distillcli.sources.class_folders import check_same_classes, list_classes, part_folders
 from distillcli.sources.folder import DiskTree, FileImages, folder_root
 from distillcli.sources.listing import Listing, hold_out, listed_source
 from distillcli.sources.source import Source
 
-_LAYOUT = "expected images at any depth, and val/CLASS/IMAGES and test/CLASS/IMAGES if there are labelled ones"
+_LAYOUT = "expected images at any depth, and perhaps labelled ones in val/CLASS/ and test/CLASS/"
 
 
 def open_unlabeled(config: DatasetConfig) -> Source:
-    """The images below ``config.root``. ``classes`` are those of val and test; there are none if both lack labels."""
+    """The images below ``config.root``. ``classes``: those of val and test; none if both are unlabelled."""
     root = folder_root(config, _LAYOUT)
     tree = DiskTree(root)
-    folders = called_parts(tree, tree.listing("")[0])
+    folders = part_folders(tree, tree.listing("")[0])
     parts = {part: _part(tree, folder) for part, folder in folders.items() if part != "train"}
     labelled = [part for part, listing in parts.items() if listing.classes]
     classes = parts[labelled[0]].classes if labelled else ()
@@ -38,7 +38,7 @@ def open_unlabeled(config: DatasetConfig) -> Source:
     elsewhere = () if prefix else tuple(f"{folder}/" for folder in folders.values())
     images = [(f"{prefix}{name}", size) for name, size in tree.images_below(prefix) if not name.startswith(elsewhere)]
     if len(images) < 2:
-        raise UserError(f"{tree.shown('')}: {len(images)} images to train on, too few; {_LAYOUT}")
+        raise UserError(f"{tree.shown('')}: needs at least 2 training images but has {len(images)}; {_LAYOUT}")
     train = _without_labels(images)
     if "val" not in parts:
         one_class = np.zeros(len(images), np.int64)
@@ -49,7 +49,7 @@ def open_unlabeled(config: DatasetConfig) -> Source:
 
 
 def _part(tree: DiskTree, folder: str) -> Listing:
-    """Labelled if ``folder`` holds class folders and nothing else."""
+    """Labelled if ``folder`` contains class folders and no other images."""
     classes, loose = tree.listing(folder)
     if classes and not loose:
         return list_classes(tree, folder)

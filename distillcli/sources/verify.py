@@ -1,7 +1,7 @@
-"""``dataset.on_error=skip``: images that cannot be decoded are left out before any index is given out.
+"""``dataset.on_error=skip``: images that cannot be decoded are left out before images are numbered.
 
-Every image is decoded once, in threads, when the data is opened: a broken image that is met in training would have to
-be replaced, and its neighbour would then meet what the teacher said about it.
+Every image is decoded once, in threads, when the data is opened. If a damaged image were found during training, another
+would have to take its index, under which the teacher's outputs for it may be cached.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillcli.errors import UserError
-from distillcli.sources.source import ArrayImages, Images, Least, Source, Split
-from distillcli.sources.tree import quoted
+from distillcli.sources.source import ArrayImages, Images, MinimumSize, Source, Split
+from distillcli.sources.tree import quoted_names
 
 
 @dataclass(frozen=True)
 class PickedImages:
-    """Those ``images`` that stand in ``rows``."""
+    """The ``images`` at these ``rows``."""
 
     images: Images
     rows: NDArray[np.int64]
@@ -31,15 +31,15 @@ class PickedImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, index: int, least: Least | None = None) -> NDArray[np.uint8]:
-        return self.images.read(int(self.rows[index]), least)
+    def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
+        return self.images.read(int(self.rows[index]), minimum_size)
 
     def name(self, index: int) -> str:
         return self.images.name(int(self.rows[index]))
 
 
 def without_unreadable(source: Source) -> Source:
-    """``source`` without the images that cannot be decoded; its ``skipped`` says which and why.
+    """``source`` without the images that cannot be decoded; ``skipped`` says which and why.
 
     Raises UserError if a class has no training image left. The fingerprint changes only if something was left out.
     """
@@ -53,14 +53,14 @@ def without_unreadable(source: Source) -> Source:
     empty = sorted({source.classes[label] for label in np.setdiff1d(source.train.labels, train.labels) if label >= 0})
     if empty:
         example = next(iter(broken_train.values()))
-        raise UserError(f"{source.name}: no training image of {quoted(empty)} can be decoded; {example}")
+        raise UserError(f"{source.name}: no training image of {quoted_names(empty)} can be decoded; {example}")
     rows = json.dumps([source.fingerprint, [list(problems) for problems in broken]])
     fingerprint = hashlib.sha256(rows.encode()).hexdigest()[:32]
     return dataclasses.replace(source, train=train, val=val, test=test, fingerprint=fingerprint, skipped=skipped)
 
 
 def _readable(split: Split) -> tuple[Split, dict[int, str]]:
-    """The split without its unreadable images, and what is wrong with these, by their rows."""
+    """The split without its unreadable images, and what is wrong with each, by row."""
     if isinstance(split.images, ArrayImages):
         return split, {}
 

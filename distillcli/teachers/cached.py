@@ -17,9 +17,9 @@ from distillcli.runs.folder import versions
 from distillcli.runtime import Runtime
 from distillcli.teachers.frozen import FrozenTeacher, Teacher, answer_settings
 from distillcli.teachers.rows import RowCache, choose_format, open_cache
-from distillcli.types import Batch, Output
-from distillcli.views.epochs import side
+from distillcli.types import Batch, Output, Taps
 from distillcli.views.loader import Data
+from distillcli.views.showing import showing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +69,20 @@ def _by_view(batch: Batch) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.
         yield int(view), views == view, index
 
 
+def is_cacheable(taps: Taps) -> bool:
+    """Feature maps are too large to be kept."""
+    return not (taps.stages or taps.class_maps or taps.features or taps.preactivations)
+
+
 def with_cache(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime: Runtime) -> tuple[Teacher, str, str]:
-    """The teacher, its answers cached if ``teacher.cache`` and the objective allow it; the format; and why so.
+    """The teacher, its outputs cached if ``teacher.cache`` and the objective allow it; the format; and why so.
 
     Raises OSError when the folder of the cache cannot be written.
     """
     cache, images = config.teacher.cache, len(data.train)
     if cache.mode == "off":
         return teacher, "off", "teacher cache: off, as asked"
-    taps = teacher.taps
-    if taps.stages or taps.class_maps or taps.features or taps.preactivations:
+    if not is_cacheable(teacher.taps):
         return teacher, "off", "teacher cache: off, the objective compares feature maps"
     spec, embedding = teacher.backbone.spec, teacher.taps.embedding
     width = spec.classes + (spec.embedding_width if embedding else 0)
@@ -119,9 +123,9 @@ def compare_with_live(config: TrainConfig, data: Data, teacher: CachedTeacher, c
     compared, largest, allowed = 0, 0.0, 0.0
     epochs, batch_size = config.teacher.cache.views or config.trainer.epochs, config.trainer.batch_size
     per_view = max(1, -(-count // (epochs * batch_size)))
+    whole = dataclasses.replace(showing(config, data.train), micro_batches=1)
     for epoch in range(1, epochs + 1):
-        size = side(config.dataset.image_size, config.trainer.progressive, epoch, epochs)
-        for number, parts in enumerate(data.train.epoch(config.augment, config.seed, epoch, batch_size, size=size)):
+        for number, parts in enumerate(whole.epoch(epoch)):
             if number == per_view or compared >= count:
                 break
             batch = parts[0]

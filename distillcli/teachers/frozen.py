@@ -12,15 +12,15 @@ from timm.data import ImageNetInfo
 
 from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.errors import UserError
-from distillcli.models.backbone import Backbone, build, describe, place
+from distillcli.models.backbone import Backbone, build, describe, fresh, place
 from distillcli.models.class_names import teacher_classes
 from distillcli.models.ensemble import Classifier, Ensemble, join_specs
 from distillcli.models.imagenet import IMAGENET_CLASSES, open_pretrained
 from distillcli.models.inference import for_inference
-from distillcli.models.weights import load_into, read_weights, select_classes
+from distillcli.models.weights import Weights, load_into, read_weights, select_classes
 from distillcli.runtime import Runtime, autocast, resolve_precision
 from distillcli.sources.source import Source
-from distillcli.types import Batch, Output, Spec, Taps
+from distillcli.types import Batch, Inputs, Output, Spec, Taps
 
 
 class Teacher(Protocol):
@@ -64,40 +64,54 @@ class FrozenTeacher:
         return output
 
 
-def describe_teacher(config: TrainConfig, classes: int) -> Spec:
-    """The spec of the teacher, or of all members of an ensemble together."""
-    size, channels = config.dataset.image_size, config.dataset.channels
-    if config.teacher.members:
-        members = config.teacher.members
-        return join_specs([describe(member, classes, size, "teacher.members", channels) for member in members])
-    return describe(config.teacher, classes if config.teacher.head else 0, size, "teacher", channels)
+@dataclass(frozen=True)
+class Member:
+    """One model of a teacher. ``config``: the run as if this were its only teacher; ``key``: where the run names it."""
+
+    config: TrainConfig
+    key: str
+
+    def own_names(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """What the teacher calls each of the classes of the data. Raises UserError for a class map that is broken."""
+        return teacher_classes(self.config.teacher.class_map, classes, f"{self.key}.class_map")
 
 
-def members_of(config: TrainConfig) -> list[TrainConfig]:
-    """One config for each teacher: that of the run, or that of each member of the ensemble."""
+def members_of(config: TrainConfig) -> list[Member]:
+    """The teacher of ``config`` itself, or each member of its ensemble."""
     return [
-        dataclasses.replace(
-            config,
-            seed=config.seed if member.seed is None else member.seed,
-            teacher=dataclasses.replace(
-                config.teacher,
-                name=member.name,
-                pretrained=member.pretrained,
-                checkpoint=member.checkpoint,
-                args=member.args,
-                image_size=member.image_size,
-                freeze=member.freeze,
-                class_map=member.class_map,
-                members=[],
+        Member(
+            dataclasses.replace(
+                config,
+                seed=config.seed if member.seed is None else member.seed,
+                teacher=dataclasses.replace(
+                    config.teacher,
+                    name=member.name,
+                    pretrained=member.pretrained,
+                    checkpoint=member.checkpoint,
+                    args=member.args,
+                    image_size=member.image_size,
+                    freeze=member.freeze,
+                    class_map=member.class_map,
+                    members=[],
+                ),
             ),
+            f"teacher.members[{number}]",
         )
-        for member in config.teacher.members
-    ] or [config]
+        for number, member in enumerate(config.teacher.members)
+    ] or [Member(config, "teacher")]
+
+
+def describe_teacher(config: TrainConfig, inputs: Inputs) -> Spec:
+    """The spec of the teacher, or of all members of an ensemble together. Without a head it has no classes."""
+    if not config.teacher.head:
+        inputs = dataclasses.replace(inputs, classes=0)
+    specs = [describe(member.config.teacher, inputs, member.key) for member in members_of(config)]
+    return join_specs(specs) if config.teacher.members else specs[0]
 
 
 def answer_settings(config: TrainConfig) -> list[Any]:
     """What decides the answers of the teachers of ``config`` beside their weights and precision."""
-    sizes = [member.teacher.image_size or config.dataset.image_size for member in members_of(config)]
+    sizes = [member.config.teacher.image_size or config.dataset.image_size for member in members_of(config)]
     return [config.teacher.average, sizes]
 
 
@@ -150,21 +164,29 @@ def open_single(
     return open_teacher(dataclasses.replace(config, teacher=teacher), [weights_from], classes, taps, runtime)
 
 
-def _open_one(config: TrainConfig, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
-    teacher, size, channels = config.teacher, config.dataset.image_size, config.dataset.channels
-    wanted = teacher_classes(teacher.class_map, classes)
-    model = ModelConfig(teacher.name, args=teacher.args, image_size=teacher.image_size)
+def _open_one(member: Member, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
+    teacher, dataset = member.config.teacher, member.config.dataset
+    wanted = member.own_names(classes)
+    inputs = Inputs(len(wanted) if teacher.head else 0, dataset.image_size, dataset.channels)
+    model = fresh(teacher)
     if weights_from is None and teacher.head:
-        backbone = open_pretrained(model, wanted, size, "teacher", channels)
+        backbone = open_pretrained(model, wanted, inputs, member.key)
     else:
-        model = dataclasses.replace(model, pretrained=weights_from is None)
-        backbone = build(model, len(wanted) if teacher.head else 0, size, "teacher", channels)
+        backbone = build(dataclasses.replace(model, pretrained=weights_from is None), inputs, member.key)
     if weights_from is not None:
-        weights = read_weights(weights_from)
-        if teacher.head:
-            weights = select_classes(weights, backbone, wanted, "teacher.checkpoint")
-        load_into(backbone, weights, "teacher", new_head=not teacher.head)
-    return place(backbone, runtime.device, config.trainer.channels_last)
+        load_into(backbone, weights_for(member, backbone, weights_from, wanted), member.key, new_head=not teacher.head)
+    return place(backbone, runtime.device, member.config.trainer.channels_last)
+
+
+def weights_for(member: Member, backbone: Backbone, weights_from: str, wanted: tuple[str, ...]) -> Weights:
+    """The weights in ``weights_from``, with a classifier for the ``wanted`` classes where the teacher has a head.
+
+    Raises UserError when they cannot be read or lack a class.
+    """
+    weights = read_weights(weights_from)
+    if not member.config.teacher.head:
+        return weights
+    return select_classes(weights, backbone, wanted, f"{member.key}.checkpoint")
 
 
 def with_classes(source: Source, config: TrainConfig) -> Source:
@@ -175,7 +197,7 @@ def with_classes(source: Source, config: TrainConfig) -> Source:
     """
     if source.classes or not config.teacher.head:
         return source
-    teacher = members_of(config)[0].teacher
+    teacher = members_of(config)[0].config.teacher
     classes = None
     if teacher.checkpoint is not None:
         classes = read_weights(teacher.checkpoint).classes

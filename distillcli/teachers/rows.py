@@ -101,6 +101,12 @@ FORMATS = {
 }
 
 
+def check_mode(mode: str, embedding: bool) -> None:
+    """Raise UserError for a ``teacher.cache.mode`` that cannot hold the embeddings which a term compares."""
+    if embedding and mode in ("int8", "topk"):
+        raise UserError(f"teacher.cache.mode={mode}: holds logits only and a term compares embeddings; use float16")
+
+
 def choose_format(
     mode: str, width: int, images: int, views: int, max_gb: float, temperature: float, embedding: bool
 ) -> tuple[str, str]:
@@ -110,8 +116,7 @@ def choose_format(
     size unless the temperature is about 1 and there are very many classes, else top-k for these. Embeddings are kept in
     floating point: their numbers differ too much in size for the others.
     """
-    if embedding and mode in ("int8", "topk"):
-        raise UserError(f"teacher.cache.mode={mode}: holds logits only and a term compares embeddings; use float16")
+    check_mode(mode, embedding)
     if mode != "auto":
         return mode, f"teacher cache: {mode}, as asked"
     candidates = ["float16"] if embedding else ["float16", "int8"]

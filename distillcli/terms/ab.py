@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillcli.errors import UserError
-from distillcli.terms.base import Setting, Term
-from distillcli.terms.stages import StageOptions, projector, same_size, stage_pairs, taps_of
+from distillcli.config.terms import ActivationBoundariesOptions
+from distillcli.terms.base import Setting, TeacherTerm
+from distillcli.terms.stages import projector, same_size, stage_pairs, taps_of
 from distillcli.types import Batch, Output
 
 _PUBLISHED_SCALE = 3 / 1000
@@ -20,39 +19,30 @@ _PUBLISHED_SCALE = 3 / 1000
 def boundary_loss(student_BCHW: Tensor, active_BCHW: Tensor, margin: float) -> Tensor:
     """Sum over elements, mean over the batch, of the square by which a unit misses +margin where active, else -margin.
 
-    Not 0 where the student equals the teacher: units within the margin still pay.
+    Not 0 where the student equals the teacher: units within the margin still count.
     """
     missed = torch.where(active_BCHW, margin - student_BCHW, margin + student_BCHW)
     return functional.relu(missed).square().sum() / len(student_BCHW)
 
 
 @final
-class ActivationBoundaries(Term):
+class ActivationBoundaries(TeacherTerm):
     """Activation boundaries (Heo et al., AAAI 2019): the student's stages, projected, on the right side of 0.
 
-    Only the sign of a teacher's unit matters. After a ReLU a unit is above 0 where it was above 0 before, so stages as
-    the model gives them serve as well as the original's before the activation; a larger map of the teacher is pooled
-    by majority. The last stage weighs 1, each one before it half as much, times the published 3 / 1000. The original
-    uses this loss alone, in 30 epochs before training: ``fade`` comes close.
+    Only the sign of a teacher's unit matters. A ReLU keeps it, so stages as the model gives them serve as well as the
+    original's, taken before the activation; a larger map of the teacher is pooled by majority. The last stage weighs 1
+    and each earlier one half as much as the next, times the published 3 / 1000. The original uses this loss alone for
+    30 epochs before training; ``fade`` comes close.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        margin: float = 1.0
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: ActivationBoundariesOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        if options.margin == 0:
-            raise UserError("distill.terms.ab.margin=0: must be above 0, or a student of zeros has learned everything")
         self.pairs = stage_pairs(options, "ab", *setting.models)
         self.student_taps, self.teacher_taps = taps_of(self.pairs)
         self.projectors = nn.ModuleList(projector(pair.student_shape[0], pair.teacher_shape[0]) for pair in self.pairs)
         self.margin = options.margin
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         values = []
         for depth, (pair, project) in enumerate(zip(self.pairs, self.projectors, strict=True)):
             active = (teacher.stages[pair.teacher] > 0).float()

@@ -1,8 +1,8 @@
 """What a loss term is.
 
 A term is a pure function of tensors wrapped in a final class that picks the function's arguments from the outputs of
-student and teacher. Its ``Options`` are the keys under ``distill.terms.NAME``. Nothing is inherited but the contract
-and, by terms that compare logits, what happens to logits before any of them.
+student and teacher. Its options, and what has to be known of it before it is built, are in ``config/terms.py``.
+Terms inherit the contract alone and, where they compare logits, what happens to logits before any comparison.
 """
 
 from __future__ import annotations
@@ -10,46 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distillcli.config.terms import StandardizeOptions, TermOptions
 from distillcli.errors import UserError
 from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
-
-
-@dataclass(frozen=True)
-class TermOptions:
-    """Options of every term.
-
-    ``ramp``: first epochs, over which the weight grows linearly from 0. ``fade``: last epochs, over which it falls to 0
-    again. 0 for none.
-    """
-
-    weight: float = 1.0
-    ramp: float = 0.0
-    fade: float = 0.0
-
-
-@dataclass(frozen=True)
-class SoftOptions(TermOptions):
-    """Options of every term that softens logits. ``temperature``: None takes ``distill.temperature``."""
-
-    temperature: float | None = None
-
-
-@dataclass(frozen=True)
-class StandardizeOptions(TermOptions):
-    """Options of every term that compares logits. ``standardize``: both sides, before the temperature."""
-
-    standardize: bool = False
-
-
-@dataclass(frozen=True)
-class LogitOptions(SoftOptions, StandardizeOptions):
-    """Options of every term that compares logits at one temperature."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +43,8 @@ class Setting:
 class Term(nn.Module, ABC):
     """One summand of the objective, built once from its options and its setting.
 
-    ``compares``: whether it compares the student with the labels, weighted by 1 - alpha, or with the teacher, weighted
-    by alpha. ``whole_batch``: its value depends on which samples share a batch, so micro-batches would change it.
-    ``remembers``: it keeps what it saw in buffers, of which every process would have its own. ``compares_logits``:
-    with those of the teacher, which must have a head then. ``needs_labels``: it asks for the class of every sample, so
-    it has no use for images without a label. ``reuses_head``: the student it trains ends in the teacher's head.
-    Parameters it registers are trained with the student and left behind at export.
+    Its parameters are trained with the student and left out of the export.
     """
-
-    Options: ClassVar[type[TermOptions]]
-    compares: ClassVar[Literal["labels", "teacher"]]
-    whole_batch: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
-    compares_logits: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False
-    reuses_head: ClassVar[bool] = False
 
     student_taps: Taps = LOGITS_ONLY
     teacher_taps: Taps = LOGITS_ONLY
@@ -98,31 +54,44 @@ class Term(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        """The scalar value in float32; outputs arrive in float32, outside of autocast, the teacher's without graph.
+        """The value, a float32 scalar. Outputs arrive in float32, outside autocast, the teacher's without a graph.
 
-        ``teacher`` is None only for terms that compare with labels. ``temperature``: the term's own or the common one,
-        at this step.
+        ``teacher``: None only for terms that compare with labels. ``temperature``: the term's own or the common one, at
+        this step.
         """
 
 
-class PreparedTerm(Term, ABC):
-    """A term with parts that learn from the teacher alone, before the student's first step, and are frozen then.
+class TeacherTerm(Term, ABC):
+    """A term that compares embeddings, stages or other parts of both outputs, without a temperature."""
 
-    Checkpoints hold them like all parts of a term: a run that goes on from one prepares nothing.
+    @final  # type: ignore[misc]  # nn.Module declares forward as an attribute
+    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
+        assert teacher is not None
+        return self.compare(student, teacher, batch)
+
+    @abstractmethod
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        """The value, a scalar."""
+
+
+class PreparedTerm(TeacherTerm, ABC):
+    """A term with parts that learn from the teacher alone before the student's first step, and are then frozen.
+
+    Checkpoints contain these parts like all others of a term, so a resumed run does not prepare again.
     """
 
     prepare_epochs: int
 
     @abstractmethod
     def prepare(self, answers: Iterable[Output]) -> None:
-        """``answers``: the teacher's, to every batch of ``prepare_epochs`` epochs."""
+        """``answers``: the teacher's outputs for every batch of ``prepare_epochs`` epochs."""
 
 
 def standardized(logits_BK: Tensor) -> Tensor:
     """Logit standardisation (Sun et al., CVPR 2024): (z - mean z) / (1e-7 + std z) of every row, std over K - 1.
 
-    A row is its shape alone: the student need not match the teacher's mean or spread of logits. The gradient grows as
-    1 / std: a row that is nearly constant has a huge one.
+    Only the shape of a row is left: the student need not match the mean and spread of the teacher's logits. The
+    gradient grows as 1 / std, so a nearly constant row has a huge one.
     """
     centred = logits_BK - logits_BK.mean(dim=1, keepdim=True)
     return centred / (1e-7 + centred.std(dim=1, keepdim=True, correction=1))
@@ -131,23 +100,21 @@ def standardized(logits_BK: Tensor) -> Tensor:
 class LogitTerm(Term, ABC):
     """A term on the logits of student and teacher: ``compare`` gets both, standardized where the options say so.
 
-    A student with a distillation token answers to the teacher with the token's logits.
+    In a student with a distillation token, the token's logits are the ones compared.
     """
 
-    Options: ClassVar[type[StandardizeOptions]]
-    compares = "teacher"
     student_taps = Taps(token=True)
-    compares_logits = True
 
     def __init__(self, options: StandardizeOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         if options.standardize and setting.student.classes < 3:
             raise UserError(
-                f"distill.terms.*.standardize=true: with {setting.student.classes} classes a standardized row is its"
-                " largest class alone, without a gradient; set it to false"
+                f"distill.terms.*.standardize=true: with {setting.student.classes} classes a standardized row says "
+                "only which class is largest and has no gradient; set it to false"
             )
         self.standardize = options.standardize
 
+    @final  # type: ignore[misc]  # nn.Module declares forward as an attribute
     def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         assert teacher is not None
         if self.standardize:
@@ -156,4 +123,4 @@ class LogitTerm(Term, ABC):
 
     @abstractmethod
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
-        """The scalar value."""
+        """The value, a scalar. ``temperature``: the term's own or the common one, at this step."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
 from torch.nn import functional
 
-from distillcli.errors import UserError
-from distillcli.terms.base import Setting, Term, TermOptions
+from distillcli.config.terms import ClassActivationOptions
+from distillcli.terms.base import Setting, TeacherTerm
 from distillcli.terms.stages import unit
-from distillcli.types import Batch, Output, Taps
+from distillcli.types import Batch, Output, Taps, tapped
 
 
 def class_map_distance(student_BKHW: Tensor, teacher_BKHW: Tensor, size: int, normalize: bool) -> Tensor:
@@ -26,33 +25,21 @@ def class_map_distance(student_BKHW: Tensor, teacher_BKHW: Tensor, size: int, no
 
 
 @final
-class ClassActivation(Term):
+class ClassActivation(TeacherTerm):
     """Class activation transfer (CAT-KD: Guo et al., CVPR 2023): squared distance of the class activation maps.
 
-    The classifier is applied to every position of the last map by itself; the mean of these maps is the logits, in
-    models that pool by averaging and then have one linear layer. Others are refused. Published weights span three
-    decades: 0.7 to 15 for maps as they are, 15 to 600 for normalised ones.
+    The classifier is applied to each position of the last map by itself. In models that average-pool and end in one
+    linear layer, the mean of these maps is the logits; other models are refused. Published weights span three decades:
+    0.7 to 15 for maps as they are, 15 to 600 for normalised ones.
     """
 
-    compares = "teacher"
-    compares_logits = True  # of every position
     student_taps = Taps(class_maps=True)
     teacher_taps = Taps(class_maps=True)
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        size: int = 2
-        normalize: bool = False
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: ClassActivationOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        if options.size < 1:
-            raise UserError(f"distill.terms.cat_kd.size={options.size}: 1 or more positions each way; 2 is usual")
         self.size = options.size
         self.normalize = options.normalize
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        assert student.class_maps is not None
-        assert teacher.class_maps is not None
-        return class_map_distance(student.class_maps, teacher.class_maps, self.size, self.normalize)
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        return class_map_distance(tapped(student.class_maps), tapped(teacher.class_maps), self.size, self.normalize)

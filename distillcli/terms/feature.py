@@ -8,47 +8,31 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distillcli.config.terms import AttentionTransferOptions, EmbeddingOptions, HintOptions, StageOptions
 from distillcli.errors import UserError
-from distillcli.terms.base import Setting, Term, TermOptions
-from distillcli.terms.stages import (
-    StageOptions,
-    check_choice,
-    projector,
-    same_size,
-    stage_pairs,
-    stage_shape,
-    taps_of,
-    unit,
-)
-from distillcli.types import Batch, Output, Taps
+from distillcli.terms.base import Setting, TeacherTerm, Term
+from distillcli.terms.stages import projector, same_size, stage_pairs, stage_shape, taps_of, unit
+from distillcli.types import Batch, Output, Taps, tapped
 
 _VID_START = 5.0  # variance of every channel at the start
 _VID_LEAST = 1e-5
 
 
 @final
-class Hint(Term):
+class Hint(TeacherTerm):
     """FitNets hint (Romero et al., ICLR 2015): squared distance of a student stage, projected, to a teacher stage.
 
     The projector is a 1 x 1 convolution and batch norm, without the ReLU of the original, whose targets were never
-    negative; both stages of the original, hint and distillation, are one.
+    negative. The original trains on the hint first and distils afterwards; here both happen at once.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        stage: int = -2
-        teacher_stage: int | None = None  # None: the same number
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: HintOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.stage = options.stage
@@ -59,8 +43,7 @@ class Hint(Term):
         wanted = stage_shape(teacher, self.teacher_stage, "distill.terms.hint.teacher_stage")[0]
         self.projector = projector(channels, wanted)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         guess, target = same_size(student.stages[self.stage], teacher.stages[self.teacher_stage])
         return functional.mse_loss(self.projector(guess), target)
 
@@ -80,32 +63,22 @@ def attention_transfer(student_BCHW: Tensor, teacher_BCHW: Tensor, power: float 
 
 
 @final
-class AttentionTransfer(Term):
+class AttentionTransfer(TeacherTerm):
     """Attention transfer (Zagoruyko & Komodakis, ICLR 2017): where the energy of a stage lies, summed over stages.
 
     The authors' code squares and averages where their equation has a distance: ``form`` is ``code`` or ``paper``. The
     published weight 1000 belongs to ``code``, whose mean over positions makes it depend on the resolution.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        power: float = 2.0
-        form: str = "code"  # or paper
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: AttentionTransferOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
-        if options.power == 0:
-            raise UserError("distill.terms.at.power=0: must be above 0; 2 is the published one")
         self.pairs = stage_pairs(options, "at", student, teacher)
         self.student_taps, self.teacher_taps = taps_of(self.pairs)
         self.power = options.power
-        self.form = check_choice(options.form, ("code", "paper"), "distill.terms.at.form")
+        self.form = options.form
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         values = [
             attention_transfer(student.stages[pair.student], teacher.stages[pair.teacher], self.power, self.form)
             for pair in self.pairs
@@ -127,26 +100,19 @@ def neuron_selectivity(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 
 
 @final
-class NeuronSelectivity(Term):
+class NeuronSelectivity(TeacherTerm):
     """Neuron selectivity transfer (Huang & Wang, 2017): the distribution of the channels' patterns, summed over stages.
 
     Student and teacher may differ in channels.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: StageOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.pairs = stage_pairs(options, "nst", student, teacher)
         self.student_taps, self.teacher_taps = taps_of(self.pairs)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         values = [neuron_selectivity(student.stages[pair.student], teacher.stages[pair.teacher]) for pair in self.pairs]
         return torch.stack(values).sum()
 
@@ -158,20 +124,14 @@ def flow(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
 
 
 @final
-class FSP(Term):
+class FSP(TeacherTerm):
     """Flow of solution procedure (Yim et al., CVPR 2017): squared distance of the flows between consecutive stages.
 
-    Mean over B and both channels, summed over pairs. The original sums over the matrix and uses this loss alone, in 30
+    Mean over B and both channels, summed over pairs. The original sums over the matrix and uses this loss alone for 30
     epochs before training. Where channels differ, student stages pass a 1 x 1 convolution and batch norm.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: StageOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.pairs = stage_pairs(options, "fsp", student, teacher)
@@ -184,8 +144,7 @@ class FSP(Term):
             for mine, wanted in ((pair.student_shape[0], pair.teacher_shape[0]) for pair in self.pairs)
         )
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         guesses = [
             project(student.stages[pair.student]) for project, pair in zip(self.projectors, self.pairs, strict=True)
         ]
@@ -207,20 +166,14 @@ def variational_information(mean_BCHW: Tensor, target_BCHW: Tensor, rho_C: Tenso
 
 
 @final
-class VariationalInformation(Term):
+class VariationalInformation(TeacherTerm):
     """Variational information distillation (Ahn et al., CVPR 2019): likelihood of the teacher's stages, given ours.
 
     The mean is three 1 x 1 convolutions of the student's stage, the variance a trained number for each channel, 5 at
     the start. Summed over stages; not zero where the means are exact, and negative once variances fall below 1.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: StageOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.pairs = stage_pairs(options, "vid", student, teacher)
@@ -239,8 +192,7 @@ class VariationalInformation(Term):
         start = math.log(math.expm1(_VID_START - _VID_LEAST))
         self.rhos = nn.ParameterList(nn.Parameter(torch.full((wanted,), start)) for _, wanted in shapes)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         values = []
         for pair, mean, rho in zip(self.pairs, self.means, self.rhos, strict=True):
             guess, target = same_size(student.stages[pair.student], teacher.stages[pair.teacher])
@@ -262,7 +214,7 @@ def hierarchical_context(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 
 
 @final
-class ReviewKD(Term):
+class ReviewKD(TeacherTerm):
     """Knowledge review (Chen et al., CVPR 2021): a teacher's stage is learned by the student's and all deeper ones.
 
     From the pooled embedding, a 1 x 1 map, towards the input: a stage passes a 1 x 1 convolution, is fused with the map
@@ -271,13 +223,7 @@ class ReviewKD(Term):
     their activation.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: StageOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.pairs = stage_pairs(options, "reviewkd", student, teacher)[::-1]
@@ -289,12 +235,9 @@ class ReviewKD(Term):
         self.attentions = nn.ModuleList(nn.Conv2d(2 * middle, 2, 1) for _ in self.pairs)
         self.exits = nn.ModuleList(projector(middle, width, size=3) for width in wanted)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        assert student.embedding is not None
-        assert teacher.embedding is not None
-        carried = self.entries[0](student.embedding[:, :, None, None])
-        values = [hierarchical_context(self.exits[0](carried), teacher.embedding[:, :, None, None])]
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        carried = self.entries[0](tapped(student.embedding)[:, :, None, None])
+        values = [hierarchical_context(self.exits[0](carried), tapped(teacher.embedding)[:, :, None, None])]
         for pair, enter, attend, leave in zip(
             self.pairs, self.entries[1:], self.attentions, self.exits[1:], strict=True
         ):
@@ -313,35 +256,27 @@ def cosine_distance(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
 
 @final
-class Embedding(Term):
+class Embedding(TeacherTerm):
     """The teacher's pooled embedding, by the student's or, where widths differ, a linear map of it; needs no labels.
 
     ``form``: ``cosine``, or ``mse``, a mean over B and D that follows the few dimensions in which the teacher varies
     most.
     """
 
-    compares = "teacher"
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        form: str = "cosine"  # or mse
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: EmbeddingOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
-        self.form = check_choice(options.form, ("cosine", "mse"), "distill.terms.embedding.form")
+        self.form = options.form
         mine, wanted = student.embedding_width, teacher.embedding_width
         self.projector = nn.Identity() if mine == wanted else nn.Linear(mine, wanted)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        assert student.embedding is not None
-        assert teacher.embedding is not None
-        guess: Tensor = self.projector(student.embedding)
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        guess: Tensor = self.projector(tapped(student.embedding))
         compare = cosine_distance if self.form == "cosine" else functional.mse_loss
-        return compare(guess, teacher.embedding)
+        return compare(guess, tapped(teacher.embedding))
 
 
 FEATURE_TERMS: dict[str, type[Term]] = {

@@ -1,22 +1,21 @@
-"""Factor transfer: the teacher's stage in fewer channels, as a paraphraser learned to write it down."""
+"""Factor transfer: the student imitates a teacher's stage as an autoencoder has compressed it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillcli.errors import UserError
-from distillcli.terms.base import PreparedTerm, Setting, TermOptions
+from distillcli.config.terms import FactorTransferOptions
+from distillcli.terms.base import PreparedTerm, Setting
 from distillcli.terms.stages import AdapterNorm, same_size, stage_shape, unit
 from distillcli.types import Batch, Output, Taps
 
 _SLOPE = 0.1
-_PARAPHRASER_RATE = 1e-3  # of Adam, whose step does not depend on the size of the teacher's maps
+_PARAPHRASER_RATE = 1e-3  # of Adam, whose step does not depend on the scale of the teacher's maps
 
 
 def factor_distance(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
@@ -53,31 +52,18 @@ class Paraphraser(nn.Module):
 class FactorTransfer(PreparedTerm):
     """Factor transfer (Kim, Park, Kwak, NeurIPS 2018): the teacher's last stage, paraphrased in fewer channels.
 
-    The paraphraser learns to reconstruct the teacher's maps before the student's first step and is frozen then; the
-    translator, which writes the student's factor, is trained with the student. Factors are compared whole, as in the
-    paper; one published code compares their attention maps instead.
+    The paraphraser learns to reconstruct the teacher's maps before the student's first step and is then frozen; the
+    translator, which produces the student's factor, is trained with the student. Whole factors are compared, as in the
+    paper; one published implementation compares their attention maps instead.
     """
 
-    compares = "teacher"
-
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        stage: int = -1
-        teacher_stage: int | None = None  # None: the same number
-        rate: float = 0.5  # channels of a factor, as a share of the teacher's
-        prepare_epochs: int = 30  # of the paraphraser
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: FactorTransferOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.stage = options.stage
         self.teacher_stage = options.stage if options.teacher_stage is None else options.teacher_stage
         channels = stage_shape(student, self.stage, "distill.terms.ft.stage")[0]
         wanted = stage_shape(teacher, self.teacher_stage, "distill.terms.ft.teacher_stage")[0]
-        if options.rate == 0:
-            raise UserError("distill.terms.ft.rate=0: must be above 0; 0.5 is the published one")
-        if options.prepare_epochs < 1:
-            raise UserError(f"distill.terms.ft.prepare_epochs={options.prepare_epochs}: 1 or more; 30 are published")
         self.student_taps, self.teacher_taps = Taps(stages=(self.stage,)), Taps(stages=(self.teacher_stage,))
         width = max(1, round(options.rate * wanted))
         self.translator = translator(channels, width)
@@ -94,7 +80,6 @@ class FactorTransfer(PreparedTerm):
             optimizer.zero_grad()
         self.paraphraser.requires_grad_(False)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         factor = self.paraphraser.encoder(teacher.stages[self.teacher_stage])
         return factor_distance(self.translator(student.stages[self.stage]), factor)

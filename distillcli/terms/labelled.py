@@ -1,17 +1,16 @@
-"""Terms on logits that set the class of the label apart from the others."""
+"""Terms on logits that treat the class of the label apart from the others."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distillcli.errors import UserError
-from distillcli.terms.base import LogitOptions, LogitTerm, Setting, SoftOptions, Term
+from distillcli.config.terms import DKDOptions, NKDOptions, TfKDOptions
+from distillcli.terms.base import LogitTerm, Setting, Term
 from distillcli.terms.logit import kl_divergence
 from distillcli.types import Batch, Output
 
@@ -22,7 +21,7 @@ def label_of(targets: Tensor) -> Tensor:
 
 
 def at_label(values_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """The entry of each row at its label. Raises on a label that is no class, as -1."""
+    """The entry of each row at its label. Raises on a label that is not a class, e.g. -1."""
     return values_BK.gather(1, labels_B[:, None])[:, 0]
 
 
@@ -70,7 +69,7 @@ def nkd(student_BK: Tensor, teacher_BK: Tensor, labels_B: Tensor, temperature: f
 def sample_weights(student_BK: Tensor, teacher_BK: Tensor, targets: Tensor) -> Tensor:
     """1 - exp(-l_s / (l_t + 1e-7)), l the cross-entropies with the targets at T = 1; B, in [0, 1], without gradient.
 
-    A sample counts less the better the student knows it already, compared with the teacher.
+    The better the student already does on a sample, compared with the teacher, the less the sample counts.
     """
     with torch.no_grad():
         student, teacher = (functional.cross_entropy(z, targets, reduction="none") for z in (student_BK, teacher_BK))
@@ -100,14 +99,7 @@ class DKD(LogitTerm):
     KL is TCKD + (1 - p_t(y)) NCKD of each sample; here NCKD counts fully for samples the teacher is sure of.
     """
 
-    needs_labels = True
-
-    @dataclass(frozen=True)
-    class Options(LogitOptions):
-        alpha: float = 1.0
-        beta: float = 8.0
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: DKDOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         self.alpha = options.alpha
         self.beta = options.beta
@@ -121,13 +113,7 @@ class DKD(LogitTerm):
 class NKD(LogitTerm):
     """Normalised KD (Yang et al., ICCV 2023): cross-entropies at the label, and among the other classes."""
 
-    needs_labels = True
-
-    @dataclass(frozen=True)
-    class Options(LogitOptions):
-        gamma: float = 1.5
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: NKDOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         self.gamma = options.gamma
 
@@ -139,12 +125,6 @@ class NKD(LogitTerm):
 class WSLD(LogitTerm):
     """Weighted soft labels (Zhou et al., ICLR 2021): samples the student knows already count less."""
 
-    needs_labels = True
-
-    @dataclass(frozen=True)
-    class Options(LogitOptions):
-        pass
-
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         return weighted_soft_labels(student_BK, teacher_BK, batch.targets, temperature)
 
@@ -153,20 +133,12 @@ class WSLD(LogitTerm):
 class TfKD(Term):
     """Teacher-free KD (Yuan et al., CVPR 2020): KL divergence to a hand-made teacher, sure of the label and fair else.
 
-    Both sides are softened and T^2 is inside, as in any other term; at T = 1 it is label smoothing less a constant.
+    Both sides are softened and the value includes T^2, as in any other term; at T = 1 it is label smoothing less a
+    constant.
     """
 
-    compares = "labels"
-    needs_labels = True
-
-    @dataclass(frozen=True)
-    class Options(SoftOptions):
-        confidence: float = 0.99
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: TfKDOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        if not 0 < options.confidence < 1:
-            raise UserError(f"distill.terms.tfkd.confidence={options.confidence}: must lie between 0 and 1")
         self.confidence = options.confidence
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:

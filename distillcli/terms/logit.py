@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distillcli.errors import UserError
-from distillcli.terms.base import LogitOptions, LogitTerm, Setting, StandardizeOptions, Term, TermOptions
+from distillcli.config.terms import (
+    CrossEntropyOptions,
+    DISTOptions,
+    MultiTemperatureOptions,
+    SymmetricKLOptions,
+)
+from distillcli.terms.base import LogitTerm, Setting, TeacherTerm, Term
 from distillcli.types import Batch, Output, Taps
 
 
@@ -59,8 +63,8 @@ def jensen_shannon(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -
 def pearson(first: Tensor, second: Tensor, dim: int) -> Tensor:
     """Pearson correlation along ``dim``; 1e-8 is added to the product of the norms.
 
-    So do the authors: slices that are small on both sides, such as classes absent from a batch, count as uncorrelated.
-    Clamping each norm instead would correlate them.
+    As in the authors' code: slices that are small on both sides, such as classes absent from a batch, then count as
+    uncorrelated. Clamping each norm instead would correlate them.
     """
     first, second = (side - side.mean(dim=dim, keepdim=True) for side in (first, second))
     norms: Tensor = torch.linalg.vector_norm(first, dim=dim) * torch.linalg.vector_norm(second, dim=dim)
@@ -97,19 +101,11 @@ def hard_label(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 class CrossEntropy(Term):
     """Cross-entropy (with label smoothing: Szegedy et al., CVPR 2016): the labels themselves, as far as there are any.
 
-    The mean is that of the labelled samples of a micro-batch on one rank: with few labels these weigh a little uneven.
+    The mean is over the labelled samples of one micro-batch on one rank, so with few labels samples weigh unequally.
     """
 
-    compares = "labels"
-
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        smoothing: float = 0.0
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: CrossEntropyOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        if options.smoothing > 1:
-            raise UserError(f"distill.terms.ce.smoothing={options.smoothing}: a share of the label, at most 1")
         self.smoothing = options.smoothing
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
@@ -120,10 +116,6 @@ class CrossEntropy(Term):
 class KL(LogitTerm):
     """Knowledge distillation (Hinton, Vinyals, Dean, 2015): KL divergence to the teacher's softened distribution."""
 
-    @dataclass(frozen=True)
-    class Options(LogitOptions):
-        pass
-
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         return kl_divergence(student_BK, teacher_BK, temperature)
 
@@ -131,10 +123,6 @@ class KL(LogitTerm):
 @final
 class ReverseKL(LogitTerm):
     """Reverse KL divergence, KL(student || teacher): the student may ignore what it cannot fit (mode-seeking)."""
-
-    @dataclass(frozen=True)
-    class Options(LogitOptions):
-        pass
 
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         return reverse_kl(student_BK, teacher_BK, temperature)
@@ -144,14 +132,8 @@ class ReverseKL(LogitTerm):
 class SymmetricKL(LogitTerm):
     """Both KL divergences: the share rho of KL(teacher || student), the rest of KL(student || teacher)."""
 
-    @dataclass(frozen=True)
-    class Options(LogitOptions):
-        rho: float = 0.5
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: SymmetricKLOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        if options.rho > 1:
-            raise UserError(f"distill.terms.symmetric_kl.rho={options.rho}: a share of the loss, at most 1")
         self.rho = options.rho
 
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
@@ -162,31 +144,20 @@ class SymmetricKL(LogitTerm):
 class JensenShannon(LogitTerm):
     """Jensen-Shannon divergence (as in SSLD: Cui et al., 2021): symmetric, and bounded by T^2 log 2."""
 
-    @dataclass(frozen=True)
-    class Options(LogitOptions):
-        pass
-
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         return jensen_shannon(student_BK, teacher_BK, temperature)
 
 
 @final
-class HardLabel(Term):
+class HardLabel(TeacherTerm):
     """Hard-label distillation (Touvron et al., ICML 2021): cross-entropy with the teacher's decision.
 
-    A student with a distillation token learns it by the token's logits.
+    In a student with a distillation token, the token's logits learn it.
     """
 
-    compares = "teacher"
     student_taps = Taps(token=True)
-    compares_logits = True
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        pass
-
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         return hard_label(student.taught_logits, teacher.logits)
 
 
@@ -197,10 +168,6 @@ class LogitMSE(LogitTerm):
     Without softmax there is no temperature. Half of it is what kl tends to as T grows, for rows of equal mean.
     """
 
-    @dataclass(frozen=True)
-    class Options(StandardizeOptions):
-        pass
-
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         return functional.mse_loss(student_BK, teacher_BK)
 
@@ -209,19 +176,11 @@ class LogitMSE(LogitTerm):
 class DIST(LogitTerm):
     """Relation matching (Huang et al., NeurIPS 2022): correlation of the probabilities by sample and by class.
 
-    T^2 is in the authors' code for classification, not in their paper: ``squared`` false leaves it out. With more
-    classes than samples in a batch the intra part has a floor near the share of classes that hardly occur.
+    T^2 is in the authors' code for classification but not in their paper; ``squared=false`` leaves it out. With more
+    classes than samples in a batch, the intra part cannot fall far below the share of classes that hardly occur.
     """
 
-    whole_batch = True
-
-    @dataclass(frozen=True)
-    class Options(LogitOptions):
-        beta: float = 1.0  # of the inter part: rows
-        gamma: float = 1.0  # of the intra part: columns
-        squared: bool = True
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: DISTOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         self.beta = options.beta
         self.gamma = options.gamma
@@ -233,30 +192,13 @@ class DIST(LogitTerm):
         return scale * (self.beta * inter + self.gamma * intra)
 
 
-@dataclass(frozen=True)
-class MultiOptions(StandardizeOptions):
-    """Options of the parts of MLKD, each of which is a sum over temperatures."""
-
-    temperatures: list[float] = field(default_factory=lambda: [2.0, 3.0, 4.0, 5.0, 6.0])
-
-
-def _positive(temperatures: list[float], name: str) -> list[float]:
-    if not temperatures or not all(math.isfinite(number) and number > 0 for number in temperatures):
-        raise UserError(f"distill.terms.{name}.temperatures={temperatures}: give one number or more, each above 0")
-    return temperatures
-
-
 @final
 class MultiKL(LogitTerm):
     """MLKD, single samples (Jin, Wang, Lin, CVPR 2023): the KL divergence summed over several temperatures."""
 
-    @dataclass(frozen=True)
-    class Options(MultiOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: MultiTemperatureOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        self.temperatures = _positive(options.temperatures, "multi_kl")
+        self.temperatures = options.temperatures
 
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         return torch.stack([kl_divergence(student_BK, teacher_BK, number) for number in self.temperatures]).sum()
@@ -269,15 +211,9 @@ class ClassCorrelation(LogitTerm):
     Unmasked: the published confidence mask multiplies a finished mean. The value grows as the square of the batch.
     """
 
-    whole_batch = True
-
-    @dataclass(frozen=True)
-    class Options(MultiOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: MultiTemperatureOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        self.temperatures = _positive(options.temperatures, "class_correlation")
+        self.temperatures = options.temperatures
 
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         return torch.stack([class_correlation(student_BK, teacher_BK, number) for number in self.temperatures]).sum()
@@ -287,15 +223,9 @@ class ClassCorrelation(LogitTerm):
 class BatchCorrelation(LogitTerm):
     """MLKD, samples (Jin, Wang, Lin, CVPR 2023): how alike the samples of a batch are, at several temperatures."""
 
-    whole_batch = True
-
-    @dataclass(frozen=True)
-    class Options(MultiOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: MultiTemperatureOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        self.temperatures = _positive(options.temperatures, "batch_correlation")
+        self.temperatures = options.temperatures
 
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         return torch.stack([batch_correlation(student_BK, teacher_BK, number) for number in self.temperatures]).sum()

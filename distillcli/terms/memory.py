@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -12,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distillcli.config.terms import CRDOptions, QueueKLOptions
 from distillcli.errors import UserError
-from distillcli.terms.base import Setting, Term, TermOptions
+from distillcli.terms.base import Setting, TeacherTerm, Term
 from distillcli.terms.stages import unit
-from distillcli.types import Batch, Output, Taps
+from distillcli.types import Batch, Output, Taps, tapped
 
 _EPSILON = 1e-7  # beside M / N in the published estimator
 _NOWHERE = -1e9  # a similarity whose softmax is 0; the infinity itself gives 0 times infinity
@@ -24,8 +24,8 @@ _NOWHERE = -1e9  # a similarity whose softmax is 0; the infinity itself gives 0 
 class OtherClasses(nn.Module):
     """Draws training images of other classes than a given image's, each of them equally likely.
 
-    ``labels``: N classes of the training images; a negative one means that it is not known, and the image is then a
-    class of its own.
+    ``labels``: the class of each of the N training images; an image of unknown class, a negative number, forms a class
+    of its own.
     """
 
     order: Tensor
@@ -39,7 +39,8 @@ class OtherClasses(nn.Module):
         order = np.argsort(known, kind="stable")
         starts = np.searchsorted(known[order], known, side="left")
         sizes = np.searchsorted(known[order], known, side="right") - starts
-        # By image: where its class begins in the order of the classes, and how large it is. The data says it all again.
+        # By image: where its class begins in the order of the classes, and how large it is. Not saved: rebuilt from the
+        # labels.
         for name, values in {"order": order, "first": starts, "size": sizes}.items():
             self.register_buffer(name, torch.from_numpy(np.asarray(values, dtype=np.int64)), persistent=False)
 
@@ -66,37 +67,22 @@ def contrast(positive_B: Tensor, negative_BM: Tensor, log_scale: Tensor, images:
 
 
 @final
-class CRD(Term):
+class CRD(TeacherTerm):
     """Contrastive representation distillation (Tian, Krishnan, Isola, ICLR 2020): tell an image's pair from others.
 
     Both embeddings pass a trained linear map; each is contrasted with the other side's memory, which holds one vector
     for every training image: its own, and those of ``negatives`` images of other classes. The scale of the
-    probabilities is taken from the first batch. Mixed images have no place in a memory and are refused.
+    probabilities is taken from the first batch.
     """
 
-    compares = "teacher"
-    remembers = True
-    needs_labels = True
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
     memories: Tensor
     log_scales: Tensor
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        negatives: int = 16384
-        width: int = 128
-        tau: float = 0.07
-        momentum: float = 0.5
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: CRDOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
-        for key in ("negatives", "width", "tau"):
-            if getattr(options, key) <= 0:
-                raise UserError(f"distill.terms.crd.{key}={getattr(options, key)}: must be above 0")
-        if options.momentum >= 1:
-            raise UserError(f"distill.terms.crd.momentum={options.momentum}: below 1, or the memory never changes")
         self.others = OtherClasses(setting.labels)
         if (self.others.size == len(setting.labels)).any():
             raise UserError("distill.terms.crd: the training images have one class; there are no others to contrast")
@@ -104,23 +90,19 @@ class CRD(Term):
         bound = 1 / math.sqrt(options.width / 3)
         memories = torch.empty(2, len(setting.labels), options.width).uniform_(-bound, bound)
         self.register_buffer("memories", memories)  # the student's and the teacher's
-        self.register_buffer("log_scales", torch.full((2,), math.nan))  # not a number: not known before the first batch
+        self.register_buffer("log_scales", torch.full((2,), math.nan))  # unknown before the first batch
         self.negatives = options.negatives
         self.tau = options.tau
         self.momentum = options.momentum
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        if batch.targets.ndim == 2:
-            raise UserError(
-                "distill.terms.crd: mixed images are no rows of its memory; do not mix images, or leave it out"
-            )
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        assert batch.targets.ndim == 1, "mixed images are refused when a config is checked"
         index = batch.index.to(student.logits.device)
         rows = torch.cat([index[:, None], self.others(index, self.negatives)], dim=1)
         vectors = [
             unit(embed(output.embedding), dim=1) for embed, output in zip(self.maps, (student, teacher), strict=True)
         ]
-        memories = self.memories.clone()  # the products keep it for their gradient, and rows of it change below
+        memories = self.memories.clone()  # autograd keeps it for the products, and its rows change below
         values = []
         for side, own in enumerate(vectors):
             similar = (own @ memories[1 - side].T).gather(1, rows) / self.tau
@@ -137,7 +119,7 @@ class CRD(Term):
 
 
 def queue_divergence(student_BD: Tensor, teacher_BD: Tensor, queue_MD: Tensor, filled: Tensor, tau: float) -> Tensor:
-    """KL(teacher || student) of the softmax of similarities to the ``filled`` first rows of a queue, batch mean.
+    """KL(teacher || student) of the softmax of similarities to the first ``filled`` rows of a queue, batch mean.
 
     All vectors have length 1. There is no T^2: tau is the width of a neighbourhood, not a softening of both sides.
     """
@@ -155,46 +137,33 @@ def queue_length(images: int) -> int:
 
 
 @final
-class QueueKL(Term):
+class QueueKL(TeacherTerm):
     """Neighbours of an image among the teacher's last embeddings, as a distribution; needs no labels.
 
-    The student's embedding passes a trained linear map. The teacher's of this batch enter the queue first, so at the
-    start the batch compares with itself; rows that were never filled have no part.
+    The student's embedding passes a trained linear map. The teacher's embeddings enter the queue before the comparison,
+    so the first batch is compared with itself; rows not yet filled are ignored.
     """
 
-    compares = "teacher"
-    remembers = True
-    whole_batch = True
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
     queue: Tensor
     filled: Tensor
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        size: int | None = None  # None: by the number of training images, 8192 from 20480 on
-        tau: float = 0.07
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: QueueKLOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         images = len(setting.labels)
         size = queue_length(images) if options.size is None else options.size
         if not 0 < size < images:
-            raise UserError(f"distill.terms.queue_kl.size={size}: from 1 to below the {images} training images")
-        if options.tau == 0:
-            raise UserError("distill.terms.queue_kl.tau=0: must be above 0; 0.07 is usual")
+            raise UserError(f"distill.terms.queue_kl.size={size}: must be above 0 and below the {images} images")
         self.map = nn.Linear(student.embedding_width, teacher.embedding_width)
         nn.init.trunc_normal_(self.map.weight, std=0.02)
         self.register_buffer("queue", torch.zeros(size, teacher.embedding_width))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
         self.tau = options.tau
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        assert student.embedding is not None
-        assert teacher.embedding is not None
-        mine, its = unit(self.map(student.embedding), dim=1), unit(teacher.embedding, dim=1)
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        mine, its = unit(self.map(tapped(student.embedding)), dim=1), unit(tapped(teacher.embedding), dim=1)
         self.queue.copy_(torch.cat([its, self.queue])[: len(self.queue)])
         self.filled.copy_((self.filled + len(its)).clamp(max=len(self.queue)))
         return queue_divergence(mine, its, self.queue.clone(), self.filled, self.tau)

@@ -1,24 +1,24 @@
-"""Overhaul of feature distillation: a teacher's stages before their activation, but no more negative than is usual."""
+"""Overhaul of feature distillation: a teacher's stages before their activation, clipped from below at a margin."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from distillcli.config.terms import StageOptions
 from distillcli.errors import UserError
 from distillcli.terms.base import PreparedTerm, Setting
-from distillcli.terms.stages import StageOptions, projector, same_size, stage_pairs
+from distillcli.terms.stages import projector, same_size, stage_pairs
 from distillcli.types import Batch, Output, Taps
 
 
 def partial_distance(student_BCHW: Tensor, teacher_BCHW: Tensor, margin_C: Tensor) -> Tensor:
     """Squared distance to max(teacher, margin), sum over C, H and W, mean over B.
 
-    Where that target is negative and the student is below it, both are off after a ReLU and nothing is asked.
+    Where the target is negative and the student below it, both are 0 after a ReLU, so that counts as reached.
     """
     target = torch.maximum(teacher_BCHW, margin_C[:, None, None])
     asked = (target > 0) | (student_BCHW > target)
@@ -29,36 +29,32 @@ def partial_distance(student_BCHW: Tensor, teacher_BCHW: Tensor, margin_C: Tenso
 class Overhaul(PreparedTerm):
     """Overhaul of feature distillation (OFD: Heo et al., ICCV 2019): stages before the activation that ends them.
 
-    What is negative there is cut off by the activation, so how negative it is says little: the target is the teacher's
-    response, but no less than the margin of its channel, the mean of its negative responses. The margin is measured on
-    one epoch of the teacher's answers, with several processes on the first one's share, before the student's first
-    step. The original derives it from the weights of the batch norm before the activation, which do not know the
-    shortcut that a residual block adds in between. A channel that was never negative has the margin 0, so that its
-    target is the response after the activation.
+    The activation cuts off negative responses, so how negative they are says little: the target is the teacher's
+    response, but no lower than the margin of its channel, the mean of its negative responses. Margins are measured over
+    one epoch of the teacher's outputs, before the student's first step; with several processes, on the first one's
+    share. The original derives them from the weights of the batch norm before the activation, which do not account for
+    the shortcut that a residual block adds in between. A channel that is never negative has the margin 0, so its target
+    is the response after the activation.
 
     The student's stage is taken as the model gives it, through a 1 x 1 convolution and batch norm. The last stage
-    weighs 1, each one before it half as much; the published weight is 0.001. The teacher answers in eval mode, where
-    the authors' is in training mode. Transformers and others that end no stage so are refused as teachers.
+    weighs 1 and each earlier one half as much as the next; the published weight is 0.001. The teacher runs in eval
+    mode, the authors' in training mode. Teachers whose stages do not end in an activation, convolution or batch norm,
+    such as transformers, are refused.
     """
 
-    compares = "teacher"
     prepare_epochs = 1
     margins: Tensor  # of all channels of all stages, one after the other
 
-    @dataclass(frozen=True)
-    class Options(StageOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: StageOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.pairs = stage_pairs(options, "ofd", student, teacher)
         for pair in self.pairs:
             if teacher.endings[pair.teacher] is None:
                 raise UserError(
-                    f"distill.terms.ofd: stage {pair.teacher} of {teacher.name} is not known before its activation, as "
-                    "it ends neither in one nor in a convolution or batch norm; take another stage or a teacher that "
-                    "does, e.g. a ResNet"
+                    f"distill.terms.ofd: stage {pair.teacher} of {teacher.name} ends neither in an activation nor in a "
+                    "convolution or batch norm, so it has no values before the activation; choose another stage, or a "
+                    "teacher with such stages, e.g. a ResNet"
                 )
         self.student_taps = Taps(stages=tuple(pair.student for pair in self.pairs))
         self.teacher_taps = Taps(preactivations=tuple(pair.teacher for pair in self.pairs))
@@ -74,8 +70,7 @@ class Overhaul(PreparedTerm):
             total[1] += torch.cat([(stage < 0).sum(dim=(0, 2, 3)) for stage in maps]).cpu()
         self.margins.copy_(total[0] / total[1].clamp(min=1))
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         values = []
         margins = torch.split(self.margins, self.widths)
         for depth, (pair, project, margin) in enumerate(zip(self.pairs, self.projectors, margins, strict=True), 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from distillcli.config.terms import CorrelationCongruenceOptions, RKDOptions, SimilarityPreservingOptions, TermOptions
 from distillcli.errors import UserError
-from distillcli.terms.base import Setting, Term, TermOptions
-from distillcli.terms.stages import check_choice, stage_shape, unit
-from distillcli.types import Batch, Output, Taps
+from distillcli.terms.base import Setting, TeacherTerm, Term
+from distillcli.terms.stages import stage_shape, unit
+from distillcli.types import Batch, Output, Taps, tapped
 
 _SMALLEST_SQUARE = 1e-12  # below this a squared distance counts as this, so that its root has a gradient
 _MOST_ANGLES = 2**25  # elements of a tensor of angles, 128 MiB in float32: a batch of 322 at once, larger ones in slabs
@@ -28,26 +28,19 @@ def similarities(features: Tensor) -> Tensor:
 
 
 @final
-class SimilarityPreserving(Term):
+class SimilarityPreserving(TeacherTerm):
     """Similarity-preserving distillation (Tung & Mori, ICCV 2019): squared distance of the similarities, over B^2.
 
     Rows are normalised by their L2 norm. A stage is flattened; sizes, channels and widths may differ.
     """
 
-    compares = "teacher"
-    whole_batch = True
-
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        stage: int | None = -1  # None: the embedding of both
-        teacher_stage: int | None = None  # None: the same number
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: SimilarityPreservingOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         if options.stage is None and options.teacher_stage is not None:
             raise UserError(
-                f"distill.terms.sp.teacher_stage={options.teacher_stage}: stage=null compares embeddings; give both"
+                f"distill.terms.sp.teacher_stage={options.teacher_stage}: distill.terms.sp.stage=null compares "
+                "embeddings; set both or neither"
             )
         self.stage = options.stage
         self.teacher_stage = options.stage if options.teacher_stage is None else options.teacher_stage
@@ -57,12 +50,9 @@ class SimilarityPreserving(Term):
             stage_shape(teacher, self.teacher_stage, "distill.terms.sp.teacher_stage")
             self.student_taps, self.teacher_taps = Taps(stages=(self.stage,)), Taps(stages=(self.teacher_stage,))
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        mine = student.embedding if self.stage is None else student.stages[self.stage]
-        its = teacher.embedding if self.teacher_stage is None else teacher.stages[self.teacher_stage]
-        assert mine is not None
-        assert its is not None
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        mine = tapped(student.embedding) if self.stage is None else student.stages[self.stage]
+        its = tapped(teacher.embedding) if self.teacher_stage is None else teacher.stages[self.teacher_stage]
         return functional.mse_loss(similarities(mine), similarities(its))
 
 
@@ -79,37 +69,24 @@ def gaussian(embeddings_BD: Tensor, gamma: float, order: int) -> Tensor:
 
 
 @final
-class CorrelationCongruence(Term):
+class CorrelationCongruence(TeacherTerm):
     """Correlation congruence (Peng et al., ICCV 2019), as in the paper: squared distance of two kernel matrices, / B^2.
 
     The kernel, ``bilinear`` or ``gaussian``, is of the embeddings as unit vectors; widths may differ. What benchmarks
     train under this name is the term ``cc_neighbour``.
     """
 
-    compares = "teacher"
-    whole_batch = True
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        kernel: str = "gaussian"  # or bilinear
-        gamma: float = 0.4
-        order: int = 2
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: CorrelationCongruenceOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        self.kernel = check_choice(options.kernel, ("gaussian", "bilinear"), "distill.terms.cc.kernel")
-        if options.order < 1:
-            raise UserError(f"distill.terms.cc.order={options.order}: must be 1 or more; 2 is the published one")
+        self.kernel = options.kernel
         self.gamma = options.gamma
         self.order = options.order
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        assert student.embedding is not None
-        assert teacher.embedding is not None
-        return functional.mse_loss(self._matrix(student.embedding), self._matrix(teacher.embedding))
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        return functional.mse_loss(self._matrix(tapped(student.embedding)), self._matrix(tapped(teacher.embedding)))
 
     def _matrix(self, embeddings_BD: Tensor) -> Tensor:
         vectors = unit(embeddings_BD, dim=1)
@@ -123,33 +100,24 @@ def neighbour_products(difference_BD: Tensor) -> Tensor:
 
 
 @final
-class NeighbourCongruence(Term):
+class NeighbourCongruence(TeacherTerm):
     """What benchmarks train as correlation congruence (Tian et al., ICLR 2020): products of neighbouring differences.
 
     Both embeddings pass a trained linear map to 128 dimensions, so both can shrink together; the value depends on the
     order of the samples. One sample has no neighbour and gives 0.
     """
 
-    compares = "teacher"
-    whole_batch = True
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        pass
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: TermOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.student_map = nn.Linear(student.embedding_width, _NEIGHBOUR_WIDTH)
         self.teacher_map = nn.Linear(teacher.embedding_width, _NEIGHBOUR_WIDTH)
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        assert student.embedding is not None
-        assert teacher.embedding is not None
-        difference: Tensor = self.student_map(student.embedding) - self.teacher_map(teacher.embedding)
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        difference: Tensor = self.student_map(tapped(student.embedding)) - self.teacher_map(tapped(teacher.embedding))
         return difference.sum() * 0 if len(difference) < 2 else neighbour_products(difference)
 
 
@@ -167,26 +135,17 @@ def probabilistic_transfer(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
 
 @final
-class ProbabilisticTransfer(Term):
+class ProbabilisticTransfer(TeacherTerm):
     """Probabilistic knowledge transfer (Passalis & Tefas, ECCV 2018): who is whose neighbour, as probabilities.
 
-    Widths may differ. The mean is over B^2 pairs, which is why the published weight is 30000.
+    Widths may differ. As the mean is over B^2 pairs, the published weight is 30000.
     """
 
-    compares = "teacher"
-    whole_batch = True
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        pass
-
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        assert student.embedding is not None
-        assert teacher.embedding is not None
-        return probabilistic_transfer(student.embedding, teacher.embedding)
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        return probabilistic_transfer(tapped(student.embedding), tapped(teacher.embedding))
 
 
 def distances(embeddings_BD: Tensor) -> Tensor:
@@ -204,7 +163,7 @@ def distances(embeddings_BD: Tensor) -> Tensor:
 def angles(embeddings_BD: Tensor) -> Tensor:
     """B x B x B cosines of the angle at i between j and k, from the Gram matrix: no B x B x D differences.
 
-    They are 0 where j or k coincides with i: there is no angle, and a cosine would be rounding over 1e-6.
+    They are 0 where j or k coincides with i: there is no angle, and a cosine would be rounding error over 1e-6.
     """
     return _angles_at(_centred_gram(embeddings_BD), 0, len(embeddings_BD))
 
@@ -212,8 +171,8 @@ def angles(embeddings_BD: Tensor) -> Tensor:
 def angle_loss(student_BD: Tensor, teacher_BD: Tensor, most: int = _MOST_ANGLES) -> Tensor:
     """Smooth L1 between the angles of both, mean over B^3, from tensors of ``most`` elements or fewer.
 
-    More angles are computed in slabs of vertices, at least one vertex each, and once more in the backward pass, so that
-    no two slabs are alive together.
+    Larger ones are computed in slabs of vertices, at least one vertex each, and again in the backward pass, so that
+    only one slab is in memory at a time.
     """
     count = len(student_BD)
     vertices = max(1, most // count**2)
@@ -250,36 +209,27 @@ def _angles_at(gram_BB: Tensor, first: int, last: int) -> Tensor:
 
 
 @final
-class RKD(Term):
+class RKD(TeacherTerm):
     """Relational knowledge distillation (Park et al., CVPR 2019): distances and angles between embeddings.
 
-    Embeddings are not normalised; the published weights 25 and 50 are inside. Batches of one or two samples have no
-    relations to compare and give 0.
+    Embeddings are not normalised; the value includes the published weights 25 and 50. Batches of one or two samples
+    have no relations to compare and give 0.
     """
 
-    compares = "teacher"
-    whole_batch = True
     student_taps = Taps(embedding=True)
     teacher_taps = Taps(embedding=True)
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        distance: float = 25.0
-        angle: float = 50.0
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: RKDOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         self.distance = options.distance
         self.angle = options.angle
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        assert student.embedding is not None
-        assert teacher.embedding is not None
-        if len(student.embedding) < 3:
-            return student.embedding.sum() * 0
-        apart = functional.smooth_l1_loss(distances(student.embedding), distances(teacher.embedding))
-        turned = angle_loss(student.embedding, teacher.embedding)
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        mine, its = tapped(student.embedding), tapped(teacher.embedding)
+        if len(mine) < 3:
+            return mine.sum() * 0
+        apart = functional.smooth_l1_loss(distances(mine), distances(its))
+        turned = angle_loss(mine, its)
         return self.distance * apart + self.angle * turned
 
 

@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
 from torch.nn import functional
 
-from distillcli.errors import UserError
-from distillcli.terms.base import Setting, Term, TermOptions
+from distillcli.config.terms import ReusedHeadOptions
+from distillcli.terms.base import Setting, TeacherTerm
 from distillcli.terms.stages import same_size
-from distillcli.types import Batch, Output, Taps
+from distillcli.types import Batch, Output, Taps, tapped
 
 
 @final
-class ReusedHeadFeatures(Term):
+class ReusedHeadFeatures(TeacherTerm):
     """SimKD (Chen et al., CVPR 2022): the student ends in the teacher's classifier and learns the features it takes.
 
-    Squared distance, mean over all elements, of the student's last stage, projected, to what the teacher's head is
-    given. Projector and head are parts of the student, exported with it; labels play no part. ``reduction``: by which
-    the projector narrows the channels in its middle. ``relu``: after its last layer too, as published; false for
-    teachers whose features may be negative, e.g. ConvNeXt.
+    Squared distance, mean over all elements, between the student's last stage, projected, and the input of the
+    teacher's head. Projector and head are parts of the student and exported with it; labels are not used.
+    ``reduction``: the factor by which the projector's middle layers are narrower. ``relu``: whether a ReLU also follows
+    its last layer, as published; use false for teachers whose features may be negative, e.g. ConvNeXt.
     """
 
-    compares = "teacher"
-    reuses_head = True
     student_taps = Taps(features=True)
     teacher_taps = Taps(features=True)
 
-    @dataclass(frozen=True)
-    class Options(TermOptions):
-        reduction: int = 2
-        relu: bool = True
-
-    def __init__(self, options: Options, setting: Setting) -> None:
+    def __init__(self, options: ReusedHeadOptions, setting: Setting) -> None:
         super().__init__(options, setting)
-        if options.reduction < 1:
-            raise UserError(f"distill.terms.simkd.reduction={options.reduction}: 1 or more; 2, 4 and 8 are published")
         student, teacher = setting.models
         assert student.feature_shape is not None
         assert teacher.feature_shape is not None
         assert student.feature_shape[0] == teacher.feature_shape[0], "the student has the teacher's head"
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
-        assert teacher is not None
-        assert student.features is not None
-        assert teacher.features is not None
-        return functional.mse_loss(*same_size(student.features, teacher.features))
+    def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
+        return functional.mse_loss(*same_size(tapped(student.features), tapped(teacher.features)))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillcli.errors import UserError, did_you_mean
-from distillcli.terms.base import TermOptions
+from distillcli.config.terms import StageOptions
+from distillcli.errors import UserError
 from distillcli.types import Spec, Taps
 
-_SHORTEST = 1e-12  # a vector below this length has no direction: it stays as it is
+_SHORTEST = 1e-12  # a vector below this length has no direction and is left as it is
 _MOST_STAGES = 4  # a convolutional network has a stem and four stages
 
 
@@ -37,25 +36,6 @@ def stage_shape(spec: Spec, stage: int, key: str) -> tuple[int, int, int]:
     if not -count <= stage < count:
         raise UserError(f"{key}={stage}: {spec.name} has stages 0 to {count - 1} (or -1 to -{count})")
     return spec.stage_shapes[stage]
-
-
-def check_choice(value: str, known: Collection[str], key: str) -> str:
-    """``value``. Raises UserError naming ``key`` if it is not one of ``known``."""
-    if value not in known:
-        raise UserError(f"{key}={value}: one of {', '.join(known)}{did_you_mean(value, known)}")
-    return value
-
-
-@dataclass(frozen=True)
-class StageOptions(TermOptions):
-    """Options of every term that compares several stages.
-
-    ``stages``: None takes the last four, all but the stem in a convolutional network, or fewer if a model has fewer.
-    ``teacher_stages``: None takes the same numbers.
-    """
-
-    stages: list[int] | None = None
-    teacher_stages: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +76,7 @@ def taps_of(pairs: list[StagePair], embedding: bool = False) -> tuple[Taps, Taps
 
 
 class AdapterNorm(nn.BatchNorm2d):
-    """Batch norm that takes the running statistics for one value per channel: a single value has no variance."""
+    """Batch norm that uses its running statistics where a channel has a single value, which has no variance."""
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
         if self.training and maps_BCHW.numel() == maps_BCHW.shape[1]:

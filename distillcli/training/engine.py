@@ -2,240 +2,175 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
 
-import torch
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distillcli.config.schema import TrainConfig
-from distillcli.errors import Interrupted, UserError
-from distillcli.models.backbone import Backbone, place
-from distillcli.runtime import (
-    Runtime,
-    any_rank,
-    autocast,
-    resolve_precision,
-    seed_everything,
-    share_buffers,
-)
-from distillcli.signals import Stop
+from distillcli.models.backbone import place
+from distillcli.runtime import Runtime, resolve_precision, seed_everything, share_buffers
 from distillcli.teachers.frozen import FrozenTeacher, Teacher
-from distillcli.terms.objective import Objective
 from distillcli.training.evaluation import evaluate
+from distillcli.training.fit import Fit, Fitted
 from distillcli.training.learners import Distillation, MutualLearning
 from distillcli.training.optim import build_optimizer, build_schedule
+from distillcli.training.session import Session, Watcher
 from distillcli.training.state import Keeper, State
+from distillcli.training.step import Update, train_step
 from distillcli.training.totals import Totals
-from distillcli.types import Batch, Output
-from distillcli.views.epochs import side
-from distillcli.views.loader import Data
-
-
-class Progress(Protocol):
-    """Whoever watches a fit."""
-
-    def step(self, loss: float | None) -> None: ...
-
-    def epoch(self, train: dict[str, Any], evaluation: dict[str, Any]) -> None: ...
+from distillcli.types import Output
+from distillcli.views.showing import Showing
 
 
 @dataclass(frozen=True)
-class Session:
-    """What all the fits of one command share. ``watch``: (label, epochs, steps per epoch, steps done) -> a watcher."""
+class Loop:
+    """A fit made ready to take steps on its device. ``teacher``: who answers each batch, or None."""
 
-    runtime: Runtime
-    stop: Stop
-    command: str
-    watch: Callable[[str, int, int, int], AbstractContextManager[Progress]]
-    say: Callable[[str], None]
-    warn: Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """``best`` and ``last``: epoch and validation numbers; the images a second are those of training alone."""
-
-    backbone: Backbone
-    best: dict[str, float]
-    last: dict[str, float]
-    images_per_second: float | None
+    state: State
+    update: Update
+    schedule: Scheduler
+    showing: Showing
+    teacher: Teacher | None
 
 
-def train_step(
-    parts: list[Batch],
-    teacher: Teacher | None,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    precision: str,
-    clip_grad: float | None,
-    epoch: float,
-) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """One optimizer step on a batch given as micro-batches; returns loss, value of each term, norm of the gradient.
-
-    Everything returned stays on the device: reading it here would make the device wait.
-    """
-    device = parts[0].images.device
-    loss, values = torch.zeros((), device=device), dict[str, Tensor]()
-    for number, batch in enumerate(parts):
-        target = None if teacher is None else teacher(batch)
-        last = number == len(parts) - 1
-        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
-            with autocast(device, precision):
-                part, terms = model(batch, target, epoch)
-            scaler.scale(part / len(parts)).backward()
-        loss = loss + part.detach() / len(parts)
-        for name, value in terms.items():
-            values[name] = values.get(name, torch.zeros((), device=device)) + value / len(parts)
-    scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf") if clip_grad is None else clip_grad)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, values, norm
-
-
-def fit(
-    config: TrainConfig,
-    data: Data,
-    student: Backbone,
-    objective: Objective,
-    teacher: Teacher | None,
-    folder: Path,
-    recipe: str,
-    label: str,
-    session: Session,
-    peers: Sequence[Backbone] = (),
-) -> Fitted:
-    """Train ``student`` as ``config`` says, from the last checkpoint in ``folder`` if there is one.
-
-    Writes ``metrics.jsonl`` and ``checkpoints/``. ``recipe``: the fingerprint of what is trained, kept in the
-    checkpoints. ``peers`` learn with the student and teach it. With nobody to teach, only the labelled images are
-    shown, for as many steps as all of them would take. Raises Interrupted after saving when ``stop`` was requested,
-    NumericError on a non-finite loss, UserError when the folder holds another recipe or the objective does not fit the
-    loop.
-    """
-    runtime, trainer, device = session.runtime, config.trainer, session.runtime.device
-    if trainer.accumulate > 1 and objective.whole_batch_terms:
-        raise UserError(
-            f"trainer.accumulate={trainer.accumulate}: {', '.join(objective.whole_batch_terms)} compares the samples "
-            "of a whole batch; use trainer.accumulate=1"
-        )
-    if runtime.world > 1 and objective.remembering_terms:
-        raise UserError(
-            f"distill.terms: {', '.join(objective.remembering_terms)} remembers what it saw, and {runtime.world}"
-            " processes would remember different images; train in one process"
-        )
-    if trainer.batch_size % (runtime.world * trainer.accumulate):
-        raise UserError(
-            f"trainer.batch_size={trainer.batch_size}: not divisible by {runtime.world} processes times "
-            f"trainer.accumulate={trainer.accumulate}; images would be left out"
-        )
-    precision = resolve_precision(trainer.precision, device)
-    for backbone in (student, *peers):
+def ready(fit: Fit, runtime: Runtime) -> Loop:
+    """Place the models and build all that a step needs."""
+    config, trainer, device, objective = fit.config, fit.config.trainer, runtime.device, fit.objective
+    models = (fit.student, *fit.peers)
+    for backbone in models:
         place(backbone, device, trainer.channels_last)
     objective.to(device)
-    model = MutualLearning(student, peers, objective) if peers else Distillation(student, objective)
-    if config.student.freeze != "none":
-        trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
-        session.say(
-            f"{label}: {trained:,} of its {student.spec.params:,} parameters are trained, the others are frozen"
-        )
-    optimizer = build_optimizer(config.optimizer, [backbone.net for backbone in (student, *peers)], objective)
-    train = data.train if objective.compares_teacher else data.train.labelled()
-    steps = train.steps_per_epoch(trainer.batch_size)
-    schedule = build_schedule(config.schedule, optimizer, trainer.epochs, steps)
+    optimizer = build_optimizer(config.optimizer, [backbone.net for backbone in models], objective)
+    showing = fit.showing
     state = State(
-        model=model,
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
-        ema=None if trainer.ema is None else ModelEmaV3(student, decay=trainer.ema, use_warmup=True),
+        model=MutualLearning(fit.student, fit.peers, objective) if fit.peers else Distillation(fit.student, objective),
+        update=Update.of(optimizer, trainer, device),
+        ema=None if trainer.ema is None else ModelEmaV3(fit.student, decay=trainer.ema, use_warmup=True),
     )
+    teacher = fit.teacher
     if config.teacher.mean and objective.compares_teacher:
         assert state.ema is not None  # the checks of the config ask for trainer.ema
-        own_precision = resolve_precision(config.teacher.precision, device, teacher=True)
-        teacher = FrozenTeacher(state.deployed, own_precision, objective.teacher_taps)
-    keeper = Keeper(config, data, folder, recipe, runtime, state)
+        precision = resolve_precision(config.teacher.precision, device, teacher=True)
+        teacher = FrozenTeacher(state.deployed, precision, objective.teacher_taps)
+    schedule = build_schedule(config.schedule, optimizer, trainer.epochs, showing.steps_per_epoch)
+    return Loop(state, state.update, schedule, showing, teacher)
+
+
+def trained_module(loop: Loop, fit: Fit, runtime: Runtime) -> nn.Module:
+    """What a step calls: the model of the loop, compiled if that is asked for, and joined with the other ranks'."""
+    if fit.config.trainer.compile:
+        # Launching its kernels one by one takes longer than running a small student: a GPU replays them as graphs.
+        fit.student.compile(mode="reduce-overhead" if runtime.device.type == "cuda" else "default")
+    if runtime.world == 1:
+        return loop.state.model
+    return DistributedDataParallel(loop.state.model, find_unused_parameters=True)
+
+
+def fit(fit: Fit, session: Session) -> Fitted:
+    """Train the student of ``fit``, from the last checkpoint in its folder if there is one.
+
+    Writes ``metrics.jsonl`` and ``checkpoints/``. Raises Interrupted after saving when a stop was requested,
+    NumericError on a non-finite loss, UserError when the folder holds another recipe.
+    """
+    # 1. Models on the device, optimizer, schedule.
+    runtime, epochs = session.runtime, fit.config.trainer.epochs
+    loop = ready(fit, runtime)
+    state, steps = loop.state, loop.showing.steps_per_epoch
+    if fit.config.student.freeze != "none":
+        session.say(_frozen_words(fit))
+    # 2. The last checkpoint, if there is one, takes the place of all this state.
+    keeper = Keeper(fit, state, runtime)
     keeper.resume(session.warn)
-    if state.step == 0 and teacher is not None:
-        for name, term in objective.prepared_terms.items():
-            session.say(f"{name}: learns from the teacher before the student does, epochs: {term.prepare_epochs}")
-            seed_everything(config.seed, "prepare", name)
-            term.prepare(_answers(config, data, teacher, term.prepare_epochs, session))
-    if trainer.compile:
-        # To launch its kernels one by one takes a small student longer than to run them: a GPU replays them as graphs.
-        student.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
-    wrapped: nn.Module = model
-    if runtime.world > 1:
-        wrapped = DistributedDataParallel(model, find_unused_parameters=True)
-
-    seen, seconds = 0, 0.0
-    with session.watch(label, trainer.epochs, steps, state.step) as progress:
-        while state.step < trainer.epochs * steps:
-            epoch, first_step = state.step // steps + 1, state.step % steps
-            totals = Totals(device, skips_overflow=state.scaler.is_enabled())
+    # 3. Parts of terms that learn from the teacher alone; a checkpoint would have held them.
+    if state.step == 0 and loop.teacher is not None:
+        _prepare_terms(fit, loop, session)
+    # 4. Compiled and joined with other ranks only now: they start from what the main rank has prepared.
+    model = trained_module(loop, fit, runtime)
+    # 5. Epochs. A resumed one begins at the step after the checkpoint.
+    images, seconds = 0, 0.0
+    with session.watch(fit.role, epochs, steps, state.step) as watcher:
+        while state.step < epochs * steps:
+            epoch = state.step // steps + 1
             started = time.perf_counter()
-            for parts in train.epoch(
-                config.augment,
-                config.seed,
-                epoch,
-                trainer.batch_size,
-                trainer.accumulate,
-                first_step,
-                config.teacher.cache.views,
-                side(config.dataset.image_size, trainer.progressive, epoch, trainer.epochs),
-            ):
-                seed_everything(config.seed, "step", state.step, runtime.rank)
-                schedule.step_update(state.step)
-                loss, values, norm = train_step(
-                    parts, teacher, wrapped, optimizer, state.scaler, precision, trainer.clip_grad, state.step / steps
-                )
-                state.step += 1
-                if state.ema is not None:
-                    state.ema.update(student, step=state.step)
-                totals.add(state.step, loss, values, norm)
-                progress.step(None)
-                if state.step % steps == 0:
-                    continue  # the end of an epoch is saved together with its evaluation
-                stopping = any_rank(bool(session.stop.exit_code), runtime)
-                if stopping or keeper.is_due():
-                    totals.check(config, label, epoch, runtime)
-                    keeper.save()
-                if stopping:
-                    raise Interrupted("interrupted", session.stop.exit_code or 143)
-            totals.check(config, label, epoch, runtime)
+            totals = _train_epoch(fit, loop, model, keeper, watcher, session)
             elapsed = time.perf_counter() - started
-            images = totals.count * min(trainer.batch_size, len(train.shown))
-            seen, seconds = seen + images, seconds + elapsed
+            shown = totals.count * loop.showing.images_per_step
+            images, seconds = images + shown, seconds + elapsed
+            # 6. The end of an epoch: evaluated first, so that its checkpoint holds its numbers.
             row = {"kind": "train", "epoch": epoch, "step": state.step, **totals.means(runtime)}
-            row |= {"lr": max(group["lr"] for group in optimizer.param_groups)}
-            row |= {"images_per_second": images / elapsed, "seconds": elapsed}
-            share_buffers(state.deployed, runtime)
-            # Without labels only the teacher can tell how good an epoch is; where there are some, it costs time.
-            judge = None if teacher is None or data.val.has_labels else teacher.live
-            numbers = evaluate(state.deployed, data.val, runtime, teacher=judge)
+            row |= {"lr": max(group["lr"] for group in loop.update.optimizer.param_groups)}
+            row |= {"images_per_second": shown / elapsed, "seconds": elapsed}
+            numbers = _validate(fit, loop, runtime)
             keeper.epoch_done(epoch, row, numbers)
-            progress.epoch(row, {"split": "val", **numbers})
-            if any_rank(bool(session.stop.exit_code), runtime):
-                raise Interrupted("interrupted", session.stop.exit_code or 143)
-    return Fitted(state.deployed, state.best, state.last, seen / seconds if seconds else None)
+            watcher.epoch(row, {"split": "val", **numbers})
+            if session.is_stopping():
+                raise session.interruption()
+    return Fitted(state.deployed, state.best, state.last, images / seconds if seconds else None)
 
 
-def _answers(config: TrainConfig, data: Data, teacher: Teacher, epochs: int, session: Session) -> Iterator[Output]:
-    """What the teacher says to the batches of the first epochs. Raises Interrupted: there is nothing to save yet."""
+def _train_epoch(fit: Fit, loop: Loop, model: nn.Module, keeper: Keeper, watcher: Watcher, session: Session) -> Totals:
+    """The steps that are left of the current epoch. Raises Interrupted after saving, NumericError before."""
+    config, state, runtime, steps = fit.config, loop.state, session.runtime, loop.showing.steps_per_epoch
+    epoch, first_step = state.step // steps + 1, state.step % steps
+    totals = Totals(runtime.device, skips_overflow=loop.update.scaler.is_enabled())
+    for parts in loop.showing.epoch(epoch, first_step):
+        # 1. Whatever a layer draws in this step is a function of the step, also after resuming.
+        seed_everything(config.seed, "step", state.step, runtime.rank)
+        loop.schedule.step_update(state.step)
+        result = train_step(parts, loop.teacher, model, loop.update, state.step / steps)
+        state.step += 1
+        if state.ema is not None:
+            state.ema.update(fit.student, step=state.step)
+        totals.add(state.step, result)
+        watcher.step(None)
+        if state.step % steps == 0:
+            continue  # the end of an epoch is saved together with its evaluation
+        # 2. Losses are read only here: reading them at every step would make the device wait.
+        stopping = session.is_stopping()
+        if stopping or keeper.is_due():
+            totals.check(config, fit.role, epoch, runtime)
+            keeper.save()
+        if stopping:
+            raise session.interruption()
+    totals.check(config, fit.role, epoch, runtime)
+    return totals
+
+
+def _validate(fit: Fit, loop: Loop, runtime: Runtime) -> dict[str, float]:
+    share_buffers(loop.state.deployed, runtime)
+    # Without labels only the teacher can tell how good an epoch is; where there are some, it costs time.
+    judge = None if loop.teacher is None or fit.data.val.has_labels else loop.teacher.live
+    return evaluate(loop.state.deployed, fit.data.val, teacher=judge)
+
+
+def _prepare_terms(fit: Fit, loop: Loop, session: Session) -> None:
+    """Let parts of terms learn from the teacher before the student does."""
+    assert loop.teacher is not None
+    for name, term in fit.objective.prepared_terms.items():
+        session.say(f"{name}: learns from the teacher before the student does, epochs: {term.prepare_epochs}")
+        seed_everything(fit.config.seed, "prepare", name)
+        term.prepare(_answers(loop.showing, loop.teacher, term.prepare_epochs, session))
+
+
+def _answers(showing: Showing, teacher: Teacher, epochs: int, session: Session) -> Iterator[Output]:
+    """The teacher's outputs for the batches of the first epochs, in views of full size.
+
+    Raises Interrupted: there is nothing to save yet.
+    """
+    whole = dataclasses.replace(showing, micro_batches=1, growth=None)
     for epoch in range(1, epochs + 1):
-        batches = data.train.epoch(
-            config.augment, config.seed, epoch, config.trainer.batch_size, cycle=config.teacher.cache.views
-        )
-        for batch in itertools.chain.from_iterable(batches):
-            if any_rank(bool(session.stop.exit_code), session.runtime):
-                raise Interrupted("interrupted", session.stop.exit_code or 143)
+        for batch in itertools.chain.from_iterable(whole.epoch(epoch)):
+            if session.is_stopping():
+                raise session.interruption()
             yield teacher(batch)
+
+
+def _frozen_words(fit: Fit) -> str:
+    trained = sum(parameter.numel() for parameter in fit.student.parameters() if parameter.requires_grad)
+    return f"{fit.role}: {trained:,} of its {fit.student.spec.params:,} parameters are trained, the others are frozen"

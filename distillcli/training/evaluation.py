@@ -12,32 +12,47 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassCalibrationError
 
 from distillcli.models.ensemble import Classifier
-from distillcli.runtime import Runtime, autocast, sum_over_ranks
+from distillcli.runs.result import ClassAccuracy, Measured
+from distillcli.runtime import autocast, sum_over_ranks
 from distillcli.teachers.frozen import FrozenTeacher
-from distillcli.views.loader import Loader
+from distillcli.views.loader import Data, Loader
 
 ECE_BINS = 15
 LATENCY_RUNS = 30
 
 
+def measure(
+    backbone: Classifier, data: Data, precision: str = "fp32", teacher: FrozenTeacher | None = None
+) -> Measured:
+    """All numbers of one model on the evaluated part of ``data``; those that cannot be known are None."""
+    numbers, by_class = evaluate_by_class(backbone, data.evaluation, precision, teacher)
+    names = data.source.classes
+    return Measured(
+        model=backbone.spec.name,
+        params=backbone.spec.params,
+        macs=backbone.spec.macs,
+        top1=numbers.get("top1"),
+        top5=numbers.get("top5"),
+        balanced_accuracy=numbers.get("balanced_accuracy"),
+        nll=numbers.get("nll"),
+        ece=numbers.get("ece"),
+        agreement=numbers.get("agreement"),
+        kl_to_teacher=numbers.get("kl_to_teacher"),
+        per_class={names[k]: ClassAccuracy(top1, count) for k, (top1, count) in by_class.items()} or None,
+        latency_ms=latency(backbone, data.evaluation.runtime.device),
+    )
+
+
 def evaluate(
-    backbone: Classifier,
-    loader: Loader,
-    runtime: Runtime,
-    precision: str = "fp32",
-    teacher: FrozenTeacher | None = None,
+    backbone: Classifier, loader: Loader, precision: str = "fp32", teacher: FrozenTeacher | None = None
 ) -> dict[str, float]:
     """The numbers of ``evaluate_by_class`` alone."""
-    return evaluate_by_class(backbone, loader, runtime, precision, teacher)[0]
+    return evaluate_by_class(backbone, loader, precision, teacher)[0]
 
 
 @torch.no_grad()
 def evaluate_by_class(
-    backbone: Classifier,
-    loader: Loader,
-    runtime: Runtime,
-    precision: str = "fp32",
-    teacher: FrozenTeacher | None = None,
+    backbone: Classifier, loader: Loader, precision: str, teacher: FrozenTeacher | None
 ) -> tuple[dict[str, float], dict[int, tuple[float, int]]]:
     """Every image of ``loader`` once, over all ranks.
 
@@ -49,7 +64,7 @@ def evaluate_by_class(
 
     Also returns, for each class that occurs, its top-1 in percent and how many images it has.
     """
-    classes = backbone.spec.classes
+    classes, runtime = backbone.spec.classes, loader.runtime
     if classes == 0:
         return {}, {}
     if teacher is not None and teacher.backbone.spec.classes == 0:

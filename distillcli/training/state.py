@@ -5,20 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
 from timm.utils import ModelEmaV3
 
-from distillcli.config.schema import TrainConfig
 from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone
 from distillcli.runs.folder import append_metrics, rewind_metrics
 from distillcli.runtime import Runtime, any_rank
 from distillcli.training.checkpoint import load_last, remove_leftovers, save_checkpoint, save_last
+from distillcli.training.fit import Fit
 from distillcli.training.learners import Distillation, MutualLearning
-from distillcli.views.loader import Data
+from distillcli.training.step import Update
 
 
 @dataclass
@@ -26,8 +24,7 @@ class State:
     """All that changes while training, and all that a checkpoint holds."""
 
     model: Distillation | MutualLearning
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    update: Update
     ema: ModelEmaV3 | None
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)  # epoch and numbers of the validation data
@@ -56,8 +53,8 @@ class State:
         return self.weights() | {
             "objective": self.model.objective.state_dict(),
             "peers": [peer.net.state_dict() for peer in self.peers],
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "optimizer": self.update.optimizer.state_dict(),
+            "scaler": self.update.scaler.state_dict(),
             "step": self.step,
             "best": self.best,
             "last": self.last,
@@ -70,29 +67,29 @@ class State:
             peer.net.load_state_dict(weights)
         if self.ema is not None:
             self.ema.module.net.load_state_dict(content["ema"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
+        self.update.optimizer.load_state_dict(content["optimizer"])
+        self.update.scaler.load_state_dict(content["scaler"])
         self.step, self.best, self.last = content["step"], content["best"], content["last"]
 
 
 class Keeper:
     """Keeps what a run folder must hold while training: checkpoints, the best epoch, the rows of metrics."""
 
-    def __init__(
-        self, config: TrainConfig, data: Data, folder: Path, recipe: str, runtime: Runtime, state: State
-    ) -> None:
-        self.folder = folder
+    def __init__(self, fit: Fit, state: State, runtime: Runtime) -> None:
+        config, student = fit.config, state.model.student
+        self.folder = fit.folder
         self.runtime = runtime
         self.state = state
         self.identity = {
             "model": {"name": config.student.name, "args": config.student.args},
-            "classes": list(data.source.classes),
-            "image_size": state.model.student.image_size,
-            "recipe": recipe,
+            "classes": list(fit.data.source.classes),
+            "image_size": student.image_size,
+            "channels": student.spec.channels,
+            "recipe": fit.fingerprint,
         }
         self.interval = 60 * config.trainer.checkpoint_minutes
         self.saved_at = time.monotonic()
-        self.steps_per_epoch = data.train.steps_per_epoch(config.trainer.batch_size)
+        self.steps_per_epoch = fit.showing.steps_per_epoch
 
     def resume(self, warn: Callable[[str], None]) -> None:
         if self.runtime.is_main:
@@ -104,7 +101,7 @@ class Keeper:
             return
         if content["recipe"] != self.identity["recipe"]:
             raise UserError(
-                f"{self.folder}: its checkpoint belongs to another recipe (models, data, objective or budget differ); "
+                f"{self.folder}: its checkpoint was written with other settings (models, data, objective or budget); "
                 "start a new run"
             )
         self.state.restore(content)

@@ -1,8 +1,8 @@
-"""Changes of colour, B x C x H x W in [0, 1], with one strength per image.
+"""Colour changes of images, B x C x H x W in [0, 1], with one strength per image.
 
-torchvision's functions take one strength for all images; where it is a factor, their extreme is blended with the image.
-As in torchvision, one channel has neither saturation nor hue. Of images with more channels than RGB only brightness and
-contrast can be changed, the contrast against the mean of all channels.
+torchvision's functions take one strength for the whole batch. Where it is a factor, their extreme is blended with each
+image instead. As in torchvision, a single channel has no saturation and no hue. With more channels than RGB only
+brightness and contrast can change, the contrast relative to the mean of all channels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as image_ops
 
-# Images and their strengths, B x 1 x 1 x 1.
+# Images and strengths, B x 1 x 1 x 1, to images.
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -39,7 +39,7 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def hue(images: Tensor, turns: Tensor) -> Tensor:
-    """``turns``: of the colour circle, in [-0.5, 0.5]; value and saturation stay (Smith, SIGGRAPH 1978)."""
+    """``turns``: of the colour circle, in [-0.5, 0.5]; keeps value and saturation (Smith, SIGGRAPH 1978)."""
     if images.shape[1] != 3:
         return images
     value, strongest = images.max(dim=1, keepdim=True)
@@ -48,8 +48,8 @@ def hue(images: Tensor, turns: Tensor) -> Tensor:
     sixth = 2 * strongest + (following - last) / chroma.where(chroma > 0, 1)
     # Each channel falls from the value to value - chroma and rises again, in sixths of the circle.
     offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
-    place = (offsets + sixth + 6 * turns) % 6
-    return value - chroma * torch.minimum(place, 4 - place).clamp(0, 1)
+    position = (offsets + sixth + 6 * turns) % 6
+    return value - chroma * torch.minimum(position, 4 - position).clamp(0, 1)
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
@@ -93,15 +93,15 @@ PHOTOMETRIC: dict[str, Operation] = {
 }
 
 
-def jitter(images: Tensor, colours: NDArray[np.float64]) -> Tensor:
-    """Colour jitter. ``colours``: B x 4, factors of brightness, contrast and saturation, and turns of the hue."""
+def jitter_colours(images: Tensor, colours: NDArray[np.float64]) -> Tensor:
+    """Colour jitter. ``colours``: B x 4, factors for brightness, contrast and saturation, and turns of the hue."""
     for column, operation in enumerate((brightness, contrast, saturation)):
         images = operation(images, per_image(colours[:, column], images))
     return hue(images, per_image(colours[:, 3], images)) if np.any(colours[:, 3]) else images
 
 
-def operate(images: Tensor, operations: NDArray[np.str_], strengths: NDArray[np.float64]) -> Tensor:
-    """The steps of a policy, column by column of the B x n names of ``operations``; other names change nothing."""
+def apply_operations(images: Tensor, operations: NDArray[np.str_], strengths: NDArray[np.float64]) -> Tensor:
+    """The steps of a policy, one per column. ``operations``, ``strengths``: B x n; unknown names change nothing."""
     images = images.clone()
     for names, numbers in zip(operations.T, strengths.T, strict=True):
         for name in set(names) & PHOTOMETRIC.keys():

@@ -1,7 +1,4 @@
-"""What an epoch shows: which images, in which order, how often, and how large.
-
-All of it is a function of seed and epoch.
-"""
+"""What an epoch shows: which images, in which order, how often and at what size: functions of seed and epoch."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ from distillcli.sources.draws import permutation, uniform
 Positions = NDArray[np.int64]
 
 
-def order(seed: int, epoch: int, labels: Positions, balanced: bool, repeats: int) -> Positions:
-    """The positions an epoch goes through, as many as there are ``labels``.
+def epoch_order(seed: int, epoch: int, labels: Positions, balanced: bool, repeats: int) -> Positions:
+    """The positions of the images of an epoch in order: as many as there are ``labels``.
 
-    ``repeats``: each image comes so many times in a row, and fewer images come (Hoffer et al., CVPR 2020).
+    ``repeats``: each image comes this many times in a row, so that fewer images come (Hoffer et al., CVPR 2020).
     """
     count = len(labels)
     once = balanced_order(seed, epoch, labels) if balanced else permutation(seed, epoch, count)
@@ -28,30 +25,32 @@ def order(seed: int, epoch: int, labels: Positions, balanced: bool, repeats: int
 def balanced_order(seed: int, epoch: int, labels: Positions) -> Positions:
     """Every class equally often, up to one image; an image comes N / (classes * images of its class) times on average.
 
-    Systematic sampling: images lie side by side in random order, each as wide as its weight, under evenly spaced ticks.
-    Each comes as often as its weight says, rounded up or down; drawing with replacement would leave some out.
+    Systematic sampling: evenly spaced quantiles of the weighted images in random order. Each image comes as often as
+    its weight, rounded up or down; drawing with replacement would miss some.
     """
     count = len(labels)
     draws = uniform(seed, "balance", epoch, np.arange(count), 2)
     laid_out = permutation(seed, epoch, count)
-    # Class by class, else the number of images of a class would depend on where they happen to lie.
+    # Class by class; otherwise the number of images of a class would depend on their random order.
     laid_out = laid_out[np.argsort(labels[laid_out], kind="stable")]
-    ends = np.cumsum(_weights(labels)[laid_out])
-    chosen = laid_out[under(ends, (np.arange(count) + draws[0, 0]) / count)]
+    cumulative_weights = np.cumsum(_weights(labels)[laid_out])
+    chosen = laid_out[pick(cumulative_weights, (np.arange(count) + draws[0, 0]) / count)]
     shuffled: Positions = chosen[np.argsort(draws[:, 1], kind="stable")]
     return shuffled
 
 
-def under(ends: NDArray[np.float64], shares: NDArray[np.float64]) -> Positions:
-    """Of things that lie side by side from 0 to their ``ends``, those that lie under these shares of the whole."""
-    found: Positions = np.searchsorted(ends, shares * ends[-1], side="right").clip(max=len(ends) - 1)
+def pick(cumulative_weights: NDArray[np.float64], quantiles: NDArray[np.float64]) -> Positions:
+    """The positions at these ``quantiles``, in [0, 1), of N weighted items: uniform quantiles pick by weight."""
+    levels = quantiles * cumulative_weights[-1]
+    found: Positions = np.searchsorted(cumulative_weights, levels, side="right").clip(max=len(cumulative_weights) - 1)
     return found
 
 
-def partner_ends(labels: Positions, balanced: bool) -> NDArray[np.float64]:
-    """The images side by side, each as wide as it is likely to be mixed into another: where they end."""
-    ends: NDArray[np.float64] = np.cumsum(_weights(labels) if balanced else np.ones(len(labels)))
-    return ends
+def partner_cumulative_weights(labels: Positions, balanced: bool) -> NDArray[np.float64]:
+    """N: the running sum of the weights by which images are drawn as partners in mixup and CutMix."""
+    weights = _weights(labels) if balanced else np.ones(len(labels))
+    cumulative_weights: NDArray[np.float64] = np.cumsum(weights)
+    return cumulative_weights
 
 
 def _weights(labels: Positions) -> NDArray[np.float64]:
@@ -66,8 +65,8 @@ def most_shown(labels: Positions, balanced: bool, repeats: int) -> int:
     return repeats * (math.floor(_weights(labels).max()) + 1 if balanced else 1)
 
 
-def occurrence(index: Positions) -> Positions:
-    """For each entry how many equal ones stand before it."""
+def earlier_occurrences(index: Positions) -> Positions:
+    """For each entry, how many equal entries come before it."""
     by_value = np.argsort(index, kind="stable")
     ordered = index[by_value]
     found = np.empty_like(index)
@@ -75,10 +74,10 @@ def occurrence(index: Positions) -> Positions:
     return found
 
 
-def side(image_size: int, progressive: list[float] | None, epoch: int, epochs: int) -> int:
-    """Pixels of a view in ``epoch``: it grows linearly from a share of ``image_size`` to all of it, in even numbers.
+def view_size(image_size: int, progressive: list[float] | None, epoch: int, epochs: int) -> int:
+    """Height and width of a view in ``epoch``, in pixels: even numbers that grow linearly up to ``image_size``.
 
-    ``progressive``: the share in the first epoch, and the share of the ``epochs`` after which views have full size.
+    ``progressive``: the fraction of ``image_size`` in the first epoch, and the fraction of ``epochs`` until full size.
     """
     if progressive is None:
         return image_size

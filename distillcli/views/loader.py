@@ -1,13 +1,8 @@
-"""Batches of views on the device.
-
-What :mod:`distillcli.views.store` gives is augmented as whole batches there. Which images form a batch is a pure
-function of (seed, epoch, step, rank, world size): the loader's settings change nothing.
-"""
+"""Batches of views on the device, where what :mod:`distillcli.views.store` gives is augmented as whole batches."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +14,13 @@ from torch import Tensor
 from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.runtime import Runtime
 from distillcli.sources.source import Source, Split
-from distillcli.types import Batch
-from distillcli.views.epochs import most_shown, occurrence, order, partner_ends
+from distillcli.types import Batch, Inputs
+from distillcli.views.epochs import most_shown, partner_cumulative_weights
 from distillcli.views.mix import Mix, draw_mix, mix_images, mix_labels
 from distillcli.views.store import Cropping, Rows, Store, open_store
-from distillcli.views.views import Positions, Views, draw, plain, render
+from distillcli.views.views import Positions, Views, draw_views, plain_views, render_views
 
-# Rows are computed in batches of one size wherever numbers are compared: sums in other shapes round differently.
+# Evaluation always uses this batch size: other shapes round differently.
 EVALUATION_BATCH = 256
 
 
@@ -58,51 +53,9 @@ class Loader:
         """The same split without the images that have no label."""
         return dataclasses.replace(self, only=self.shown[(self.labels >= 0).cpu().numpy()[self.shown]])
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Full batches only: a last batch of one image has no batch statistics. A small set is one batch.
-
-        Of all images, also where only some are shown: with few labels a model learns for as many steps as with many.
-        """
-        return max(1, len(self) // batch_size)
-
-    def epoch(
-        self,
-        recipe: AugmentConfig,
-        seed: int,
-        epoch: int,
-        batch_size: int,
-        micro_batches: int = 1,
-        first_step: int = 0,
-        cycle: int = 0,
-        size: int | None = None,
-    ) -> Iterator[list[Batch]]:
-        """From ``first_step`` on, this rank's share of every global batch of ``epoch``, as ``micro_batches`` parts.
-
-        ``cycle``: after this many passes their views come again, in another order; 0 for fresh views in every pass.
-        ``size``: the side of the views in pixels, None for ``dataset.image_size``. Where only some images are shown, an
-        epoch passes over them several times, each time in other views and another order.
-        """
-        shown, steps = self.shown, self.steps_per_epoch(batch_size)
-        steps_per_pass = max(1, len(shown) // batch_size)
-        first, end = (epoch - 1) * steps + first_step, epoch * steps
-        world, rank = self.runtime.world, self.runtime.rank
-        share = min(batch_size, len(shown)) // (world * micro_batches)
-        plan = []
-        for number in range(first // steps_per_pass, -(-end // steps_per_pass)):
-            index = shown[order(seed, number + 1, self._labels_shown(), self.config.balanced, recipe.repeats)]
-            turn = number % cycle if cycle else number
-            rows = Rows(turn * self.views_per_pass(recipe) + occurrence(index) + 1, index)
-            begin = number * steps_per_pass
-            for step in range(max(first - begin, 0), min(end - begin, steps_per_pass)):
-                mine = rows[step * batch_size : (step + 1) * batch_size][rank::world]
-                plan += [mine[part * share : (part + 1) * share] for part in range(micro_batches)]
-        batches = self.views(recipe, seed, plan, size)
-        while parts := list(itertools.islice(batches, micro_batches)):
-            yield parts
-
     def views_per_pass(self, recipe: AugmentConfig) -> int:
         """How many views of one image a pass shows at most; so many numbers of views belong to it."""
-        return most_shown(self._labels_shown(), self.config.balanced, recipe.repeats)
+        return most_shown(self.labels_shown, self.config.balanced, recipe.repeats)
 
     def rendering(self, recipe: AugmentConfig) -> list[Any]:
         """What decides the pixels of a view beside its image, recipe and seed, for fingerprints."""
@@ -110,17 +63,19 @@ class Loader:
         special += ["balanced partners"] if self.config.balanced and (recipe.mixup or recipe.cutmix) else []
         return [self.config.image_size, self.config.crop_fraction, self.store.crops, *special]
 
-    def _labels_shown(self) -> Positions:
+    @property
+    def labels_shown(self) -> Positions:
+        """The labels of the images that are shown, on the CPU."""
         labels: Positions = self.labels.cpu().numpy()[self.shown]
         return labels
 
     def views(self, recipe: AugmentConfig, seed: int, plan: Sequence[Rows], size: int | None = None) -> Iterator[Batch]:
         """A batch for each entry of ``plan``. Where images are mixed, targets are distributions over the classes."""
         size, fraction = size or self.config.image_size, self.config.crop_fraction
-        ends = partner_ends(self._labels_shown(), self.config.balanced)
+        weights = partner_cumulative_weights(self.labels_shown, self.config.balanced)
 
         def mix_of(rows: Rows) -> Mix:
-            mix = draw_mix(recipe, seed, rows.view, rows.index, ends, size)
+            mix = draw_mix(recipe, seed, rows.view, rows.index, weights, size)
             return dataclasses.replace(mix, partners=self.shown[mix.partners])
 
         def with_partners(rows: Rows) -> Rows:
@@ -131,7 +86,7 @@ class Loader:
         shown = [with_partners(rows) for rows in plan]
         pixels_of = self.store.fetch(Cropping(recipe, seed, fraction), shown)
         for rows, both, pixels in zip(plan, shown, pixels_of, strict=True):
-            drawn = draw(recipe, seed, both.view, both.index, self.store.aspects(both.index), fraction, size)
+            drawn = draw_views(recipe, seed, both.view, both.index, self.store.aspects(both.index), fraction, size)
             images, targets = self._render(pixels, drawn, size), self._labels(rows.index)
             if recipe.mixup or recipe.cutmix:
                 mix = mix_of(rows)  # drawn again: a mix for every image of an epoch would be a large thing to keep
@@ -145,7 +100,7 @@ class Loader:
         everything, fraction = Rows(np.zeros_like(mine), mine), self.config.crop_fraction
         plan = [everything[start : start + EVALUATION_BATCH] for start in range(0, len(mine), EVALUATION_BATCH)]
         for rows, pixels in zip(plan, self.store.fetch(Cropping(None, 0, fraction), plan), strict=True):
-            images = self._render(pixels, plain(self.store.aspects(rows.index), fraction), self.config.image_size)
+            images = self._render(pixels, plain_views(self.store.aspects(rows.index), fraction), self.config.image_size)
             yield Batch(images, self._labels(rows.index), torch.from_numpy(rows.index))
 
     def _labels(self, index: Positions) -> Tensor:
@@ -154,7 +109,7 @@ class Loader:
     def _render(self, pixels: Tensor, views: Views, size: int) -> Tensor:
         if self.store.crops:
             views = dataclasses.replace(views, boxes=np.tile([0.0, 0.0, 1.0, 1.0], (len(pixels), 1)))
-        return render(pixels, views, size)
+        return render_views(pixels, views, size)
 
 
 @dataclass(frozen=True)
@@ -165,6 +120,12 @@ class Data:
     train: Loader
     val: Loader
     evaluation: Loader  # the split that is reported: test, or val when there is no test part
+
+    @property
+    def inputs(self) -> Inputs:
+        """What a classifier of these images is built for."""
+        config = self.train.config
+        return Inputs(len(self.source.classes), config.image_size, config.channels)
 
 
 def open_data(source: Source, config: DatasetConfig, workers: int, runtime: Runtime) -> Data:

@@ -1,9 +1,8 @@
-"""Mixup and CutMix as part of the view: which other image a view is mixed with, and how, is a function of (seed, view,
-index) as well.
+"""Mixup and CutMix as part of the view: which image it is mixed with, and how, depends on (seed, view, index).
 
-The partner is any image of the split, with ``dataset.balanced`` each class as often as any other, in the same view and
-not mixed itself. It is not a neighbour in the batch: what a teacher said about a mixed view could not be found again
-once the batches are other ones.
+The partner can be any image of the split (any class equally often with ``dataset.balanced``), in the same view and not
+mixed itself. It is not a neighbour in the batch: a cached teacher output for a mixed view would then be of no use to
+runs with other batches.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch.nn import functional
 
 from distillcli.config.schema import AugmentConfig
 from distillcli.sources.draws import uniform
-from distillcli.views.epochs import under
+from distillcli.views.epochs import pick
 
 Floats = NDArray[np.float64]
 
@@ -31,8 +30,8 @@ _DRAWS = 6
 class Mix:
     """How B views are mixed.
 
-    ``partners``: B, positions in the split. ``boxes``: B x 4, where the partner shows, as left, top, right, bottom in
-    pixels of the view. ``opacity``: B, the partner's within its box, 0 where nothing is mixed.
+    ``partners``: B, positions in the split. ``boxes``: B x 4, where the partner is visible, as left, top, right, bottom
+    in pixels of the view. ``opacity``: B, of the partner within its box; 0 if nothing is mixed.
     """
 
     partners: NDArray[np.int64]
@@ -46,15 +45,20 @@ class Mix:
 
 
 def draw_mix(
-    recipe: AugmentConfig, seed: int, view: NDArray[np.int64], index: NDArray[np.int64], ends: Floats, size: int
+    recipe: AugmentConfig,
+    seed: int,
+    view: NDArray[np.int64],
+    index: NDArray[np.int64],
+    cumulative_weights: Floats,
+    size: int,
 ) -> Mix:
-    """The mixes of these views; ``size``: the side of a view in pixels.
+    """How these views are mixed. ``size``: height and width of a view in pixels.
 
-    ``ends``: N, of the images that may be partners, side by side, each as wide as it is likely to be one.
+    ``cumulative_weights``: N, the running sum of the weights by which the images of the split are drawn as partners.
 
-    The partner's share is drawn from Beta(alpha, alpha). Mixup (Zhang et al., ICLR 2018) blends the images by it.
-    CutMix (Yun et al., ICCV 2019) pastes a box of that share of the area, centred anywhere and cut off at the rim. With
-    both switched on, either comes half of the time.
+    The partner's share is drawn from Beta(alpha, alpha). Mixup (Zhang et al., ICLR 2018) blends the images with that
+    weight. CutMix (Yun et al., ICCV 2019) pastes a box with that share of the area, centred anywhere and clipped at the
+    border. If both are on, each is used half of the time.
     """
     draws = uniform(seed, "mix", view, index, _DRAWS)
     cut = draws[:, _WHICH] < (0.5 if recipe.mixup and recipe.cutmix else float(recipe.cutmix > 0))
@@ -65,7 +69,7 @@ def draw_mix(
     corner = np.floor(draws[:, [_CENTRE_X, _CENTRE_Y]] * size - side[:, None] / 2 + 0.5)
     boxes = np.concatenate([corner, corner + side[:, None]], axis=1).clip(0, size)
     return Mix(
-        partners=under(ends, draws[:, _PARTNER]),
+        partners=pick(cumulative_weights, draws[:, _PARTNER]),
         boxes=np.where(cut[:, None], boxes, [0, 0, size, size]).astype(np.int64),
         opacity=np.where(hit, np.where(cut, 1.0, blend_share), 0.0),
     )
@@ -77,7 +81,7 @@ def _beta(alpha: float, share: Floats) -> Floats:
 
 
 def mix_images(images: Tensor, partners: Tensor, mix: Mix) -> Tensor:
-    """B x C x H x W. ``partners``: the views of the partners of the mixed rows, in their order."""
+    """B x C x H x W. ``partners``: the views of the partners of the mixed rows, in the order of the rows."""
     mixed = torch.from_numpy(mix.mixed).to(images.device)
     boxes = torch.from_numpy(mix.boxes[mix.mixed]).to(images.device)
     left, top, right, bottom = boxes[:, :, None].unbind(1)
@@ -91,7 +95,7 @@ def mix_images(images: Tensor, partners: Tensor, mix: Mix) -> Tensor:
 
 
 def mix_labels(labels: Tensor, partner_labels: Tensor, mix: Mix, size: int, classes: int) -> Tensor:
-    """Distributions over classes, B x K: each image with the share of the view that it fills.
+    """Distributions over classes, B x K: each image has the share of the view that it fills.
 
     A label of -1 is no label: its share is missing from the row, which then sums to less than one.
     """

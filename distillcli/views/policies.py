@@ -1,8 +1,8 @@
-"""Learned and random policies of augmentation: which operations a view undergoes, and how strongly.
+"""Learned and random augmentation policies: which operations are applied to a view, and how strongly.
 
 RandAugment (Cubuk et al., NeurIPS 2020), TrivialAugment Wide (Mueller and Hutter, ICCV 2021) and the CIFAR-10 policy of
-AutoAugment (Cubuk et al., CVPR 2019), with the ranges of torchvision. Shears, shifts and turns are all folded into the
-one affine map of the view, so that it is interpolated once; what changes colours comes after them, in its own order.
+AutoAugment (Cubuk et al., CVPR 2019), with the ranges of torchvision. Shears, shifts and rotations become part of the
+view's one affine map, so that it is interpolated once; colour operations follow, in their own order.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Floats = NDArray[np.float64]
 
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 _FACTORS = ("brightness", "color", "contrast", "sharpness")
-# What RandAugment and TrivialAugment choose from, each as often as any other.
+# RandAugment and TrivialAugment choose from these with equal probability.
 CHOICES = np.array(["identity", *GEOMETRIC, *_FACTORS, "posterize", "solarize", "autocontrast", "equalize"])
 
-_LEVELS = 30  # a magnitude is a whole number of these
+_LEVELS = 30  # of magnitude, from 0
 _CHOICE, _HIT, _SIGN, _LEVEL = range(4)  # the draws of one step
 
-# Twice: operation, probability, level of 9.
+# Each policy is two times operation, probability, level from 0 to 9.
 _AUTOAUGMENT_CIFAR = np.array(
     [
         (("invert", 0.1, 0), ("contrast", 0.2, 6)),
@@ -59,7 +59,7 @@ _AUTOAUGMENT_CIFAR = np.array(
 
 @dataclass(frozen=True)
 class Range:
-    """The strongest of each kind. ``shift``: in pixels; ``bits``: taken away from 8."""
+    """The maximum strength of each kind. ``shift``: pixels; ``bits``: how many of 8 are dropped."""
 
     shear: float
     shift: float
@@ -72,9 +72,9 @@ class Range:
 class Steps:
     """What n steps do to B views.
 
-    ``names``: B x n. ``strengths``: B x n, the tangent of a shear, pixels, degrees, a factor of colours, the bits
-    that are left or a threshold. ``affine``: B x 3 x 3, from output to input coordinates in [-1, 1], all
-    geometric steps together.
+    ``names``: B x n. ``strengths``: B x n, the tangent of a shear, pixels, degrees, a colour factor, the bits
+    that remain, or a threshold. ``affine``: B x 3 x 3, all geometric steps together, from output to input coordinates
+    in [-1, 1].
     """
 
     names: NDArray[np.str_]
@@ -107,7 +107,7 @@ def draw_policy(
 
 
 def strengths_of(names: NDArray[np.str_], levels: Floats, signs: Floats, widest: Range) -> Floats:
-    """``levels``: shares of the strongest. Whole pixels for shifts, whole bits."""
+    """``levels``: fractions of the maximum strength. Shifts are in whole pixels, bits are whole."""
     return np.select(
         [
             np.isin(names, ("shear_x", "shear_y")),
@@ -129,7 +129,7 @@ def strengths_of(names: NDArray[np.str_], levels: Floats, signs: Floats, widest:
 
 
 def affine_maps(names: NDArray[np.str_], strengths: Floats, size: int) -> Floats:
-    """B x 3 x 3. Shears keep the first row or column where it is, as in AutoAugment; turns are counter-clockwise."""
+    """B x 3 x 3. Shears keep the first row or column in place, as in AutoAugment; rotations are counter-clockwise."""
     maps = np.tile(np.eye(3), (len(names), 1, 1))
     for name, row, column in (("shear_x", 0, 1), ("shear_y", 1, 0)):
         chosen = names == name

@@ -1,7 +1,7 @@
-"""Where the pixels of a split are kept, and how the crops of a batch come out of them.
+"""Where the pixels of a split are kept, and how the crops of a batch are taken from them.
 
-Small sets live decoded in memory, on the device. Large ones stream through loader processes that decode, crop and
-resize when they are asked.
+Small data sets are kept decoded in the memory of the device. Large ones are streamed by loader processes, which decode,
+crop and resize on demand.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from distillcli.errors import UserError
 from distillcli.runtime import Runtime
 from distillcli.sources.source import ArrayImages, Images
 from distillcli.views.upload import Upload
-from distillcli.views.views import Floats, Positions, centre_boxes, crop_boxes, cut
+from distillcli.views.views import Floats, Positions, centre_boxes, crop_and_resize, crop_boxes
 
-# Decoded images keep this much more than the view's side, so that random crops are not enlarged beyond need.
+# Decoded images are kept larger than the view by this factor, so that random crops are enlarged less.
 STORED_MARGIN = 1.25
 WORKER_TIMEOUT_SECONDS = 300
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Views of images: row by row view ``view`` of the image at position ``index`` of its split."""
+    """Views of images: in each row, view ``view`` of the image at position ``index`` of its split."""
 
     view: Positions
     index: Positions
@@ -68,26 +68,26 @@ class Store(Protocol):
 
     @property
     def crops(self) -> bool:
-        """Whether ``fetch`` returns the crops, or whole images that are still to be cropped."""
+        """Whether ``fetch`` returns crops, instead of whole images that are yet to be cropped."""
         ...
 
     @property
     def reduces(self) -> bool:
-        """Whether large JPEGs are decoded at less than their size, as far as their crops allow."""
+        """Whether large JPEGs are decoded at a reduced size if their crops allow it."""
         ...
 
     def aspects(self, index: Positions) -> Floats:
-        """Width / height of the images. Meaningful only where ``fetch`` does not crop."""
+        """Width / height of the images. Meaningful only if ``fetch`` does not crop."""
         ...
 
     def fetch(self, cropping: Cropping, plan: Sequence[Rows]) -> Iterator[Tensor]:
-        """For each batch of the plan its pixels on the device: B x H x W x C, uint8."""
+        """The pixels of each batch of the plan, on the device: B x H x W x C, uint8."""
         ...
 
 
 @dataclass(frozen=True)
 class MemoryStore:
-    """All images decoded, squeezed to one size: boxes are shares of the image, so nothing is lost but resolution."""
+    """All images, decoded and resized to one size. Boxes are fractions of the image, so only resolution is lost."""
 
     pixels: Tensor  # N x H x W x C, uint8, on the device
     widths_by_heights: Floats  # N
@@ -103,7 +103,7 @@ class MemoryStore:
 
 
 class StreamStore:
-    """Images decoded, cropped and resized when they are asked for, in ``workers`` processes."""
+    """Images decoded, cropped and resized on demand, in ``workers`` processes."""
 
     crops = True
 
@@ -134,43 +134,43 @@ class _Crops(Dataset["Tensor | UserError"]):
         cropping, view, position = request
         row = Rows(np.array([view]), np.array([position]))
 
-        @functools.cache  # of an image that keeps its size it is asked twice
+        @functools.cache  # called twice for an image that keeps its size
         def box(width: int, height: int) -> Floats:
             share: Floats = cropping.boxes(row, np.array([width / height]))[0]
             return share
 
-        def least(width: int, height: int) -> tuple[int, int]:
-            """A crop is never enlarged for having been decoded smaller; one pixel more, as its edges are rounded."""
+        def minimum_size(width: int, height: int) -> tuple[int, int]:
+            """Decoding at a reduced size must not enlarge the crop; one pixel more, because its edges are rounded."""
             _, _, wide, high = box(width, height)
             return math.ceil((self.size + 1) / wide), math.ceil((self.size + 1) / high)
 
         try:
-            pixels = self.images.read(position, least)
+            pixels = self.images.read(position, minimum_size)
         except UserError as error:
             return error
         height, width = pixels.shape[:2]
-        return cut(torch.from_numpy(pixels), box(width, height), self.size)
+        return crop_and_resize(torch.from_numpy(pixels), box(width, height), self.size)
 
 
 class _Squeezed(Dataset["Tensor | UserError"]):
-    """Whole images resized to side x side, the aspect ratio kept apart as two trailing float32 in bytes."""
+    """Whole images as flat bytes, resized to size x size x C, followed by the aspect ratio as a float64."""
 
-    def __init__(self, images: Images, side: int) -> None:
+    def __init__(self, images: Images, size: int) -> None:
         self.images = images
-        self.side = side
+        self.size = size
 
     def __getitem__(self, position: int) -> Tensor | UserError:
         try:
             pixels = self.images.read(position)
         except UserError as error:
             return error
-        squeezed = image_ops.resize(torch.from_numpy(pixels).permute(2, 0, 1), [self.side, self.side], antialias=True)
+        squeezed = image_ops.resize(torch.from_numpy(pixels).permute(2, 0, 1), [self.size, self.size], antialias=True)
         aspect = torch.tensor([pixels.shape[1] / pixels.shape[0]], dtype=torch.float64)
         return torch.cat([squeezed.permute(1, 2, 0).reshape(-1), aspect.view(torch.uint8)])
 
 
 def _stack(items: list[Tensor | UserError]) -> Tensor | UserError:
-    """Collate: a broken image travels as its error, since a worker's exception arrives as a page of traceback."""
+    """Collate. A damaged image travels as its error, since a worker's exception would arrive as a page of traceback."""
     tensors = [item for item in items if isinstance(item, Tensor)]
     if len(tensors) < len(items):
         return next(item for item in items if isinstance(item, UserError))
@@ -179,16 +179,16 @@ def _stack(items: list[Tensor | UserError]) -> Tensor | UserError:
 
 def _unwrap(item: Tensor | UserError) -> Tensor:
     if isinstance(item, UserError):
-        # A fresh one: a local variable that is raised refers to itself through its traceback. The garbage collector,
-        # unlike the end of the last reference, closes the queues first, and the workers never hear that they may go.
+        # A new one: a raised local variable refers to itself through its traceback, so only the garbage collector frees
+        # it, and that closes the queues first, so that the workers are never told to stop.
         raise UserError(str(item))
     return item
 
 
 def _spare_from_signals(closing: Event, _worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group; only the main process may act on them, after saving.
+    """Ctrl-C and SIGTERM reach the whole process group, but only the main process may act on them, after saving.
 
-    At exit, multiprocessing ends its workers by SIGTERM and waits for them: from then on it must be obeyed.
+    At exit, multiprocessing terminates its workers with SIGTERM and waits for them, so from then on they obey it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.is_set() else None)
@@ -199,7 +199,7 @@ def _loader(
 ) -> DataLoader[Tensor | UserError]:
     closing = multiprocessing.Event()
     if workers:
-        atexit.register(closing.set)  # runs before multiprocessing's own, which was registered earlier
+        atexit.register(closing.set)  # runs before multiprocessing's own handler, which was registered earlier
     return DataLoader(
         dataset,
         batch_sampler=plan,  # type: ignore[arg-type]  # any iterable of lists of requests
@@ -213,7 +213,7 @@ def _loader(
 
 
 def open_store(images: Images, config: DatasetConfig, workers: int, runtime: Runtime, memory_bytes: float) -> Store:
-    """Decode ``images`` into memory when they take at most ``memory_bytes``, else prepare to stream them."""
+    """Decode ``images`` into memory if they take at most ``memory_bytes``, else prepare to stream them."""
     stored = round(config.image_size * STORED_MARGIN)
     if isinstance(images, ArrayImages):
         height, width = images.pixels.shape[1:3]

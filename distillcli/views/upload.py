@@ -1,4 +1,4 @@
-"""Batches on their way from the loader's memory to the device."""
+"""Moving batches from the loader's memory to the device."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 class Upload:
     """Moves a batch to the device.
 
-    To a GPU it is copied from pinned memory on a stream of its own: the step before, which the host has queued already,
-    goes on computing meanwhile. On one stream the copy would wait for that step to end.
+    A GPU copies it from pinned memory on a separate stream, while the previous step, already queued by the host, is
+    still computing. On a single stream the copy would wait for that step to end.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -25,5 +25,5 @@ class Upload:
             copy = batch.to(self.device, non_blocking=True)
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self.stream)
-        copy.record_stream(computing)  # else its memory could be given to the next copy while it is still read
+        copy.record_stream(computing)  # else its memory could be reused for the next copy while it is being read
         return copy

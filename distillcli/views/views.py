@@ -1,8 +1,8 @@
 """A view: the augmented image that sample ``index`` shows in ``view``, a pure function of (seed, view, index).
 
-The parameters of a whole batch of views are drawn at once, then one affine map per image is sampled once: crop, flip,
-shift, rotation, shear and zoom cost a single interpolation, on the device. Colour changes follow, vectorised as well.
-torchvision's transforms draw one set of parameters per call from a global generator; hence they are not used here.
+The parameters of a whole batch of views are drawn at once, and each image is sampled once through one affine map: crop,
+flip, shift, rotation, shear and zoom cost a single interpolation, on the device. Colour changes follow, vectorised too.
+torchvision's transforms draw one set of parameters per call from a global generator, so they are not used here.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torchvision.transforms.v2 import functional as image_ops
 
 from distillcli.config.schema import AugmentConfig
 from distillcli.sources.draws import uniform
-from distillcli.views.colours import jitter, operate
+from distillcli.views.colours import apply_operations, jitter_colours
 from distillcli.views.policies import draw_policy
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.int64]
 
-# Every random choice owns a column of draws, so that switching one part on never changes another.
+# Every random choice has its own column of draws, so that turning one part on never changes another.
 _AREA, _RATIO, _LEFT, _TOP, _FLIP, _SHIFT_X, _SHIFT_Y, _ANGLE, _SHEAR, _ZOOM = range(10)
 _BRIGHTNESS, _CONTRAST, _SATURATION, _ERASE, _ERASE_AREA, _ERASE_RATIO, _ERASE_LEFT, _ERASE_TOP = range(10, 18)
 _HUE = 18
@@ -37,10 +37,10 @@ _ERASE_AREAS, _ERASE_RATIOS = (0.02, 0.33), (0.3, 3.3)  # Zhong et al., AAAI 202
 class Views:
     """The parameters of B views.
 
-    ``boxes``: B x 4, the crop as left, top, width, height in shares of the image. ``maps``: B x 2 x 3, from output
-    coordinates to coordinates within the crop, both in [-1, 1]. ``colours``: B x 4, factors of brightness, contrast and
-    saturation, and turns of the hue. ``operations``, ``strengths``: B x n, the further steps of a policy. ``erased``:
-    B x 4, a blanked rectangle of the output, of zero size for none.
+    ``boxes``: B x 4, the crop as left, top, width, height, as fractions of the image. ``maps``: B x 2 x 3, from output
+    coordinates to coordinates within the crop, both in [-1, 1]. ``colours``: B x 4, factors for brightness, contrast
+    and saturation, and turns of the hue. ``operations``, ``strengths``: B x n, the steps of a policy. ``erased``:
+    B x 4, a blanked rectangle of the output, of size zero for none.
     """
 
     boxes: Floats
@@ -61,7 +61,7 @@ def centre_boxes(aspects: Floats, crop_fraction: float) -> Floats:
 def crop_boxes(
     recipe: AugmentConfig, seed: int, view: Positions, index: Positions, aspects: Floats, crop_fraction: float
 ) -> Floats:
-    """The crops of these views: random ones as in Inception, or the centred square when the recipe has no crop."""
+    """The crops of these views: random as in Inception, or the centred square if the recipe has no crop."""
     if recipe.crop_area == [1.0, 1.0]:
         return centre_boxes(aspects, crop_fraction)
     draws = uniform(seed, "view", view, index, _DRAWS)
@@ -73,7 +73,7 @@ def crop_boxes(
     return np.stack([draws[:, _LEFT] * (1 - width), draws[:, _TOP] * (1 - height), width, height], axis=1)
 
 
-def draw(
+def draw_views(
     recipe: AugmentConfig,
     seed: int,
     view: Positions,
@@ -82,7 +82,7 @@ def draw(
     crop_fraction: float,
     size: int,
 ) -> Views:
-    """Row by row view ``view`` of image ``index``; ``aspects``: width / height, ``size``: the side of the output."""
+    """In each row, view ``view`` of image ``index``. ``aspects``: width / height; ``size``: of the output in pixels."""
     draws = uniform(seed, "view", view, index, _DRAWS)
     signed = 2 * draws - 1
 
@@ -121,8 +121,8 @@ def draw(
     )
 
 
-def plain(aspects: Floats, crop_fraction: float) -> Views:
-    """The views of evaluation: the centred square and nothing else."""
+def plain_views(aspects: Floats, crop_fraction: float) -> Views:
+    """The views for evaluation: the centred square and nothing else."""
     count = len(aspects)
     return Views(
         boxes=centre_boxes(aspects, crop_fraction),
@@ -134,15 +134,15 @@ def plain(aspects: Floats, crop_fraction: float) -> Views:
     )
 
 
-def _between(bounds: list[float], share: Floats) -> Floats:
+def _between(bounds: list[float], fraction: Floats) -> Floats:
     low, high = bounds
-    return low + (high - low) * share
+    return low + (high - low) * fraction
 
 
 # --- pixels --------------------------------------------------------------------------------------------------------
 
 
-def cut(pixels_HWC: Tensor, box: Floats, size: int) -> Tensor:
+def crop_and_resize(pixels_HWC: Tensor, box: Floats, size: int) -> Tensor:
     """One decoded image, cropped to ``box`` and resized with antialiasing: size x size x C, uint8."""
     height, width = pixels_HWC.shape[:2]
     left, top, right, bottom = (
@@ -155,8 +155,8 @@ def cut(pixels_HWC: Tensor, box: Floats, size: int) -> Tensor:
     return crop.permute(1, 2, 0).contiguous()
 
 
-def render(pixels_BHWC: Tensor, views: Views, size: int) -> Tensor:
-    """The views of uint8 images: B x C x size x size, float in [0, 1], outside of the image black."""
+def render_views(pixels_BHWC: Tensor, views: Views, size: int) -> Tensor:
+    """The views of uint8 images: B x C x size x size, float in [0, 1], black outside the image."""
     images = pixels_BHWC.permute(0, 3, 1, 2).float().div_(255)
     device = images.device
     left, top, width, height = (views.boxes[:, column] for column in range(4))
@@ -169,12 +169,12 @@ def render(pixels_BHWC: Tensor, views: Views, size: int) -> Tensor:
             torch.from_numpy(maps.astype(np.float32)).to(device), [*images.shape[:2], size, size], align_corners=False
         )
         images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        # "border" keeps the rim of an enlarged image bright; what lies outside of the image is black all the same.
+        # "border" keeps the edges of an enlarged image bright; outside the image it is black all the same.
         images = images * (grid.abs() <= 1).all(dim=3).unsqueeze(1)
     if not np.all(views.colours == [1.0, 1.0, 1.0, 0.0]):
-        images = jitter(images, views.colours)
+        images = jitter_colours(images, views.colours)
     if views.operations.size:
-        images = operate(images, views.operations, views.strengths)
+        images = apply_operations(images, views.operations, views.strengths)
     if np.any(views.erased[:, 2] > 0):
         images = _erase(images, torch.from_numpy(views.erased.astype(np.float32)).to(device))
     return images

@@ -1,0 +1,74 @@
+"""The result of a finished fit, student, teacher and control alike."""
+
+from __future__ import annotations
+
+import copy
+
+from distillcli.runs.folder import versions
+from distillcli.runs.result import DatasetFacts, EpochNumbers, Fingerprints, Measured, Result
+from distillcli.sources.source import Source
+from distillcli.teachers.frozen import FrozenTeacher
+from distillcli.training.checkpoint import read_checkpoint
+from distillcli.training.evaluation import evaluate, measure
+from distillcli.training.fit import Fit, Fitted
+
+
+def result_of_fit(fit: Fit, fitted: Fitted, teacher: FrozenTeacher | None = None) -> Result:
+    """Measure what was fitted, at its last and at its best epoch. ``teacher``: what it is compared with.
+
+    Who asked for the fit adds what else belongs to the run: its command, its teacher, its control.
+    """
+    config, data = fit.config, fit.data
+    student = measure(fitted.backbone, data, teacher=teacher)
+    return Result(
+        status="ok",
+        role=fit.role,
+        name=config.name,
+        evaluated_on=data.source.evaluated_on,
+        student=student,
+        best=_best_epoch(fit, fitted, student, teacher),
+        last=_epoch(fitted.last, student.top1, student.kl_to_teacher),
+        epochs=config.trainer.epochs,
+        images_per_second=fitted.images_per_second,
+        temperature=config.distill.temperature,
+        alpha=config.distill.alpha,
+        seed=config.seed,
+        channels_last=config.trainer.channels_last,
+        objective=fit.objective.words(),
+        dataset=dataset_facts(data.source),
+        versions=versions(),
+        fingerprints=Fingerprints(data.source.fingerprint, fit.fingerprint),
+    )
+
+
+def _best_epoch(fit: Fit, fitted: Fitted, student: Measured, teacher: FrozenTeacher | None) -> EpochNumbers:
+    if fitted.best["epoch"] == fitted.last["epoch"]:
+        return _epoch(fitted.best, student.top1, student.kl_to_teacher)
+    best = copy.deepcopy(fitted.backbone)
+    content = read_checkpoint(fit.folder / "checkpoints" / "best.pt")
+    best.net.load_state_dict(content["ema"] or content["student"])
+    numbers = evaluate(best, fit.data.evaluation, teacher=teacher)
+    return _epoch(fitted.best, numbers.get("top1"), numbers.get("kl_to_teacher"))
+
+
+def _epoch(on_val: dict[str, float], top1: float | None, kl_to_teacher: float | None) -> EpochNumbers:
+    return EpochNumbers(
+        epoch=int(on_val["epoch"]),
+        val_top1=on_val.get("top1"),
+        top1=top1,
+        val_kl_to_teacher=on_val.get("kl_to_teacher"),
+        kl_to_teacher=kl_to_teacher,
+    )
+
+
+def dataset_facts(source: Source) -> DatasetFacts:
+    """What a result says of the data."""
+    return DatasetFacts(
+        name=source.name,
+        classes=len(source.classes),
+        train=len(source.train.labels),
+        labelled=source.train.labelled,
+        val=len(source.val.labels),
+        test=len(source.test.labels) if source.test else 0,
+        skipped=len(source.skipped),
+    )

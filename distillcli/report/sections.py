@@ -1,0 +1,144 @@
+"""The report of one run as a list of sections, which the terminal and ``report.md`` show each in its own way.
+
+A new section is one more entry in ``report_sections``. Names, paths and errors stand in it as the user gave them: only
+a renderer knows what they could do on a terminal or in a document, and makes them harmless.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from distillcli.report.format import Grid
+from distillcli.report.grids import closing_grid, lost_classes_grid, settings_grid
+from distillcli.report.sentences import (
+    balance_sentence,
+    best_sentence,
+    gap_sentence,
+    heading,
+    status_sentence,
+    time_sentence,
+)
+from distillcli.runs.folder import read_json
+from distillcli.runs.result import Result
+
+
+@dataclass(frozen=True)
+class Sentence:
+    words: str
+    tone: Literal["plain", "strong", "alarming"] = "plain"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The columns from ``numbers_from`` on hold numbers."""
+
+    grid: Grid
+    numbers_from: int = 1
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to be copied."""
+
+    text: str
+    language: Literal["sh", "python"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file in the run folder, and what it shows."""
+
+    file: Path
+    shows: str
+
+
+Block = Sentence | Table | Bullets | Code | Picture
+
+
+@dataclass(frozen=True)
+class Section:
+    """Blocks under a title; without one they continue the section before.
+
+    ``brief``: whether the terminal shows them at the end of a run, too; it shows no titles.
+    """
+
+    title: str
+    blocks: tuple[Block, ...]
+    brief: bool = False
+
+
+def report_sections(result: Result, folder: Path) -> list[Section]:
+    """The sections of a run's report in their order, without those that have nothing to show."""
+    command = Code(result.command or "", "sh")
+    everything = [
+        _section("", Sentence(heading(result), "strong"), Sentence(status_sentence(result), "alarming"), brief=True),
+        _section("", command),
+        _section(
+            "Result",
+            Table(closing_grid(result)),
+            Sentence(gap_sentence(result), "strong"),
+            Sentence(best_sentence(result)),
+            Sentence(time_sentence(result)),
+            brief=True,
+        ),
+        _section("Where the student falls behind its teacher", *_lost_classes(result)),
+        _section("", Picture(folder / "curves.png", "Accuracy on val and training loss per epoch")),
+        _section("Warnings", Bullets(result.warnings)),
+        _section("Use the student", *_loading(folder), brief=True),
+        _section("", *_measuring(folder)),
+        _section("Settings", Table(settings_grid(result), numbers_from=2)),
+        _section("Run it again", command),
+    ]
+    return [section for section in everything if section.blocks]
+
+
+def _section(title: str, *blocks: Block, brief: bool = False) -> Section:
+    return Section(title, tuple(block for block in blocks if _shows_something(block)), brief)
+
+
+def _shows_something(block: Block) -> bool:
+    match block:
+        case Table(grid):
+            return len(grid) > 1
+        case Picture(file):
+            return file.is_file()
+        case Sentence(content) | Bullets(content) | Code(content):
+            return bool(content)
+
+
+def _lost_classes(result: Result) -> list[Block]:
+    table = Table(lost_classes_grid(result))
+    return [table, Sentence(balance_sentence(result))] if _shows_something(table) else []
+
+
+def _loading(folder: Path) -> list[Block]:
+    if not (folder / "student").is_dir():
+        return []
+    lines = ["import timm", *own_imports(folder), f"student = {load_expression(folder)}"]
+    return [Sentence("Load the student:"), Code("\n".join(lines), "python")]
+
+
+def _measuring(folder: Path) -> list[Block]:
+    if not (folder / "student").is_dir():
+        return []
+    return [Sentence("Measure it again:"), Code(f"distill eval checkpoint={shlex.quote(str(folder))}", "sh")]
+
+
+def load_expression(folder: Path) -> str:
+    """The Python expression that loads the student of a run folder; a valid literal for any path."""
+    return f"timm.create_model({'local-dir:' + (folder / 'student').as_posix()!r}, pretrained=True)"
+
+
+def own_imports(folder: Path) -> list[str]:
+    """What has to be imported beside timm before it knows the exported student of a run folder."""
+    exported = read_json(folder / "student" / "config.json")
+    own = exported is not None and exported["architecture"] == "reused_head"
+    return ["import distillcli.reused_head  # timm does not know this model without it"] if own else []

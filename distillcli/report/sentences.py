@@ -1,0 +1,133 @@
+"""What a run's report says in sentences. Each is empty where there is nothing to say."""
+
+from __future__ import annotations
+
+from distillcli.report.format import fixed, percent, seconds, share
+from distillcli.report.models import measured_models
+from distillcli.runs.result import DatasetFacts, EpochNumbers, Result, top1_of
+
+# The arrow and the dash are meant.
+
+_SAME_STUDENT = "the same student trained without a teacher"
+
+
+def heading(result: Result) -> str:
+    """What was measured on what: ``resnet50 → mobilenetv3_small_100, digits, 300 test images``."""
+    models = " → ".join(model.model for model in (result.teacher, result.student) if model and model.model)
+    data, part = result.dataset or DatasetFacts(), result.evaluated_on
+    size = {"val": data.val, "test": data.test}.get(part) if part else None
+    images = "" if part is None else f"{part} images" if size is None else f"{size:,} {part} images"
+    return ", ".join(words for words in (models, data.name, images) if words)
+
+
+def status_sentence(result: Result) -> str:
+    """What an incomplete run lacks; empty for a complete one."""
+    if result.finished:
+        return ""
+    if result.status == "interrupted":
+        return "Interrupted: this run is incomplete; distill train resume=FOLDER continues it."
+    if result.status == "failed":
+        return "Failed: this run is incomplete." + (f" {result.error}" if result.error else "")
+    return "This run is incomplete: it has no final result."
+
+
+def gap_sentence(result: Result) -> str:
+    """What the teacher was worth, in one honest sentence.
+
+    Empty where there is nothing to compare with, and for the run of a teacher, an assistant or a control.
+    """
+    if not result.finished or result.role not in (None, "student"):
+        return ""
+    student, teacher, control = top1_of(result.student), top1_of(result.teacher), top1_of(result.baseline)
+    if student is None:
+        return _without_accuracy(result)
+    if result.teacher is None:  # plain training, or a teacher that trains with the student
+        return (
+            "" if control is None else f"The student is {_difference(student, control)} the control ({_SAME_STUDENT})."
+        )
+    if control is None:
+        return _without_control(student, teacher)
+    gain = _difference(student, control)
+    if teacher is None:
+        return f"The student is {gain} the control ({_SAME_STUDENT}); the teacher was not measured."
+    if teacher <= control:
+        return (
+            f"The teacher ({percent(teacher)}) is no better than the control ({percent(control)}, {_SAME_STUDENT}): "
+            f"there is no gap to close. The student is {gain} the control."
+        )
+    if student < control:
+        return f"The student is {gain} the control ({_SAME_STUDENT}): distillation did not help."
+    if student == control:
+        return f"The student is {gain} the control ({_SAME_STUDENT}): none of the gap was closed."
+    if student > teacher:
+        return (
+            f"The student is {_difference(student, teacher)} the teacher and {gain} the control ({_SAME_STUDENT}): "
+            "more than the whole gap was closed."
+        )
+    closed = result.gap_closed if result.gap_closed is not None else (student - control) / (teacher - control)
+    return (
+        f"Distillation closed {share(closed)} of the gap between the control ({percent(control)}, {_SAME_STUDENT}) "
+        f"and the teacher ({percent(teacher)})."
+    )
+
+
+def _without_accuracy(result: Result) -> str:
+    student = result.student
+    if student is not None and student.knn_top1 is not None:
+        return "The student has no classifier: see how accurate a k-NN and a linear probe are on its embeddings."
+    if student is None or student.agreement is None or top1_of(result.teacher) is not None:
+        return "The student's accuracy was not measured, so nothing can be said about the gap."
+    agreement = percent(student.agreement)
+    return f"No {result.evaluated_on} image has a label; student and teacher agree on {agreement} of them."
+
+
+def _without_control(student: float, teacher: float | None) -> str:
+    unknown = "the share of the gap that was closed is unknown."
+    if teacher is None:
+        return f"There is no control ({_SAME_STUDENT}), and the teacher's accuracy was not measured: {unknown}"
+    return (
+        f"There is no control ({_SAME_STUDENT}), so {unknown} "
+        f"The student is {_difference(student, teacher)} the teacher."
+    )
+
+
+def _difference(accuracy: float, other: float) -> str:
+    """``1.0 points above``, for two accuracies in percent."""
+    if accuracy == other:
+        return "as accurate as"
+    return f"{abs(accuracy - other):.1f} points {'above' if accuracy > other else 'below'}"
+
+
+def best_sentence(result: Result) -> str:
+    """The best epoch, and on which data it was chosen; empty when there is none."""
+    best = result.best or EpochNumbers()
+    if best.epoch is None or (best.top1, best.val_top1, best.val_kl_to_teacher) == (None, None, None):
+        return ""
+    where = f"epoch {best.epoch}" if result.epochs is None else f"epoch {best.epoch} of {result.epochs}"
+    shown = f"top-1 {percent(best.top1)}" + (f" on {result.evaluated_on}" if result.evaluated_on else "")
+    if best.val_top1 is None and best.val_kl_to_teacher is not None:
+        divergence = fixed(best.val_kl_to_teacher, 3)
+        return f"Best epoch chosen on val, closest to the teacher (KL {divergence} there): {where}, {shown}."
+    if result.evaluated_on == "val":
+        return (
+            f"Best epoch chosen on val: {where}, {shown}. This is optimistic: "
+            "the epoch was chosen on the data it is reported on."
+        )
+    there = "" if best.val_top1 is None else f" ({percent(best.val_top1)} there)"
+    return f"Best epoch chosen on val{there}: {where}, {shown}."
+
+
+def balance_sentence(result: Result) -> str:
+    """The balanced accuracy of every model."""
+    models = measured_models(result)
+    measured = ", ".join(f"{label} {percent(model.balanced_accuracy)}" for label, model in models)
+    return f"Balanced accuracy, the mean over all classes: {measured}." if measured else ""
+
+
+def time_sentence(result: Result) -> str:
+    """How long every part took, without what took no time because it had been trained before; else the whole run."""
+    parts = [(name, result.timings.get(name)) for name in ("teacher", "assistants", "student", "control")]
+    words = ", ".join(f"{name} {seconds(spent)}" for name, spent in parts if spent is not None and spent >= 0.05)
+    if not words and result.seconds is None:
+        return ""
+    return f"Time: {words or seconds(result.seconds)}."

@@ -1,0 +1,49 @@
+"""A fit before its first step and after its last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distillcli.config.schema import TrainConfig
+from distillcli.models.backbone import Backbone
+from distillcli.teachers.frozen import Teacher
+from distillcli.terms.objective import Objective
+from distillcli.views.loader import Data
+from distillcli.views.showing import Showing, showing
+
+
+@dataclass(frozen=True)
+class Fit:
+    """All that is decided before step 1: train ``student`` as ``config`` says, in ``folder``.
+
+    ``role``: student, teacher, assistant or control. ``fingerprint``: names what is trained, and is kept in the
+    checkpoints. ``teacher``: answers batches; None where nobody does, or where the moving average of the student will.
+    ``peers`` learn with the student and teach it.
+    """
+
+    config: TrainConfig
+    data: Data
+    student: Backbone
+    objective: Objective
+    folder: Path
+    fingerprint: str
+    role: str
+    teacher: Teacher | None = None
+    peers: tuple[Backbone, ...] = ()
+
+    @property
+    def showing(self) -> Showing:
+        """With nobody to teach, only the labelled images are shown, for as many steps as all of them would take."""
+        train = self.data.train
+        return showing(self.config, train if self.objective.compares_teacher else train.labelled())
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """``best`` and ``last``: epoch and validation numbers; the images a second are those of training alone."""
+
+    backbone: Backbone
+    best: dict[str, float]
+    last: dict[str, float]
+    images_per_second: float | None

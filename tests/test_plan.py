@@ -1,0 +1,151 @@
+"""Whatever can be refused is refused before a folder is claimed, an image decoded or a model fitted."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from distillcli import cli
+from distillcli.config.schema import ModelConfig
+from distillcli.distillation import whole
+from distillcli.distillation.plan import check_weights, make_plan
+from distillcli.errors import UserError
+from distillcli.models import backbone
+from distillcli.models.backbone import describe
+from distillcli.sources.open import open_source
+from distillcli.types import Inputs
+from tests.tiny import CPU, open_tiny, tiny, train
+
+QUICK = ["experiment=smoke", "trainer.device=cpu", "trainer.threads=1", "dataset.samples=64", "trainer.batch_size=16"]
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose student is neither the student nor the teacher of the tests."""
+    folder = tmp_path_factory.mktemp("runs") / "vit"
+    train(tiny("student.name=test_vit", "distill=none", "trainer.epochs=1"), folder)
+    return folder
+
+
+def entries(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+REFUSED = {
+    "the batch in parts": (["distill=rkd", "trainer.accumulate=2"], r"trainer\.accumulate=2"),
+    "mixed images and a memory": (["distill=crd", "augment.mixup=1"], r"distill\.terms\.crd"),
+    "weights of another model": (["student.checkpoint={run}"], r"student\.checkpoint=.*does not fit student\.name"),
+    "a teacher of another model": (["teacher.checkpoint={run}"], r"teacher\.checkpoint=.*does not fit teacher\.name"),
+    "a peer of another model": (
+        ["peers=[{{name: test_resnet, checkpoint: {run}}}]"],
+        r"peers\[0\]\.checkpoint=.*does not fit peers\[0\]\.name",
+    ),
+    "an assistant of another model": (
+        ["teacher.assistants=[{{name: test_resnet, checkpoint: {run}}}]"],
+        r"teacher\.assistants\[0\]\.checkpoint=.*does not fit teacher\.assistants\[0\]\.name",
+    ),
+    "a member of another model": (
+        ["teacher=ensemble", "teacher.members=[{{name: test_vit}}, {{name: test_resnet, checkpoint: {run}}}]"],
+        r"teacher\.members\[1\]\.checkpoint=.*does not fit teacher\.members\[1\]\.name",
+    ),
+    "an assistant whose weights cannot be fetched": (
+        ["teacher.assistants=[{{name: test_vit, pretrained: true}}]"],
+        r"teacher\.assistants\[0\]\.pretrained=true: no weights for test_vit",
+    ),
+    "more frozen groups than there are": (
+        ["student.name=test_vit", "student.checkpoint={run}", "student.freeze=99"],
+        r"student\.freeze=99",
+    ),
+    "an argument that no optimizer has": (["+optimizer.args.betaz=3"], r"optimizer\.name=adamw: .*optimizer\.args"),
+    "a warm-up longer than the fit of the teacher": (
+        ["schedule.warmup_epochs=2", "trainer.epochs=3", "teacher.fit.epochs=2"],
+        r"schedule\.warmup_epochs=2\.0: must be less than the 2 epochs of training",
+    ),
+    "a cache without room for embeddings": (["distill=rkd", "teacher.cache.mode=int8"], r"teacher\.cache\.mode=int8"),
+    "a device that is not here": (["trainer.device=cuda:7"], r"trainer\.device=cuda:7: not on this machine"),
+    "a precision that is not for CPUs": (["teacher.precision=fp16"], r"teacher\.precision=fp16"),
+    "a teacher that may not be fitted": (["teacher.fit.mode=never"], r"teacher\.fit\.mode=never"),
+    "a size that the model cannot take": (["student.name=vgg11", "student.image_size=8"], r"student\.image_size"),
+    "a stage that the teacher does not have": (
+        ["distill=hint", "distill.terms.hint.teacher_stage=17"],
+        r"distill\.terms\.hint\.teacher_stage=17",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_it_is_refused_in_one_line_and_nothing_is_left(
+    case: str, other_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "runs" / "smoke" / "before").mkdir(parents=True)
+    (tmp_path / "runs" / "smoke" / "latest").symlink_to("before")
+    before = entries(tmp_path)
+    overrides, said = REFUSED[case]
+
+    def claimed(*_: object) -> None:
+        raise AssertionError("a folder was claimed")
+
+    monkeypatch.setattr(whole, "run", claimed)
+    code = cli.run(["train", *QUICK, *(override.format(run=other_run) for override in overrides)])
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert error.count("\n") == 1
+    assert re.search(said, error), error
+    assert entries(tmp_path) == before
+    assert (tmp_path / "runs" / "smoke" / "latest").readlink() == Path("before")
+
+
+def test_what_is_not_refused_has_its_specs_and_an_objective() -> None:
+    config = tiny("teacher.assistants=[{name: test_vit}]", "distill=hint", "dataset.image_size=48")
+    plan = make_plan(config, open_source(config.dataset))
+    check_weights(plan)
+    assert [spec.name for spec in (*plan.teachers, plan.student)] == ["test_resnet", "test_vit", "test_efficientnet"]
+    assert plan.inputs == Inputs(4, 48, 3) == open_tiny(config, CPU).inputs
+    assert [*plan.objective.terms] == ["ce", "kl", "hint"]
+
+
+def test_a_model_is_described_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass on the meta device takes up to a second, and a run asks for the same spec many times."""
+    passes: list[str] = []
+    original = backbone._described_anew
+    monkeypatch.setattr(backbone, "_described", {})
+    monkeypatch.setattr(
+        backbone, "_described_anew", lambda model, *rest: passes.append(model.name) or original(model, *rest)
+    )
+    config = tiny("distill=simkd")
+    plan = make_plan(config, open_source(config.dataset))
+    check_weights(plan)
+    assert sorted(passes) == ["reused_head", "test_efficientnet", "test_resnet"]
+
+
+def test_a_spec_is_that_of_arguments_size_classes_and_channels() -> None:
+    inputs = [Inputs(4, 32), Inputs(5, 32), Inputs(4, 48), Inputs(4, 32, 1)]
+    specs = [
+        describe(ModelConfig("test_vit", args=args), one, "student") for one in inputs for args in ({}, {"depth": 1})
+    ]
+    assert len({(spec.params, spec.macs) for spec in specs}) == 8
+
+
+def test_latest_points_at_a_run_once_it_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that fails before its first step, as on an image that cannot be decoded, leaves ``latest`` alone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "smoke" / "before").mkdir(parents=True)
+    (tmp_path / "runs" / "smoke" / "latest").symlink_to("before")
+
+    def broken(*_: object) -> None:
+        raise UserError("an image cannot be decoded")
+
+    monkeypatch.setattr(whole, "open_data", broken)
+    assert cli.run(["train", *QUICK]) == 2
+    assert (tmp_path / "runs" / "smoke" / "latest").readlink() == Path("before")
+    (failed,) = [path for path in (tmp_path / "runs" / "smoke").iterdir() if path.name not in ("before", "latest")]
+    assert json.loads((failed / "result.json").read_text())["status"] == "failed"
+    assert (failed / "config.yaml").is_file()
+    assert (failed / "environment.json").is_file()
