@@ -1,15 +1,18 @@
-.PHONY: help setup test lint format demo clean
+.PHONY: help setup test test-fast lint format demo clean
 
 VENV = .venv
 
 help:  ## show this
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup:  ## make .venv with everything needed for development
 	python3 scripts/setup.py
 
 test: setup lint  ## lint, types and tests
 	$(VENV)/bin/python -m pytest
+
+test-fast: setup  ## the tests that take no whole command and no long fit
+	$(VENV)/bin/python -m pytest -m 'not slow'
 
 lint: setup  ## ruff and mypy
 	$(VENV)/bin/ruff check .
