@@ -203,6 +203,7 @@ def test_whoever_is_described_sees_the_channels_of_the_data() -> None:
 # --- commands -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 5])
 def test_a_run_from_the_data_to_the_exported_model(
     channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -29,6 +29,8 @@ from tiny import digest, files, last
 from distillcli.runs.folder import read_metrics
 from distillcli.runs.result import read_result, to_json
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("trainer.threads=1", "trainer.device=cpu", "trainer.epochs=2", "teacher.fit.epochs=2", "dataset.samples=64")
 SMOKE = ("train", "experiment=smoke", *QUICK)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DISTILL_CONFIG_DIR": ""}

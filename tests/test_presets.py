@@ -13,6 +13,8 @@ from distillcli.config.search import builtin_folder
 from distillcli.runs.folder import read_metrics
 from distillcli.runs.result import read_result
 
+pytestmark = pytest.mark.slow
+
 PRESETS = sorted(path.stem for path in (builtin_folder() / "distill").glob("*.yaml"))
 FEATURES = {"hint", "at", "nst", "fsp", "vid", "reviewkd", "embedding", "ab", "ft", "cat_kd", "ofd"}
 DIGITS = (

@@ -28,6 +28,8 @@ from distillcli.terms.objective import Objective
 from distillcli.training.evaluation import evaluate
 from distillcli.types import Inputs
 
+pytestmark = pytest.mark.slow
+
 SGD = ("optimizer=sgd", "optimizer.name=momentum", "optimizer.lr=0.05", "schedule=constant", "augment=none")
 VIT = ("student.name=test_vit", *SGD)
 

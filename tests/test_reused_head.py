@@ -212,6 +212,7 @@ def test_what_it_does_not_go_with_is_one_line(distill: Distill, override: str, w
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ["test_vit", "test_efficientnet"])
 def test_a_run_ends_with_one_model_that_needs_no_teacher(distill: Distill, tmp_path: Path, student: str) -> None:
     """Trained, exported, evaluated from its folder and its checkpoint, loaded by timm: the same answers each time."""
