@@ -13,8 +13,9 @@ from distillcli.config.schema import ModelConfig
 from distillcli.distillation import whole
 from distillcli.distillation.plan import check_weights, make_plan
 from distillcli.errors import UserError
+from distillcli.export.timm_folder import write
 from distillcli.models import backbone
-from distillcli.models.backbone import describe
+from distillcli.models.backbone import build, describe
 from distillcli.sources.open import open_source
 from distillcli.types import Inputs
 from tests.tiny import CPU, open_tiny, tiny, train
@@ -98,6 +99,19 @@ def test_it_is_refused_in_one_line_and_nothing_is_left(
     assert re.search(said, error), error
     assert entries(tmp_path) == before
     assert (tmp_path / "runs" / "smoke" / "latest").readlink() == Path("before")
+
+
+@pytest.mark.parametrize("what", ["", "student", "student/model.safetensors"])
+def test_an_exported_model_under_another_name_is_refused_by_its_card(what: str, tmp_path: Path) -> None:
+    """While the config is checked: no torch is needed to read a name."""
+    write(build(ModelConfig("test_vit"), Inputs(4, 32), "student"), tmp_path / "student", tuple("abcd"), 1.0)
+    checkpoint = f"student.checkpoint={tmp_path / what}"
+    with pytest.raises(
+        UserError, match=r"holds test_vit, which does not fit student\.name=test_resnet; set student\.nam"
+    ):
+        tiny("student.name=test_resnet", checkpoint)
+    tiny("student.name=test_vit", checkpoint)
+    tiny("student.name=test_vit.r160_in1k", checkpoint)
 
 
 def test_what_is_not_refused_has_its_specs_and_an_objective() -> None:

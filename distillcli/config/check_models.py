@@ -5,7 +5,9 @@ Every refusal is a UserError of one line: key, value, fix.
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 from distillcli.config.model_names import HUB_PREFIXES, deprecated_names, model_names
 from distillcli.config.ranges import above_zero, at_least, check_existing, one_of
@@ -30,6 +32,7 @@ def check_model(key: str, config: ModelConfig) -> None:
         at_least(f"{key}.image_size", config.image_size, 8)
     if config.checkpoint is not None:
         check_checkpoint(f"{key}.checkpoint", config.checkpoint)
+        _check_architecture(key, config)
         if config.pretrained:
             raise UserError(
                 f"{key}.pretrained=true and {key}.checkpoint={config.checkpoint}: two sources of weights; keep one"
@@ -40,6 +43,29 @@ def check_model(key: str, config: ModelConfig) -> None:
         raise UserError(
             f"{key}.freeze={config.freeze}: the frozen layers would stay random; set {key}.checkpoint=PATH or "
             f"{key}.pretrained=true"
+        )
+
+
+def _check_architecture(key: str, config: ModelConfig) -> None:
+    """Weights that name their model belong into that model; its card is read before torch could compare shapes."""
+    assert config.checkpoint is not None
+    path = Path(config.checkpoint.removeprefix("local-dir:")).expanduser()
+    cards = (
+        (path / "student" / "config.json", path / "config.json") if path.is_dir() else (path.parent / "config.json",)
+    )
+    card = next((card for card in cards if card.is_file()), None)
+    wanted = config.name.split(".")[0]
+    # Names of folders and of the hub, and old names, stand for a model that only timm can tell.
+    if card is None or not re.fullmatch(r"\w+", wanted) or wanted in deprecated_names():
+        return
+    try:
+        named = json.loads(card.read_text("utf-8"))["architecture"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # reading the weights tells what is wrong with the card
+    if named not in (wanted, "reused_head"):  # how to use a student with its teacher's head is told later
+        raise UserError(
+            f"{key}.checkpoint={config.checkpoint}: holds {named}, which does not fit {key}.name={config.name}; set "
+            f"{key}.name={named}"
         )
 
 
