@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from distillcli import cli
+from distillcli.config.check_published import check_published_weights
 from distillcli.config.schema import ModelConfig
 from distillcli.distillation import whole
 from distillcli.distillation.plan import check_weights, make_plan
@@ -112,6 +113,21 @@ def test_an_exported_model_under_another_name_is_refused_by_its_card(what: str, 
         tiny("student.name=test_resnet", checkpoint)
     tiny("student.name=test_vit", checkpoint)
     tiny("student.name=test_vit.r160_in1k", checkpoint)
+
+
+def test_published_weights_are_not_refused_where_some_were_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a machine that never fetched any is told so at once; others find out when the weights are loaded."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = tiny("teacher.assistants=[{name: test_vit, pretrained: true}]")
+    with pytest.raises(UserError, match=r"^teacher\.assistants\[0\]\.pretrained=true: no weights for test_vit"):
+        check_published_weights(config)
+    check_published_weights(tiny("teacher.pretrained=true", "distill=none"))
+    (tmp_path / "hub" / "models--timm--resnet18.a1_in1k").mkdir(parents=True)
+    check_published_weights(config)
 
 
 def test_what_is_not_refused_has_its_specs_and_an_objective() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distillcli.config.check_published import check_published_weights
 from distillcli.config.job import Job, is_main_process
 from distillcli.config.schema import TrainConfig
 from distillcli.report.console import closing_table, say
@@ -19,6 +20,7 @@ def run(config: TrainConfig, job: Job) -> None:
     everything that can be refused has been.
     """
     source = open_source(config.dataset)
+    check_published_weights(config)
 
     from distillcli.distillation.plan import check_weights, make_plan
 
