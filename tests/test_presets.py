@@ -18,18 +18,26 @@ pytestmark = pytest.mark.slow
 PRESETS = sorted(path.stem for path in (builtin_folder() / "distill").glob("*.yaml"))
 FEATURES = {"hint", "at", "nst", "fsp", "vid", "reviewkd", "embedding", "ab", "ft", "cat_kd", "ofd"}
 DIGITS = (
-    *("dataset=digits", "trainer.device=cpu", "trainer.threads=1", "trainer.batch_size=128"),
+    *(
+        "dataset=digits",
+        "trainer.device=cpu",
+        "trainer.threads=1",
+        "trainer.channels_last=false",
+        "trainer.batch_size=128",
+    ),
     *("trainer.epochs=1", "teacher.fit.epochs=1", "baseline=false"),
 )
 
 
-def test_every_preset_trains_and_ends_with_a_table(distill: Distill, tmp_path: Path) -> None:
-    """As one sweep: loading torch takes longer than most of its jobs."""
+@pytest.mark.parametrize("first", range(6))
+def test_every_preset_trains_and_ends_with_a_table(first: int, distill: Distill, tmp_path: Path) -> None:
+    """In six sweeps, one after the other or beside each other."""
+    presets = PRESETS[first::6]
     models = ("student.name=test_efficientnet", "teacher.name=test_resnet")
-    answer = distill("train", "-m", f"distill={','.join(PRESETS)}", *models, *DIGITS, "out=sweep")
+    answer = distill("train", "-m", f"distill={','.join(presets)}", *models, *DIGITS, "out=sweep")
     assert answer.code == 0, answer.stderr
-    assert answer.stdout.count("Load the student:") == len(PRESETS)
-    for job, preset in enumerate(PRESETS):
+    assert answer.stdout.count("Load the student:") == len(presets)
+    for job, preset in enumerate(presets):
         folder = tmp_path / "sweep" / str(job)
         result, config = read_result(folder), yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
         assert result is not None

@@ -6,6 +6,7 @@ have failed, been interrupted or been written by another version: what is missin
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -173,15 +174,18 @@ def _plain(value: Any) -> Any:
     return finite(value) if isinstance(value, float) else value
 
 
+_hints = functools.cache(get_type_hints)  # resolving annotations takes longer than reading a result
+
+
 def _typed(kind: Any, value: object) -> Any:
     """``value`` as the annotation ``kind`` says, else None; what does not fit in a list or an object is left out."""
     if get_origin(kind) is UnionType:  # all of them are "X | None"
         kind = next(choice for choice in get_args(kind) if choice is not type(None))
     inner = get_args(kind)
-    if isinstance(value, dict) and is_dataclass(kind):
-        hints = get_type_hints(kind)
+    if isinstance(value, dict) and isinstance(kind, type) and is_dataclass(kind):
+        hints = _hints(kind)
         found = {entry.name: _typed(hints[entry.name], value.get(entry.name)) for entry in fields(kind)}
-        return kind(**{name: item for name, item in found.items() if item is not None})  # type: ignore[operator]
+        return kind(**{name: item for name, item in found.items() if item is not None})
     if isinstance(value, dict) and get_origin(kind) is dict:
         pairs = {key: _typed(inner[1], item) for key, item in value.items()}
         return {key: item for key, item in pairs.items() if item is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -20,11 +21,16 @@ _DIGITS_SEED = 0  # the split is part of the data set: published numbers stay co
 _DIGITS_VAL, _DIGITS_TEST = 200, 300  # of 1,797 images
 
 
-def open_digits(config: DatasetConfig) -> Source:
+def open_digits(_config: DatasetConfig) -> Source:
     """1,797 real 8 x 8 handwritten digits in a fixed stratified split of 1,297 train, 200 val and 300 test images.
 
     ``val_fraction`` and ``split_seed`` are not used. The images keep their native size; views resize them.
     """
+    return _digits()
+
+
+@functools.cache  # every job of a sweep would read them again
+def _digits() -> Source:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

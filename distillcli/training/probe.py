@@ -8,11 +8,6 @@ import warnings
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from distillcli.models.backbone import Backbone
 from distillcli.sources.draws import permutation
@@ -29,6 +24,13 @@ def probe(backbone: Backbone, data: Data) -> dict[str, float]:
     ``knn_top1``: 20 nearest neighbours by cosine, weighted by 1 / distance. ``probe_top1``: logistic regression on
     standardised embeddings. Both by scikit-learn, in this process alone; unlabelled images are left out.
     """
+    # Few runs ask for a probe, and scikit-learn takes a second to import.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     train = data.train.labelled()
     chosen = train.shown[permutation(0, 0, len(train.shown))[:MOST_IMAGES]]
     learned, labels = embeddings(backbone, dataclasses.replace(train, only=chosen))
