@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from distillcli.commands import runs
 from distillcli.config.keys import schema_of
 from distillcli.config.primaries import PRIMARIES
 from distillcli.config.search import groups
@@ -48,6 +49,7 @@ def keys_of(schema: type) -> Iterator[str]:
 @functools.cache
 def known_keys() -> frozenset[str]:
     found = {key for primary in PRIMARIES.values() for key in keys_of(primary.schema)} | set(groups())
+    found |= set(runs.OPTIONS)
     for name, term in KNOWN_TERMS.items():
         found |= {f"distill.terms.{name}"}
         found |= {f"distill.terms.{name}.{option.name}" for option in dataclasses.fields(term.options)}

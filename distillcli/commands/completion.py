@@ -77,6 +77,8 @@ def _plain(words: list[str]) -> list[str]:
             return [*TOPICS, "views"]
         case ["completion"]:
             return list(SCRIPTS)
+        case ["runs"]:
+            return ["ls", "show", "rm", "prune"]
         case ["configs"]:
             return ["ls", "cp"]
         case ["configs", "cp"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 from distillcli.config import search
 from distillcli.config.terms import KNOWN_TERMS, KnownTerm
 from distillcli.errors import UserError, did_you_mean
-from distillcli.runs.result import Measured, Result, read_result
-
-Rows = list[tuple[str, ...]]
+from distillcli.report.listing import Rows, print_listing
+from distillcli.report.runs import HEADERS, row_of
+from distillcli.runs.inventory import find_runs
 
 
 def run(arguments: list[str]) -> None:
@@ -41,7 +40,7 @@ def run(arguments: list[str]) -> None:
     if not rows:
         print(_EMPTY.get(topic, f"no {topic} found"))
         return
-    print_table(headers, rows)
+    print_listing(headers, rows)
     if topic in _FOOTERS:
         print(f"\n{_FOOTERS[topic]}")
 
@@ -49,38 +48,6 @@ def run(arguments: list[str]) -> None:
 def _wild(pattern: str) -> str:
     """A plain word matches anywhere in the name."""
     return pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
-
-
-def print_table(headers: tuple[str, ...], rows: Rows) -> None:
-    """A rich table on a terminal; aligned text for files and pipes, never truncated."""
-    rows = [tuple(_printable(cell) for cell in row) for row in rows]
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for header in headers:
-            table.add_column(header, overflow="fold")
-        for row in rows:
-            table.add_row(*(cell.replace("[", "\\[") for cell in row))
-        Console().print(table)
-        return
-    lines = [cell.split("\n") for row in (headers, *rows) for cell in row]
-    count = len(headers)
-    widths = [max(len(line) for cell in lines[column::count] for line in cell) for column in range(count)]
-    for start in range(0, len(lines), count):
-        cells = lines[start : start + count]
-        for height in range(max(map(len, cells))):
-            parts = [
-                (cell[height] if height < len(cell) else "").ljust(width)
-                for cell, width in zip(cells, widths, strict=True)
-            ]
-            print("  ".join(parts).rstrip())
-
-
-def _printable(text: str) -> str:
-    """File and class names come from outside: no escape codes reach the terminal."""
-    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
 def _comment(file: Path) -> str:
@@ -184,36 +151,7 @@ def _as_yaml(value: Any) -> str:
 
 
 def _runs() -> tuple[tuple[str, ...], Rows]:
-    rows: Rows = []
-    for file in sorted(Path("runs").glob("**/result.json")):
-        # Trained teachers and controls are runs too; only links named "latest" would show a run twice.
-        if any(part.is_symlink() for part in file.parents):
-            continue
-        try:
-            result = read_result(file.parent)
-        except OSError:  # somebody else's
-            continue
-        if result is not None:
-            rows.append(_run_row(result, file.parent))
-    return ("name", "status", "student", "top-1", "teacher", "its top-1", "gap closed", "folder"), rows
-
-
-def _run_row(result: Result, folder: Path) -> tuple[str, ...]:
-    student, teacher = result.student or Measured(), result.teacher or Measured()
-    return (
-        result.name or "",
-        result.status or "",
-        student.model or "",
-        _percent(student.top1),
-        teacher.model or "",
-        _percent(teacher.top1),
-        "-" if result.gap_closed is None else f"{result.gap_closed:.0%}",
-        str(folder),
-    )
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}%"
+    return HEADERS, [row_of(run) for run in find_runs(Path("runs"))]
 
 
 TOPICS: dict[str, Callable[[], tuple[tuple[str, ...], Rows]]] = {
@@ -231,5 +169,6 @@ _FOOTERS = {
     "teachers": "choose: teacher=NAME, or any timm model: teacher.name=MODEL (distill show models)",
     "students": "choose: student=NAME, or any timm model: student.name=MODEL (distill show models)",
     "datasets": "choose: dataset=NAME",
+    "runs": "one of them: distill runs show RUN; filter, sort, delete: distill runs --help",
     "terms": "add or change one: distill.terms.NAME.OPTION=VALUE; remove one: '~distill.terms.NAME'",
 }

@@ -63,6 +63,20 @@ COMMANDS = {
         ),
         "experiments|teachers|students|datasets|terms|runs|models [PATTERN] | views [group=option ...] [key=value ...]",
     ),
+    "runs": Command(
+        "distillcli.commands.runs",
+        "list past runs, look at one, delete some, free disk space",
+        None,
+        (
+            "distill runs ls",
+            "distill runs ls resnet50 state=ok sort=top1",
+            "distill runs show runs/distill/latest",
+            "distill runs rm runs/distill/2026-01-31_12-00-00",
+            "distill runs prune all",
+        ),
+        "ls [PATTERN] [state=STATE] [sort=changed|top1|size|run] [runs=DIR] [--json] | show RUN | rm RUN ... | "
+        "prune [RUN ... | all] [runs=DIR]",
+    ),
     "configs": Command(
         "distillcli.commands.configs",
         "list the shipped configs, or copy one for editing",

@@ -99,3 +99,27 @@ def load_last(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     if problems:
         raise UserError(f"{problems[0]}; no sound checkpoint is left, start a new run")
     return None, None
+
+
+def without_ballast(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a checkpoint from which no step will be taken any more: the states of the optimizer go."""
+    return content | {"optimizer": None, "scaler": None}
+
+
+def ballast(folder: Path) -> int:
+    """About how many bytes ``drop_ballast`` would free in the folder of a finished run."""
+    last, previous = (folder / "checkpoints" / name for name in ("last.pt", "previous.pt"))
+    freed = previous.stat().st_size if previous.exists() else 0
+    if last.exists():
+        optimizer = read_checkpoint(last)["optimizer"]
+        states = [] if optimizer is None else optimizer["state"].values()
+        freed += sum(value.nbytes for state in states for value in state.values() if isinstance(value, torch.Tensor))
+    return freed
+
+
+def drop_ballast(folder: Path) -> None:
+    """Shrink the checkpoints of a finished run to the last epoch and the best one, without optimizer states."""
+    last = folder / "checkpoints" / "last.pt"
+    if last.exists():
+        save_checkpoint(last, without_ballast(read_checkpoint(last)))
+    last.with_name("previous.pt").unlink(missing_ok=True)
