@@ -34,7 +34,7 @@ from distillcli.report.sections import (
     load_expression,
     report_sections,
 )
-from distillcli.report.sentences import best_sentence, gap_sentence
+from distillcli.report.sentences import best_sentence, exported_sentence, gap_sentence
 from distillcli.runs.result import DatasetFacts, Measured, Result, from_json
 
 EVIL = [
@@ -71,7 +71,7 @@ def make_result(
         "baseline": None if control is None else model("mobilenetv3_small_100", control),
         "gap_closed": gap,
         "best": {"epoch": 9, "top1": 93.7, "val_top1": 94.5},
-        "last": {"epoch": 10, "top1": student, "val_top1": 94.0},
+        "last": {"epoch": 10, "top1": student, "val_top1": student},
         "epochs": 10,
         "seconds": 25.1,
         "images_per_second": 900.0,
@@ -446,7 +446,7 @@ def test_user_text_is_text_in_the_report(evil: str, tmp_path: Path) -> None:
     assert "\n# heading" not in report
     for line in report.splitlines():
         if line.startswith("| "):
-            assert line.replace("\\|", "").count("|") in {3, 8}  # a pipe in a name makes no further column
+            assert line.replace("\\|", "").count("|") in {3, 6, 8}  # a pipe in a name makes no further column
 
 
 def test_what_the_terminal_shows_is_in_the_report_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -501,13 +501,31 @@ def test_a_section_that_has_nothing_to_show_is_left_out(tmp_path: Path) -> None:
     titles = [section.title for section in report_sections(Result(), tmp_path)]
     assert titles == [""]  # that the run is incomplete
     full = [section.title for section in report_sections(from_json(make_result()), write_run(tmp_path / "run", None))]
-    assert full == ["", "", "Result", "Use the student", "", "Settings", "Run it again"]
+    assert full == ["", "", "Result", "Calibration and fidelity", "Use the student", "", "Settings", "Run it again"]
 
 
 def test_escaping_leaves_model_names_readable_and_fences_closed() -> None:
     assert escaped("mobilenetv3_small_100") == "mobilenetv3_small_100"
     assert escaped("_a_ *b*") == "\\_a\\_ \\*b\\*"
     assert fenced("a ``` b").splitlines()[0] == "````"
+
+
+@pytest.mark.fault("F6.4")
+def test_the_report_says_how_far_probabilities_can_be_trusted(tmp_path: Path) -> None:
+    report = write_report(write_run(tmp_path / "run", make_result())).read_text(encoding="utf-8")
+    section = report.split("## Calibration and fidelity")[1].split("##")[0]
+    student = make_result()["student"]
+    for number in (student["nll"], student["ece"], student["kl_to_teacher"]):
+        assert f"{number:.3f}" in section
+
+
+def test_the_student_is_said_to_be_of_the_last_epoch_where_another_was_better() -> None:
+    result = make_result()
+    result["best"], result["last"] = {"epoch": 3, "val_top1": 50.0}, {"epoch": 10, "val_top1": 34.4}
+    words = "The student is that of the last epoch, 10; epoch 3 was better on val."
+    assert exported_sentence(from_json(result)) == words
+    result["best"] = result["last"]
+    assert exported_sentence(from_json(result)) == ""
 
 
 def test_null_everywhere_breaks_nothing(tmp_path: Path) -> None:
@@ -521,12 +539,24 @@ def test_null_everywhere_breaks_nothing(tmp_path: Path) -> None:
         write_report(folder)
 
 
-def test_the_classes_the_student_loses_most_in() -> None:
+@pytest.mark.fault("F6.6")
+def test_the_classes_that_distilling_harms_most() -> None:
+    """Compared with the control; only where there is none, with the teacher."""
     result = make_result()
-    top1 = {"student": [50.0, 90.0, 99.0, 0.0], "teacher": [60.0, 90.0, 90.0, 80.0]}
+    top1 = {
+        "student": [50.0, 90.0, 99.0, 0.0],
+        "teacher": [60.0, 90.0, 90.0, 80.0],
+        "baseline": [40.0, 91.0, 99.0, 0.0],
+    }
     for name, values in top1.items():
         result[name]["per_class"] = {f"*{k}*": {"top1": value, "count": 10 + k} for k, value in enumerate(values)}
-    assert lost_classes_grid(from_json(result))[1:] == [
+    assert lost_classes_grid(from_json(result)) == [
+        ["class", "images", "control %", "student %", "difference"],
+        ["*1*", "11", "91.0", "90.0", "-1.0"],
+    ]
+    result["baseline"] = None
+    assert lost_classes_grid(from_json(result)) == [
+        ["class", "images", "teacher %", "student %", "difference"],
         ["*3*", "13", "80.0", "0.0", "-80.0"],
         ["*0*", "10", "60.0", "50.0", "-10.0"],
     ]

@@ -82,6 +82,28 @@ def test_the_best_student_comes_first_everywhere(tmp_path: Path, capsys: pytest.
     assert [entry["student"]["top1"] for entry in content["results"]] == [92.0, 95.0, 91.0, 93.0]
 
 
+@pytest.mark.fault("F6.3")
+def test_validation_orders_the_jobs_and_the_test_data_choose_nothing(tmp_path: Path) -> None:
+    jobs = []
+    for temperature, (val, test) in enumerate([(80.0, 99.0), (90.0, 50.0), (85.0, 70.0)], 1):
+        result = make_result(test)
+        result["last"]["val_top1"] = val
+        jobs.append(([f"distill.temperature={temperature}", "seed=0"], result))
+        jobs.append(([f"distill.temperature={temperature}", "seed=1"], result))
+    close_sweep(write_sweep(tmp_path, jobs))
+    assert [row["distill.temperature"] for row in rows(tmp_path)] == ["2", "2", "3", "3", "1", "1"]
+    summary = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["summary"]
+    assert [entry["student"]["mean"] for entry in summary] == [50.0, 70.0, 99.0]
+    assert "val chose the order of the jobs" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_without_validation_data_the_order_is_said_to_be_optimistic(tmp_path: Path) -> None:
+    jobs = [([f"a={number}"], {**make_result(50.0 + number), "last": {"epoch": 10}}) for number in range(3)]
+    close_sweep(write_sweep(tmp_path, jobs))
+    assert [row["a"] for row in rows(tmp_path)] == ["2", "1", "0"]
+    assert "which also orders the jobs" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_only_overrides_that_vary_are_columns(tmp_path: Path) -> None:
     jobs = [(["a=1", "b=2", "c=3"], make_result()), (["a=1", "b=4"], make_result()), (["b=2", "a=1"], make_result())]
     read = read_jobs(write_sweep(tmp_path, jobs))

@@ -140,6 +140,15 @@ def test_an_exported_folder_is_a_model_of_timm(tmp_path: Path) -> None:
     assert (settings["crop_pct"], settings["interpolation"], settings["num_classes"]) == (0.9, "bilinear", 5)
 
 
+@pytest.mark.fault("F6.12")
+def test_a_student_from_scratch_does_not_carry_the_licence_of_timms_weights(tmp_path: Path) -> None:
+    published = timm.get_pretrained_cfg("test_resnet").to_dict()
+    assert {"license", "tag"} <= published.keys()
+    card = json.loads((exported(tmp_path / "student") / "config.json").read_text("utf-8"))["pretrained_cfg"]
+    assert not {"tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "url", "hf_hub_id"} & card.keys()
+    assert {"mean", "std", "input_size", "classifier"} <= card.keys()
+
+
 def test_exporting_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     model = backbone().to(memory_format=torch.channels_last)
     before = dict(model.net.pretrained_cfg)

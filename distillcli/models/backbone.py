@@ -151,6 +151,10 @@ def _per_channel(values: Sequence[float], channels: int) -> list[float]:
     return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
 
 
+# What timm knows of its own weights, whose licence is not that of others in the same architecture.
+_ORIGIN = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes")
+
+
 def build(model: ModelConfig, inputs: Inputs, key: str) -> Backbone:
     """The model of a config, its weights fresh or, if ``pretrained``, timm's.
 
@@ -163,6 +167,8 @@ def build(model: ModelConfig, inputs: Inputs, key: str) -> Backbone:
     try:
         with _quick_without_network() if model.pretrained else contextlib.nullcontext():
             net = timm.create_model(pretrained=model.pretrained, **_arguments(model, inputs))
+        if not model.pretrained:
+            net.pretrained_cfg = {key: value for key, value in net.pretrained_cfg.items() if key not in _ORIGIN}
     except (OSError, RuntimeError) as error:
         if not model.pretrained:
             raise

@@ -30,17 +30,33 @@ def closing_grid(result: Result) -> Grid:
 
 
 def lost_classes_grid(result: Result) -> Grid:
-    """The classes, at most ten, in which the student falls behind its teacher, the farthest first; a header alone
-    when there are none."""
-    student, teacher = ((model and model.per_class) or {} for model in (result.student, result.teacher))
+    """The classes, at most ten, in which distilling cost the student accuracy, the most harmed first.
+
+    Measured against the control, or against the teacher where there is none; a header alone when there is no such
+    class.
+    """
+    name = "teacher" if result.baseline is None else "control"
+    other = result.teacher if result.baseline is None else result.baseline
+    student, wanted = ((model and model.per_class) or {} for model in (result.student, other))
     lost = []
-    for name, of_class in student.items():
-        given, wanted = of_class.top1, teacher[name].top1 if name in teacher else None
-        if given is not None and wanted is not None and given < wanted:
-            lost.append((given - wanted, name, of_class.count, wanted, given))
-    grid = [["class", "images", "teacher %", "student %", "difference"]]
-    for difference, name, images, wanted, given in sorted(lost, key=lambda row: row[:2])[:LOST_CLASSES]:
-        grid.append([name, fixed(images, 0), fixed(wanted), fixed(given), fixed(difference)])
+    for label in student.keys() & wanted.keys():
+        given, had = student[label].top1, wanted[label].top1
+        if given is not None and had is not None and given < had:
+            lost.append((given - had, label, student[label].count, had, given))
+    grid = [["class", "images", f"{name} %", "student %", "difference"]]
+    for difference, label, images, had, given in sorted(lost, key=lambda row: row[:2])[:LOST_CLASSES]:
+        grid.append([label, fixed(images, 0), fixed(had), fixed(given), fixed(difference)])
+    return grid
+
+
+def quality_grid(result: Result) -> Grid:
+    """How far the probabilities of each model can be trusted, and how close they are to the teacher's."""
+    grid = [["", "balanced\n%", "NLL", "ECE", "KL to\nteacher"]]
+    for label, model in measured_models(result):
+        divergence = None if model is result.teacher else model.kl_to_teacher  # from itself it says nothing
+        numbers = [fixed(model.balanced_accuracy), *(fixed(value, 3) for value in (model.nll, model.ece, divergence))]
+        if set(numbers) != {DASH}:
+            grid.append([label, *numbers])
     return grid
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from distillcli.report.format import Grid
-from distillcli.report.grids import closing_grid, lost_classes_grid, settings_grid
+from distillcli.report.grids import closing_grid, lost_classes_grid, quality_grid, settings_grid
 from distillcli.report.sentences import (
-    balance_sentence,
+    QUALITY_WORDS,
     best_sentence,
+    exported_sentence,
     gap_sentence,
     heading,
     status_sentence,
@@ -85,11 +86,13 @@ def report_sections(result: Result, folder: Path) -> list[Section]:
             "Result",
             Table(closing_grid(result)),
             Sentence(gap_sentence(result), "strong"),
+            Sentence(exported_sentence(result)),
             Sentence(best_sentence(result)),
             Sentence(time_sentence(result)),
             brief=True,
         ),
-        _section("Where the student falls behind its teacher", *_lost_classes(result)),
+        _section("Calibration and fidelity", *_quality(result)),
+        _section(_lost_title(result), *_lost_classes(result)),
         _section("", Picture(folder / "curves.png", "Accuracy on val and training loss per epoch")),
         _section("Warnings", Bullets(result.warnings)),
         _section("Use the student", *_loading(folder), brief=True),
@@ -114,9 +117,18 @@ def _shows_something(block: Block) -> bool:
             return bool(content)
 
 
+def _quality(result: Result) -> list[Block]:
+    table = Table(quality_grid(result))
+    return [table, Sentence(QUALITY_WORDS)] if _shows_something(table) else []
+
+
+def _lost_title(result: Result) -> str:
+    other = "its teacher" if result.baseline is None else "the same student trained without a teacher"
+    return f"Classes in which the student falls behind {other}"
+
+
 def _lost_classes(result: Result) -> list[Block]:
-    table = Table(lost_classes_grid(result))
-    return [table, Sentence(balance_sentence(result))] if _shows_something(table) else []
+    return [] if result.student is None else [Table(lost_classes_grid(result))]
 
 
 def _loading(folder: Path) -> list[Block]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from distillcli.report.format import fixed, percent, seconds, share
-from distillcli.report.models import measured_models
 from distillcli.runs.result import DatasetFacts, EpochNumbers, Result, top1_of
 
 # The arrow and the dash are meant.
 
 _SAME_STUDENT = "the same student trained without a teacher"
+QUALITY_WORDS = (
+    "Balanced: the mean over the classes of their top-1. NLL: negative log-likelihood of the labels, nats per image. "
+    "ECE: expected calibration error, 0 to 1. KL to teacher: nats per image."
+)
 
 
 def heading(result: Result) -> str:
@@ -117,11 +120,12 @@ def best_sentence(result: Result) -> str:
     return f"Best epoch chosen on val{there}: {where}, {shown}."
 
 
-def balance_sentence(result: Result) -> str:
-    """The balanced accuracy of every model."""
-    models = measured_models(result)
-    measured = ", ".join(f"{label} {percent(model.balanced_accuracy)}" for label, model in models)
-    return f"Balanced accuracy, the mean over all classes: {measured}." if measured else ""
+def exported_sentence(result: Result) -> str:
+    """Which epoch the student is of, so that the numbers of the best epoch are not taken for its own."""
+    last, best = result.last or EpochNumbers(), result.best or EpochNumbers()
+    if last.epoch is None or best.epoch in (None, last.epoch):
+        return ""
+    return f"The student is that of the last epoch, {last.epoch}; epoch {best.epoch} was better on val."
 
 
 def time_sentence(result: Result) -> str:

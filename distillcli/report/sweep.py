@@ -20,7 +20,7 @@ from distillcli.report.sweep_jobs import (
     SeedSummary,
     Spread,
     SweepJob,
-    by_accuracy,
+    best_first,
     differs,
     read_jobs,
     seed_summary,
@@ -47,31 +47,39 @@ def _elide(words: str) -> str:
 
 
 def _table(jobs: Sequence[SweepJob], keys: Sequence[str]) -> Grid:
-    """Header and one row per job, the best student first. Teacher and control are columns only where they differ."""
+    """Header and one row per job, the best on validation data first.
+
+    Teacher and control are columns only where they differ.
+    """
     others = [name for name in ("teacher", "baseline") if differs(jobs, name)]
     short = {"teacher": "teacher\n%", "baseline": "control\n%"}
     grid = [
         [
             "job",
             *keys,
-            *("top-1\n%", "top-5\n%", "agreement\n%", "best\n%"),
+            *("val\n%", "top-1\n%", "top-5\n%", "agreement\n%", "best\n%"),
             *(short[name] for name in others),
             *("NLL", "ECE", "seconds", "status"),
         ]
     ]
-    for job in by_accuracy(jobs):
-        student, best = job.result.student or Measured(), job.result.best or EpochNumbers()
+    for job in best_first(jobs):
+        student, (best, last) = job.result.student or Measured(), _epochs(job)
         grid.append(
             [
                 job.name,
                 *(value_of(job, key) or DASH for key in keys),
-                *(fixed(share) for share in (student.top1, student.top5, student.agreement, best.top1)),
+                *(fixed(share) for share in (last.val_top1, student.top1, student.top5, student.agreement, best.top1)),
                 *(fixed(job.top1(name)) for name in others),
                 *(fixed(student.nll, 3), fixed(student.ece, 3)),
                 *(fixed(job.result.seconds, 0), job.status),
             ]
         )
     return grid
+
+
+def _epochs(job: SweepJob) -> tuple[EpochNumbers, EpochNumbers]:
+    """The best and the last one."""
+    return job.result.best or EpochNumbers(), job.result.last or EpochNumbers()
 
 
 def _stacked(header: Sequence[str]) -> list[str]:
@@ -111,7 +119,11 @@ def _notes(jobs: Sequence[SweepJob]) -> list[str]:
     if parts == ["val"]:
         notes.append('accuracies are on val, which also chose the "best" epoch and the order of the jobs: optimistic')
     elif parts:
-        notes.append(f'accuracies are on {" and ".join(parts)}; "best" is the best epoch, chosen on val')
+        where = " and ".join(parts)
+        if any(last.val_top1 is not None or last.val_kl_to_teacher is not None for _, last in map(_epochs, jobs)):
+            notes.append(f'accuracies are on {where}; val chose the order of the jobs and "best", the best epoch')
+        else:
+            notes.append(f"accuracies are on {where}, which also orders the jobs, as there is no val part: optimistic")
     for job in jobs:
         if not job.result.finished:
             notes.append(f"job {job.name}: {job.status}" + (f", {job.result.error}" if job.result.error else ""))

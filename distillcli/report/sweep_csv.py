@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distillcli.report.format import clean
-from distillcli.report.sweep_jobs import SweepJob, by_accuracy, value_of
+from distillcli.report.sweep_jobs import SweepJob, best_first, value_of
 from distillcli.runs.result import Result, to_json
 
 _FORMULA = set("=+-@\uff1d\uff0b\uff0d\uff20")  # the last four are full-width forms, which Excel takes too
@@ -44,7 +44,7 @@ def sweep_csv(jobs: Sequence[SweepJob], keys: Sequence[str]) -> str:
     handle = io.StringIO()
     writer = csv.writer(handle, lineterminator="\n")
     writer.writerow(map(csv_cell, ["job", "status", *keys, *columns]))
-    for job in by_accuracy(jobs):
+    for job in best_first(jobs):
         known = _flat(job.result)
         cells: list[Any] = [job.name, job.status, *(value_of(job, key) for key in keys)]
         writer.writerow(map(csv_cell, [*cells, *(known.get(column) for column in columns)]))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from distillcli.report.format import clean
 from distillcli.report.models import MODELS, model_of
-from distillcli.runs.result import Result, read_result, top1_of
+from distillcli.runs.result import EpochNumbers, Measured, Result, read_result, top1_of
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,25 @@ def value_of(job: SweepJob, key: str) -> str:
     return job.overrides.get(key, "")
 
 
-def by_accuracy(jobs: Sequence[SweepJob]) -> list[SweepJob]:
-    """The most accurate student first; without labels the one closest to its teacher."""
+def chosen_by(job: SweepJob) -> float:
+    """What orders the jobs: the student on validation data, so that the test data choose nothing.
 
-    def merit(job: SweepJob) -> float:
-        student = job.result.student
-        if student is None:
-            return -math.inf
-        if student.top1 is not None:
-            return student.top1
-        return -math.inf if student.kl_to_teacher is None else -student.kl_to_teacher
+    Without labels the one closest to its teacher is the best. Without validation data only the reported numbers are
+    left.
+    """
+    last, student = job.result.last or EpochNumbers(), job.result.student or Measured()
+    for merit in (last.val_top1, _negative(last.val_kl_to_teacher), student.top1, _negative(student.kl_to_teacher)):
+        if merit is not None:
+            return merit
+    return -math.inf
 
-    return sorted(jobs, key=merit, reverse=True)
+
+def _negative(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+def best_first(jobs: Sequence[SweepJob]) -> list[SweepJob]:
+    return sorted(jobs, key=chosen_by, reverse=True)
 
 
 def differs(jobs: Sequence[SweepJob], name: str) -> bool:
@@ -110,7 +117,7 @@ def differs(jobs: Sequence[SweepJob], name: str) -> bool:
 
 
 def seed_summary(jobs: Sequence[SweepJob], keys: Sequence[str]) -> list[SeedSummary]:
-    """One entry for each combination of the varying keys other than the seed, the best student first.
+    """One entry for each combination of the varying keys other than the seed, the best on validation data first.
 
     Empty unless the seed varies. Only jobs that finished are counted.
     """
@@ -121,11 +128,11 @@ def seed_summary(jobs: Sequence[SweepJob], keys: Sequence[str]) -> list[SeedSumm
     for job in jobs:
         if job.result.finished:
             groups.setdefault(tuple(value_of(job, key) for key in others), []).append(job)
-    summary = [
-        SeedSummary(dict(zip(others, values, strict=True)), {name: _spread(members, name) for name in MODELS})
-        for values, members in groups.items()
+    merits = {values: statistics.fmean(map(chosen_by, members)) for values, members in groups.items()}
+    return [
+        SeedSummary(dict(zip(others, values, strict=True)), {name: _spread(groups[values], name) for name in MODELS})
+        for values in sorted(groups, key=merits.__getitem__, reverse=True)
     ]
-    return sorted(summary, key=lambda entry: entry.spreads["student"].mean or -math.inf, reverse=True)
 
 
 def _spread(jobs: Sequence[SweepJob], name: str) -> Spread:
