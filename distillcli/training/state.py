@@ -11,11 +11,12 @@ from timm.utils import ModelEmaV3
 
 from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone
-from distillcli.runs.folder import append_metrics, rewind_metrics
+from distillcli.runs.folder import append_metrics, read_metrics, rewind_metrics
 from distillcli.runtime import Runtime, any_rank
 from distillcli.training.checkpoint import load_last, remove_leftovers, save_checkpoint, save_last
 from distillcli.training.fit import Fit
 from distillcli.training.learners import Distillation, MutualLearning
+from distillcli.training.soundness import check_state
 from distillcli.training.step import Update
 
 
@@ -90,14 +91,16 @@ class Keeper:
         self.interval = 60 * config.trainer.checkpoint_minutes
         self.saved_at = time.monotonic()
         self.steps_per_epoch = fit.showing.steps_per_epoch
+        self.epochs = config.trainer.epochs
 
     def resume(self, warn: Callable[[str], None]) -> None:
         if self.runtime.is_main:
             remove_leftovers(self.folder)
-        content, warning = load_last(self.folder)
+        content, warning = load_last(self.folder, self._check)
         if warning is not None:
             warn(warning)
         if content is None:
+            self._begin_again(warn)
             return
         if content["recipe"] != self.identity["recipe"]:
             raise UserError(
@@ -107,6 +110,20 @@ class Keeper:
         self.state.restore(content)
         if self.runtime.is_main:
             rewind_metrics(self.folder, self.state.step // self.steps_per_epoch)
+
+    def _check(self, content: dict[str, Any]) -> None:
+        """Raise what reading raises, unless this is a state of this fit, or whole and of another one."""
+        if content["recipe"] == self.identity["recipe"]:
+            state = self.state
+            check_state(content, state.everything(), state.update.optimizer, self.steps_per_epoch, self.epochs)
+
+    def _begin_again(self, warn: Callable[[str], None]) -> None:
+        """Epochs were recorded, and what they had learned is gone."""
+        epochs = [row["epoch"] for row in read_metrics(self.folder)]
+        if epochs:
+            warn(f"{self.folder}: {max(epochs)} epochs are recorded, but no checkpoint is left; beginning at epoch 1")
+            if self.runtime.is_main:
+                rewind_metrics(self.folder, 0)
 
     def is_due(self) -> bool:
         return any_rank(time.monotonic() - self.saved_at > self.interval, self.runtime)
