@@ -101,7 +101,7 @@ def _carry_out(wanted: Fit, session: Session) -> None:
         (wanted.folder / "result.json").unlink(missing_ok=True)  # until there is another, nobody takes this fit
         describe_folder(wanted.folder, dataclasses.asdict(config), session.command, [], classes)
     fitted = fit(wanted, session)
-    result = result_of_fit(wanted, fitted)
+    result = result_of_fit(wanted, fitted, session.warn)
     if runtime.is_main:
         export_for_timm(fitted.backbone, wanted.folder / "student", wanted.data)
         seconds = time.monotonic() - started

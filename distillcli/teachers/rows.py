@@ -280,11 +280,13 @@ def look_into(folder: Path) -> Listed:
         width, images = (_count(name, key[name]) for name in ("width", "images"))
     cache = RowCache(folder, row_format, width, images)
     files = [file for file in folder.iterdir() if file.is_file()]
-    whole = [file for file in files if _VIEW.fullmatch(file.name) and file.stat().st_size == images * cache.row_bytes]
+    stored = [file for file in files if _VIEW.fullmatch(file.name)]
+    whole = [file for file in stored if file.stat().st_size == images * cache.row_bytes]
     views = sorted({int(file.name[5:10]) for file in whole})
     rows = sum(int(cache.read(view, np.arange(images))[1].sum()) for view in views)
     size = sum(file.stat().st_size for file in files)
-    return Listed(folder, teacher, row_format.name, len(views), rows, cache.damaged, size)
+    damaged = cache.damaged + (len(stored) - len(whole)) * images
+    return Listed(folder, teacher, row_format.name, len(views), rows, damaged, size)
 
 
 def _count(name: str, value: object) -> int:

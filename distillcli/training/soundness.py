@@ -62,14 +62,14 @@ def _check_optimizer(found: dict[str, Any], own: dict[str, Any], optimizer: Opti
             if key == "params" and group[key] != value:
                 raise ValueError("optimizer has other parameters in a group")
             if not isinstance(value, _FLAGS):
-                _same_kind(group[key], value, f"optimizer.{key}")
+                _same_kind(group[key], value, f"the optimizer's {key}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in own["param_groups"] for number in group["params"]]
     shapes = {number: parameter.shape for number, parameter in zip(numbers, parameters, strict=True)}
     for number, kept in found["state"].items():
         for key, value in kept.items():
             if isinstance(value, Tensor) and not _can_belong(value.shape, shapes[number]):
-                raise ValueError(f"optimizer.{key} of parameter {number} has shape {tuple(value.shape)}")
+                raise ValueError(f"the optimizer's {key} of parameter {number} has shape {tuple(value.shape)}")
 
 
 def _can_belong(shape: Sequence[int], parameter: Sequence[int]) -> bool:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from timm.models import get_model_args
 from timm.utils import ModelEmaV3
 
 from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone
+from distillcli.models.card import arguments
 from distillcli.runs.folder import append_metrics, read_metrics, rewind_metrics
 from distillcli.runtime import Runtime, any_rank
 from distillcli.training.checkpoint import load_last, remove_leftovers, save_checkpoint, save_last
@@ -78,11 +80,13 @@ class Keeper:
 
     def __init__(self, fit: Fit, state: State, runtime: Runtime) -> None:
         config, student = fit.config, state.model.student
+        settings = student.net.pretrained_cfg
         self.folder = fit.folder
         self.runtime = runtime
         self.state = state
         self.identity = {
-            "model": {"name": config.student.name, "args": config.student.args},
+            # As in an exported model: a name of the config may stand for a folder or for a model on the hub.
+            "model": {"name": settings["architecture"], "args": arguments(get_model_args(student.net), settings)},
             "classes": list(fit.data.source.classes),
             "image_size": student.image_size,
             "channels": student.spec.channels,
@@ -141,7 +145,8 @@ class Keeper:
         state.best = state.last if is_best else state.best
         if self.runtime.is_main:
             if is_best:
-                save_checkpoint(self.folder / "checkpoints" / "best.pt", state.weights() | self.identity)
+                content = state.weights() | self.identity | {"epoch": epoch}
+                save_checkpoint(self.folder / "checkpoints" / "best.pt", content)
             append_metrics(self.folder, train)
             append_metrics(self.folder, {"kind": "eval", "epoch": epoch, "step": state.step, "split": "val", **numbers})
         self.save()
