@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from conftest import Distill
-from tiny import STEPS, Watch, digest, last, tiny, train
+from tiny import CPU, STEPS, Watch, digest, last, open_tiny, tiny, train
 
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import Interrupted, UserError
@@ -31,6 +31,8 @@ from distillcli.runs.checksums import SUMS, compare, recorded
 from distillcli.runs.folder import read_metrics, rewind_metrics
 from distillcli.runs.reading import check_archive, read_config, read_json, read_yaml
 from distillcli.runs.result import Result, read_result, write_result
+from distillcli.teachers.cached import with_cache
+from distillcli.teachers.frozen import FrozenTeacher, Teacher
 from distillcli.types import Inputs
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -51,7 +53,7 @@ BROKEN: dict[str, bytes] = {
 }
 
 
-@pytest.mark.fault("F4.5", "R14")
+@pytest.mark.fault("F4.6", "R14")
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("read", [read_json, read_yaml])
 def test_whatever_a_file_holds_is_one_line(read: Callable[[Path], Any], content: bytes, tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_yaml_does_not_expand(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-@pytest.mark.fault("F4.5")
+@pytest.mark.fault("F4.6")
 def test_a_config_of_a_run_has_the_types_of_the_schema(tmp_path: Path) -> None:
     path, whole = tmp_path / "config.yaml", yaml.safe_dump(dataclasses.asdict(tiny()))
     for text in ("seed: many", "trainer: 3", "trainer: [1]", "unknown: 1", "dataset: {image_size: {}}", "seed: .nan"):
@@ -87,6 +89,7 @@ def test_a_config_of_a_run_has_the_types_of_the_schema(tmp_path: Path) -> None:
     assert read_config(tmp_path) == dataclasses.replace(tiny(), seed=3)
 
 
+@pytest.mark.fault("F4.6")
 def test_rows_without_an_epoch_are_no_rows(tmp_path: Path) -> None:
     rows = ['{"epoch": 1}', '{"kind": "eval"}', "[]", "3", '{"epoch": "x"}', '{"epoch": 2}', '{"epo', '{"epoch": 3}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
@@ -153,7 +156,7 @@ def test_what_is_cut_short_has_no_checksum_rather_than_a_false_one(tmp_path: Pat
         compare(tmp_path / "b")
 
 
-@pytest.mark.fault("F6.11")
+@pytest.mark.fault("F6.12")
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_exported_weights_have_the_mode_of_other_files(umask: int, tmp_path: Path) -> None:
     before = os.umask(umask)
@@ -232,7 +235,7 @@ WRONG: list[Any] = [
 ]
 
 
-@pytest.mark.fault("F4.5")
+@pytest.mark.fault("F4.6")
 def test_no_type_in_a_card_is_a_traceback(tmp_path: Path) -> None:
     """Every value in turn is something else: refused by name, or a card of the right types."""
     folder = exported(tmp_path / "student")
@@ -382,7 +385,7 @@ def test_a_senseless_checkpoint_falls_back_to_the_one_before(
     assert digest(last(folder)) == finished
 
 
-@pytest.mark.fault("F6.13")
+@pytest.mark.fault("F6.10")
 def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(
     stopped: Path, finished: str, tmp_path: Path
 ) -> None:
@@ -400,6 +403,7 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(
 # --- commands ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F4.6")
 def test_a_broken_cache_is_named_and_the_others_are_listed(distill: Distill, tmp_path: Path) -> None:
     keys = [b"", b"[]", b"{}", b'{"teacher": [], "format": "x"}', b"\xff"]
     sound = {"teacher": ["test_resnet"], "format": "float16", "width": 4, "images": 8}
@@ -416,7 +420,7 @@ def test_a_broken_cache_is_named_and_the_others_are_listed(distill: Distill, tmp
     assert answer.stdout.splitlines()[-1].startswith("9  test_resnet  float16  0 views, 0 rows")
 
 
-@pytest.mark.fault("F4.5", "F7.1")
+@pytest.mark.fault("F4.6", "F7.1")
 @pytest.mark.parametrize("content", [*BROKEN.values(), BOMB.encode()], ids=[*BROKEN, "bomb"])
 def test_a_broken_config_of_a_run_is_one_line_of_every_command(
     content: bytes, distill: Distill, tmp_path: Path
@@ -433,3 +437,35 @@ def test_a_broken_config_of_a_run_is_one_line_of_every_command(
     answer = distill("train", "resume=run")
     assert (answer.code, answer.stderr.count("\n")) == (2, 1), answer.stderr
     assert "run: environment.json is broken: " in answer.stderr
+
+
+@pytest.mark.fault("F6.9", "R38")
+def test_damaged_rows_are_counted_when_a_run_meets_them(tmp_path: Path) -> None:
+    config = tiny(f"runs={tmp_path}", "trainer.epochs=1")
+    data = open_tiny(config)
+
+    def cached(live: FrozenTeacher | None) -> Teacher:
+        assert live is not None
+        return with_cache(config, data, live, CPU)[0]
+
+    train(config, tmp_path / "cold", swap=cached)
+    (path,) = tmp_path.glob("cache/*/view-00001.r0")
+    content = bytearray(path.read_bytes())
+    row = len(content) // 64
+    for number in (3, 40):
+        content[number * row] ^= 1
+    path.write_bytes(content)
+    watch = Watch()
+    train(config, tmp_path / "warm", watch, swap=cached)
+    assert watch.warnings == ["teacher cache: 2 damaged rows were computed again"]
+    assert digest(last(tmp_path / "warm")["student"]) == digest(last(tmp_path / "cold")["student"])
+
+
+@pytest.mark.fault("F7.2")
+def test_a_checkpoint_names_its_model_wherever_that_came_from(tmp_path: Path) -> None:
+    export(build(ModelConfig("test_efficientnet"), Inputs(4, 32), "student"), tmp_path / "model", tuple("abcd"), 0.9)
+    train(tiny(f"student.name=local-dir:{tmp_path / 'model'}", "trainer.epochs=1"), tmp_path / "run")
+    shutil.rmtree(tmp_path / "model")
+    weights = read_weights(str(tmp_path / "run" / "checkpoints" / "last.pt"))
+    assert weights.architecture == "test_efficientnet"
+    build(weights.model, Inputs(4, 32), "").net.load_state_dict(weights.state)
