@@ -102,6 +102,7 @@ def in_process(folder: Path, argv: tuple[str, ...], limit: float) -> int | None:
         os.chdir(folder)
         for name, number in (("stdout", 1), ("stderr", 2)):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         give_up_privileges()
         code = cli.run(list(argv))
         sys.stdout.flush()
@@ -125,7 +126,8 @@ def numbers_of(folder: Path, command: Command) -> Numbers:
     if "format=json" in command.argv:
         return dict(flat(json.loads(text)))
     if command.name == "show runs":
-        return {line.split()[-1]: line for line in text.splitlines() if line.strip()}
+        rows = [line.split() for line in text.splitlines()]  # columns are as wide as what stands in them
+        return {row[-1]: row for row in rows if row}
     return {}  # what caches hold is no result
 
 
@@ -289,9 +291,18 @@ class Case:
         return self.outcome in ("traceback", "hang", "crash", "other numbers", "unsaid", "no line")
 
 
-def run_case(healthy: Path, folder: Path, known: dict[str, Numbers], draws: random.Random, limit: float) -> Case:
-    shutil.copytree(healthy, folder, symlinks=True)
-    command = draws.choice(COMMANDS)
+def sound_numbers(healthy: Path, folder: Path, command: Command) -> Numbers:
+    """What the command measures where nothing is damaged."""
+    shutil.copytree(healthy, folder)
+    code = in_process(folder, command.argv, 600)
+    assert code == 0, f"{command.name}: {(folder / 'stderr').read_text()}"
+    numbers = numbers_of(folder, command)
+    shutil.rmtree(folder)
+    return numbers
+
+
+def run_case(folder: Path, command: Command, known: Numbers, draws: random.Random, limit: float) -> Case:
+    """Damage one file that the command reads, in a folder of its own, and run it."""
     found = [path for pattern in command.reads for path in sorted(folder.glob(pattern)) if path.is_file()]
     wanted = {".json", ".jsonl", ".yaml", ".pt", ".safetensors", ".txt", "", ".r0"}
     path = draws.choice([path for path in found if path.suffix in wanted and path.name != ".lock"])
@@ -324,11 +335,9 @@ def judge(code: int | None, stderr: str) -> str:
     return "refused" if code == 2 and stderr.strip().splitlines()[-1].startswith("error: ") else "no line"
 
 
-def compare(
-    folder: Path, command: Command, known: dict[str, Numbers], stderr: str, was_edited: bool
-) -> tuple[str, str]:
+def compare(folder: Path, command: Command, healthy: Numbers, stderr: str, was_edited: bool) -> tuple[str, str]:
     """What the numbers are worth, and the first that is not as it should be."""
-    numbers, healthy = numbers_of(folder, command), known[command.name]
+    numbers = numbers_of(folder, command)
     different = [key for key in healthy.keys() & numbers.keys() if numbers[key] != healthy[key]]
     missing = sorted(healthy.keys() - numbers.keys())
     if different and not was_edited:
@@ -346,15 +355,13 @@ def fuzz(work: Path, cases: int, seed: int, limit: float) -> list[Case]:
         importlib.import_module(f"distillcli.{module}")
     healthy, known, found = work / "healthy", dict[str, Numbers](), list[Case]()
     make_runs(healthy)
-    for command in COMMANDS:
-        folder = shutil.copytree(healthy, work / "sound")
-        code = in_process(folder, command.argv, limit)
-        assert code == 0, f"{command.name}: {(folder / 'stderr').read_text()}"
-        known[command.name] = numbers_of(folder, command)
-        shutil.rmtree(folder)
     for number in range(cases):
-        folder = work / f"case-{number}"
-        case = run_case(healthy, folder, known, random.Random(f"{seed}/{number}"), limit)
+        draws, folder = random.Random(f"{seed}/{number}"), work / f"case-{number}"
+        command = draws.choice(COMMANDS)
+        if command.name not in known:
+            known[command.name] = sound_numbers(healthy, work / "sound", command)
+        shutil.copytree(healthy, folder)
+        case = run_case(folder, command, known[command.name], draws, limit)
         found.append(case)
         if case.failed:
             print(f"{case.outcome}: {folder.name}: {case.command.name}, {case.path}, {case.damage}: {case.words}")

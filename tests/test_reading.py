@@ -21,6 +21,7 @@ import yaml
 from conftest import Distill
 from tiny import CPU, STEPS, Watch, digest, last, open_tiny, tiny, train
 
+from distillcli.commands import show
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import Interrupted, UserError
 from distillcli.export.timm_folder import write as export
@@ -28,7 +29,7 @@ from distillcli.models.backbone import build, describe
 from distillcli.models.card import Card, check_model, read_card
 from distillcli.models.weights import read_weights
 from distillcli.runs.checksums import SUMS, compare, recorded
-from distillcli.runs.folder import read_metrics, rewind_metrics
+from distillcli.runs.folder import describe_folder, read_metrics, rewind_metrics
 from distillcli.runs.reading import check_archive, read_config, read_json, read_yaml
 from distillcli.runs.result import Result, read_result, write_result
 from distillcli.teachers.cached import with_cache
@@ -174,6 +175,22 @@ def test_a_result_with_a_flipped_bit_is_none(tmp_path: Path) -> None:
         assert read_result(tmp_path) == result
         flip(tmp_path / "result.json", draws)
         assert read_result(tmp_path) is None
+
+
+@pytest.mark.fault("F4.4")
+def test_what_is_in_the_place_of_a_file_is_one_line(
+    distill: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a command meets it, here in the listing of the runs."""
+    (tmp_path / "runs").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(show, "_run_row", lambda *_: (tmp_path / "runs").read_text())
+        write_result(tmp_path / "runs", Result(status="ok"))
+        answer = distill("show", "runs")
+    assert (answer.code, answer.stderr) == (
+        2,
+        f"error: {tmp_path}/runs: Is a directory; {answer.stderr.split('; ')[1]}",
+    )
 
 
 # --- cards ---------------------------------------------------------------------------------------------------------
@@ -418,6 +435,16 @@ def test_a_broken_cache_is_named_and_the_others_are_listed(distill: Distill, tmp
     assert answer.code == 0
     assert answer.stderr.count("key.json is broken") == 8
     assert answer.stdout.splitlines()[-1].startswith("9  test_resnet  float16  0 views, 0 rows")
+
+
+@pytest.mark.fault("R68")
+def test_an_unfinished_run_is_evaluated_and_marked(stopped: Path, distill: Distill, tmp_path: Path) -> None:
+    folder, config = shutil.copytree(stopped, tmp_path / "run"), tiny("trainer.ema=0.9")
+    describe_folder(folder, dataclasses.asdict(config), "distill train", [], ("0", "1", "2", "3"))
+    answer = distill("eval", "checkpoint=run", "format=json")
+    assert answer.code == 0, answer.stderr
+    assert json.loads(answer.stdout)["checkpoint"] == "run"
+    assert "warning: run: the run is not finished" in answer.stderr
 
 
 @pytest.mark.fault("F4.6", "F7.1")

@@ -24,7 +24,11 @@ def recorded(folder: Path, *names: str) -> Iterator[None]:
 
     A kill at any moment leaves files without a checksum, never with a false one.
     """
-    others = {name: digest for name, digest in _read(folder).items() if name not in names}
+    try:
+        known = _read(folder)
+    except OSError:  # it is written anew
+        known = {}
+    others = {name: digest for name, digest in known.items() if name not in names}
     _write(folder, others)
     yield
     _write(folder, others | {name: _sha256(folder / name) for name in names})
