@@ -50,7 +50,8 @@ def run(argv: list[str]) -> int:
         return 141
     except OSError as error:
         if error.errno in IN_THE_WAY and error.filename is not None:
-            return _fail(f"{error.filename2 or error.filename}: {error.strerror}; give access to it, or move what is in its place", 2)
+            path = error.filename2 or error.filename
+            return _fail(f"{path}: {error.strerror}; give access to it, or move what is in its place", 2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return _bug()
         where = error.filename or "stdout"
