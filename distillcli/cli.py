@@ -12,6 +12,9 @@ from distillcli import __version__
 from distillcli.commands.table import COMMANDS
 from distillcli.errors import Interrupted, NumericError, UserError, did_you_mean
 
+# What is wrong with the place of a file, whatever wanted to read or write it.
+IN_THE_WAY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
 FLAGS_HELP = """flags:
   -m, --multirun      sweep: every combination of comma-separated values
   --cfg job           show the config instead of running
@@ -46,6 +49,9 @@ def run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
+        if error.errno in IN_THE_WAY and error.filename is not None:
+            path = error.filename2 or error.filename
+            return _fail(f"{path}: {error.strerror}; give access to it, or move what is in its place", 2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return _bug()
         where = error.filename or "stdout"

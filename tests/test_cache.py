@@ -20,7 +20,7 @@ from distillcli.errors import UserError
 from distillcli.models.backbone import describe
 from distillcli.teachers.cached import CachedTeacher, cache_key, compare_with_live, with_cache
 from distillcli.teachers.frozen import FrozenTeacher, Teacher
-from distillcli.teachers.rows import FORMATS, RowCache, choose_format, list_caches
+from distillcli.teachers.rows import FORMATS, RowCache, cache_folders, choose_format, look_into
 from distillcli.terms.objective import Objective
 from distillcli.types import Batch, Inputs, Output
 from distillcli.views.showing import showing
@@ -315,9 +315,10 @@ def test_caches_are_listed_with_what_they_hold(tmp_path: Path) -> None:
     teacher, data = cached(config)
     for batch in batches(config, data, 1):
         teacher(batch)
-    (listed,) = list_caches(tmp_path / "cache")
+    (folder,) = cache_folders(tmp_path / "cache")
+    listed = look_into(folder)
     assert (listed.views, listed.rows, listed.damaged) == (1, 64, 0)
-    assert listed.key["teacher"][0] == "test_resnet"
+    assert (listed.teacher, listed.format) == ("test_resnet", "float16")
 
 
 def test_the_live_teacher_agrees_with_its_cache_until_a_row_is_false(tmp_path: Path) -> None:

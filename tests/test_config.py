@@ -24,7 +24,7 @@ from distillcli.config.ranges import at_least
 from distillcli.config.schema import DatasetConfig, EvalConfig, TrainConfig, TrainerConfig
 from distillcli.errors import Interrupted, UserError
 from distillcli.launch.launch import launch
-from distillcli.runs.result import Result, read_result
+from distillcli.runs.result import Result, read_result, write_result
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +50,7 @@ class Recorder:
     def __call__(self, config: TrainConfig, job: Job) -> None:
         self.calls.append((config, job))
         if job.folder is not None:
-            result = {"status": "ok", "overrides": list(job.overrides)}
-            (job.folder / "result.json").write_text(json.dumps(result))
+            write_result(job.folder, Result(status="ok", overrides=job.overrides))
 
 
 def train(*overrides: str) -> TrainConfig:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from safetensors.torch import load_file
 from tiny import CPU, STEPS, Watch, digest, files, last, open_tiny, tiny
 
 from distillcli.config.schema import TrainConfig
+from distillcli.distillation import fits
 from distillcli.distillation.fits import fit_once
 from distillcli.distillation.recipes import control_recipe, teacher_recipe
 from distillcli.distillation.teaching import find_teacher
@@ -143,6 +147,84 @@ def test_weights_that_are_given_are_not_fitted(known: dict[str, Path], tmp_path:
     found, run = find_teacher(config, open_tiny(config), LOGITS_ONLY, watch.session)
     assert (run, watch.labels) == ([None], [])
     assert digest(found.backbone.net.state_dict()) == digest(last(known["teacher"])["student"])
+
+
+# --- damage ------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a bit of the weights": lambda folder: flip(folder / "student" / "model.safetensors"),
+    "no weights": lambda folder: (folder / "student" / "model.safetensors").unlink(),
+    "a torn card": lambda folder: os.truncate(folder / "student" / "config.json", 100),
+    "no export": lambda folder: shutil.rmtree(folder / "student"),
+    "a torn result": lambda folder: os.truncate(folder / "result.json", 100),
+    "a bit of the result": lambda folder: flip(folder / "result.json"),
+    "a result of other types": lambda folder: (folder / "result.json").write_text('{"status": "ok", "student": 3}'),
+}
+
+
+@pytest.mark.fault("F1.8", "F4.5")
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_fit_is_made_again_from_its_checkpoint(
+    damage: Callable[[Path], object], known: dict[str, Path], runs: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(runs, tmp_path / "runs") / known["control"].relative_to(runs)
+    damage(folder)
+    watch, config = Watch(), config_in(tmp_path / "runs")
+    assert control(config, watch) == folder
+    assert watch.steps == 0
+    found, whole = read_result(folder), read_result(known["control"])
+    assert found is not None
+    assert whole is not None
+    assert found.student is not None
+    assert whole.student is not None
+    assert (found.student.nll, found.last, found.best) == (whole.student.nll, whole.last, whole.best)
+    assert load_file(folder / "student" / "model.safetensors").keys()
+    watch = Watch()
+    assert control(config, watch) == folder
+    assert (watch.labels, watch.warnings) == ([], [])
+
+
+def test_a_damaged_fit_without_a_checkpoint_is_trained_again(
+    known: dict[str, Path], runs: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(runs, tmp_path / "runs") / known["teacher"].relative_to(runs)
+    flip(folder / "student" / "model.safetensors")
+    shutil.rmtree(folder / "checkpoints")
+    watch = Watch()
+    assert teacher(config_in(tmp_path / "runs"), watch) == folder
+    assert watch.steps == STEPS
+    assert len(watch.warnings) == 2
+    assert "model.safetensors is broken" in watch.warnings[0]
+    assert "no checkpoint is left; beginning at epoch 1" in watch.warnings[1]
+    assert digest(last(folder)) == digest(last(known["teacher"]))
+
+
+@pytest.mark.fault("F4.4")
+def test_a_finished_fit_is_only_read(known: dict[str, Path], runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is its folder made nor its lock taken: it may be somebody else's."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fits, "locked", refuse)
+        patch.setattr(Path, "mkdir", refuse)
+        assert control(config_in(runs)) == known["control"]
+
+
+@pytest.mark.fault("F4.4")
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "controls").write_text("in the way")
+    with pytest.raises(UserError, match=r"controls/.* cannot be written .*runs="):
+        control(config_in(tmp_path))
 
 
 # --- the lock ------------------------------------------------------------------------------------------------------

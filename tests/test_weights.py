@@ -379,7 +379,7 @@ def test_a_saved_checkpoint_comes_back_whole(tmp_path: Path) -> None:
 def test_a_copied_exported_folder_needs_nothing_else(tmp_path: Path) -> None:
     moved = shutil.copytree(exported(tmp_path / "student"), tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "student")
-    assert sorted(path.name for path in moved.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in moved.iterdir()) == ["SHA256SUMS", "config.json", "model.safetensors"]
     assert json.loads((moved / "config.json").read_text())["label_names"] == list(CLASSES)
     assert load_file(moved / "model.safetensors").keys() == state().keys()
     assert read_weights(str(moved)).classes == CLASSES

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 from distillcli.errors import UserError, did_you_mean
-from distillcli.report.console import say
+from distillcli.report.console import say, warn
 from distillcli.report.format import count
-from distillcli.teachers.rows import list_caches
+from distillcli.teachers.rows import cache_folders, look_into
 
 USAGE = "distill cache ls [DIR] | verify RUN | clear NAME|all [DIR]; DIR is runs/cache unless given"
 VERIFIED_ROWS = 256
@@ -32,19 +33,24 @@ def run(arguments: list[str]) -> None:
 
 
 def _list(root: Path) -> None:
-    caches = list_caches(root)
-    for cache in caches:
+    folders = cache_folders(root)
+    for folder in folders:
+        try:
+            cache = look_into(folder)
+        except UserError as error:
+            warn(f"{error}; it is made anew when it is used")
+            continue
         damaged = f", {cache.damaged:,} damaged rows that will be computed again" if cache.damaged else ""
         say(
-            f"{cache.folder.name}  {cache.key['teacher'][0]}  {cache.key['format']}  {cache.views} views, "
+            f"{cache.folder.name}  {cache.teacher}  {cache.format}  {cache.views} views, "
             f"{cache.rows:,} rows, {count(cache.bytes)}B{damaged}"
         )
-    if not caches:
+    if not folders:
         say(f"nothing is cached in {root}")
 
 
 def _clear(name: str, root: Path) -> None:
-    known = sorted(path.parent.name for path in root.glob("*/key.json"))
+    known = [folder.name for folder in cache_folders(root)]
     if name != "all" and name not in known:
         raise UserError(f"no cache {name!r} in {root}{did_you_mean(name, known) or '; see distill cache ls'}")
     for folder in known if name == "all" else [name]:
@@ -54,12 +60,14 @@ def _clear(name: str, root: Path) -> None:
 
 def _verify(run_folder: Path) -> None:
     """Ask the teacher of a run again for a sample of its rows, and compare. Raises UserError when they differ."""
-    from distillcli.commands.evaluate import read_config
+    from distillcli.config.checks import check_train
+    from distillcli.runs.reading import read_config
     from distillcli.sources.open import open_source
 
     if not (run_folder / "config.yaml").is_file():
         raise UserError(f"{run_folder}: not a run folder; {USAGE}")
-    config = read_config(run_folder)
+    config = dataclasses.replace(read_config(run_folder), resume=str(run_folder))
+    check_train(config)
     source = open_source(config.dataset)
 
     from distillcli.distillation.plan import make_plan

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
+from distillcli.config.check_data import check_dataset
+from distillcli.config.check_models import check_teacher
 from distillcli.config.job import Job
-from distillcli.config.schema import EvalConfig, TrainConfig
+from distillcli.config.schema import EvalConfig
 from distillcli.errors import UserError
-from distillcli.report.console import evaluation_table, say, sentence
-from distillcli.runs.result import to_json
+from distillcli.report.console import evaluation_table, say, sentence, warn
+from distillcli.runs.reading import read_config
+from distillcli.runs.result import read_result, to_json
 from distillcli.sources.open import open_source
 
 
@@ -21,9 +22,15 @@ def run(config: EvalConfig, job: Job) -> None:
     assert what is not None  # the checks of the config refuse None
     run_folder = _run_folder(Path(what))
     trained = None if run_folder is None else read_config(run_folder)
+    result = None if run_folder is None else read_result(run_folder)
     dataset = config.dataset if config.dataset is not None else None if trained is None else trained.dataset
     if dataset is None:
         raise UserError(f"checkpoint={what}: no config.yaml next to it, so the dataset is unknown; add dataset=NAME")
+    check_dataset(dataset)
+    if trained is not None and result is not None and result.teacher is not None:
+        check_teacher(trained.teacher)
+    if run_folder is not None and (result is None or not result.finished):
+        warn(f"{run_folder}: the run is not finished, or its result.json is broken; it is compared with no teacher")
     source = open_source(dataset)
 
     from distillcli.distillation.reopening import reopen_model, reopen_teacher
@@ -50,14 +57,6 @@ def run(config: EvalConfig, job: Job) -> None:
         return
     sentence(f"{what} on the {source.evaluated_on} part of {source.name}, {images:,} images", "bold")
     evaluation_table([(what, numbers)])
-
-
-def read_config(folder: Path) -> TrainConfig:
-    """The config that a run saved, read as plain data: nothing in it is executed or interpolated."""
-    loaded = OmegaConf.load(folder / "config.yaml")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), loaded))
-    assert isinstance(config, TrainConfig)
-    return config
 
 
 def _run_folder(what: Path) -> Path | None:

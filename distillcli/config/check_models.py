@@ -60,7 +60,7 @@ def _check_architecture(key: str, config: ModelConfig) -> None:
         return
     try:
         named = json.loads(card.read_text("utf-8"))["architecture"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # reading the weights tells what is wrong with the card
     if named not in (wanted, "reused_head"):  # how to use a student with its teacher's head is told later
         raise UserError(

@@ -16,7 +16,10 @@ from distillcli.config.schema import TrainConfig
 from distillcli.distillation.recipes import Above, Recipe, recipe_fingerprint
 from distillcli.distillation.results import result_of_fit
 from distillcli.distillation.students import export_for_timm, new_backbone
-from distillcli.runs.folder import describe_folder, locked
+from distillcli.errors import UserError
+from distillcli.models.card import read_card
+from distillcli.models.weights import check_file
+from distillcli.runs.folder import describe_folder, locked, writable
 from distillcli.runs.result import read_result, write_result
 from distillcli.runtime import any_rank, barrier, seed_everything
 from distillcli.teachers.cached import with_cache
@@ -37,18 +40,25 @@ def fit_once(recipe: Recipe, data: Data, session: Session, teacher: FrozenTeache
     runtime, role, name = session.runtime, recipe.role, recipe.config.student.name
     # 1. All that decides the weights afterwards: it names the folder.
     wanted = _fit_of(recipe, data, session, teacher)
-    folder = wanted.folder
+    folder, reused = wanted.folder, f"{role}: reusing {name} from {wanted.folder}"
+    # 2. What is there and whole is only read: the folder may be somebody else's. The main rank looks for all.
+    if any_rank(runtime.is_main and _fault(folder) is None, runtime):
+        session.say(reused)
+        return folder
     if runtime.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-    # 2. The main rank alone holds the folder; the others go along with what it finds there.
+        with writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    # 3. The main rank alone holds the folder; the others go along with what it finds there.
     with locked(folder, wait=True) if runtime.is_main else nullcontext():
-        result = read_result(folder) if runtime.is_main else None
-        if any_rank(result is not None and result.finished, runtime):
-            session.say(f"{role}: reusing {name} from {folder}")
+        fault = _fault(folder) if runtime.is_main else ""
+        if any_rank(fault is None, runtime):  # somebody else was faster
+            session.say(reused)
         else:
+            if fault:
+                session.warn(f"{role}: {fault}; it is fitted again, from its last checkpoint")
             session.say(_training_words(recipe, teacher))
             _carry_out(wanted, session)
-    # 3. The others read what the main rank wrote.
+    # 4. The others read what the main rank wrote.
     barrier(runtime)
     return folder
 
@@ -71,13 +81,27 @@ def _fit_of(recipe: Recipe, data: Data, session: Session, teacher: FrozenTeacher
     return Fit(config, data, student, objective, folder, fingerprint, recipe.role, targets)
 
 
+def _fault(folder: Path) -> str | None:
+    """Why the fit in ``folder`` cannot be used; empty where it is just not there yet, None where it is whole."""
+    result = read_result(folder)
+    if result is None or not result.finished or result.student is None:
+        return ""
+    try:
+        read_card(folder / "student")
+        check_file(folder / "student" / "model.safetensors")
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _carry_out(wanted: Fit, session: Session) -> None:
     """Fit, export and leave a result."""
     config, classes, runtime, started = wanted.config, wanted.data.source.classes, session.runtime, time.monotonic()
     if runtime.is_main:
+        (wanted.folder / "result.json").unlink(missing_ok=True)  # until there is another, nobody takes this fit
         describe_folder(wanted.folder, dataclasses.asdict(config), session.command, [], classes)
     fitted = fit(wanted, session)
-    result = result_of_fit(wanted, fitted)
+    result = result_of_fit(wanted, fitted, session.warn)
     if runtime.is_main:
         export_for_timm(fitted.backbone, wanted.folder / "student", wanted.data)
         seconds = time.monotonic() - started

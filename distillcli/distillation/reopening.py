@@ -77,6 +77,9 @@ def reopen_teacher(
     result = read_result(run)
     if result is None or result.teacher is None or result.teacher.runs is None:
         return None
-    members = zip(result.teacher.runs, members_of(config), strict=True)
+    fits, wanted = result.teacher.runs, members_of(config)
+    if len(fits) != len(wanted):
+        raise UserError(f"{run}: result.json names {len(fits)} teachers and config.yaml {len(wanted)}; one is broken")
+    members = zip(fits, wanted, strict=True)
     weights_from = [fit or member.config.teacher.checkpoint for fit, member in members]
     return open_teacher(config, weights_from, source.classes, taps, runtime)

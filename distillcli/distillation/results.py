@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
+from distillcli.errors import UserError
 from distillcli.runs.folder import versions
+from distillcli.runs.reading import reading
 from distillcli.runs.result import DatasetFacts, EpochNumbers, Fingerprints, Measured, Result
 from distillcli.sources.source import Source
 from distillcli.teachers.frozen import FrozenTeacher
@@ -13,7 +16,9 @@ from distillcli.training.evaluation import evaluate, measure
 from distillcli.training.fit import Fit, Fitted
 
 
-def result_of_fit(fit: Fit, fitted: Fitted, teacher: FrozenTeacher | None = None) -> Result:
+def result_of_fit(
+    fit: Fit, fitted: Fitted, warn: Callable[[str], None], teacher: FrozenTeacher | None = None
+) -> Result:
     """Measure what was fitted, at its last and at its best epoch. ``teacher``: what it is compared with.
 
     The caller adds what else belongs to the run: its command, its teacher, its control.
@@ -26,7 +31,7 @@ def result_of_fit(fit: Fit, fitted: Fitted, teacher: FrozenTeacher | None = None
         name=config.name,
         evaluated_on=data.source.evaluated_on,
         student=student,
-        best=_best_epoch(fit, fitted, student, teacher),
+        best=_best_epoch(fit, fitted, student, teacher, warn),
         last=_epoch(fitted.last, student.top1, student.kl_to_teacher),
         epochs=config.trainer.epochs,
         images_per_second=fitted.images_per_second,
@@ -41,12 +46,22 @@ def result_of_fit(fit: Fit, fitted: Fitted, teacher: FrozenTeacher | None = None
     )
 
 
-def _best_epoch(fit: Fit, fitted: Fitted, student: Measured, teacher: FrozenTeacher | None) -> EpochNumbers:
-    if fitted.best["epoch"] == fitted.last["epoch"]:
+def _best_epoch(
+    fit: Fit, fitted: Fitted, student: Measured, teacher: FrozenTeacher | None, warn: Callable[[str], None]
+) -> EpochNumbers:
+    epoch = fitted.best["epoch"]
+    if epoch == fitted.last["epoch"]:
         return _epoch(fitted.best, student.top1, student.kl_to_teacher)
-    best = copy.deepcopy(fitted.backbone)
-    content = read_checkpoint(fit.folder / "checkpoints" / "best.pt")
-    best.net.load_state_dict(content["ema"] or content["student"])
+    path, best = fit.folder / "checkpoints" / "best.pt", copy.deepcopy(fitted.backbone)
+    try:
+        weights = read_checkpoint(path)
+        with reading(path):
+            if (weights["recipe"], weights.get("epoch", epoch)) != (fit.fingerprint, epoch):
+                raise ValueError(f"it is not epoch {epoch} of this run")
+            best.net.load_state_dict(weights["student"] if weights["ema"] is None else weights["ema"])
+    except UserError as error:
+        warn(f"{error}; the best epoch is not measured on {fit.data.source.evaluated_on}")
+        return _epoch(fitted.best, None, None)
     numbers = evaluate(best, fit.data.evaluation, teacher=teacher)
     return _epoch(fitted.best, numbers.get("top1"), numbers.get("kl_to_teacher"))
 

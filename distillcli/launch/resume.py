@@ -7,14 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from distillcli.config.overrides import key_of
 from distillcli.config.ranges import nearest_path
 from distillcli.config.schema import RunConfig
 from distillcli.errors import UserError
+from distillcli.runs.reading import read_json, read_yaml, reading
 
 # What may change when a run is resumed: these keys decide where and how fast it computes, never what.
 NEUTRAL_KEYS = frozenset(
@@ -42,11 +39,14 @@ def recorded_overrides(run: Path) -> list[str]:
             f"resume={run}: {'is a file, not a run folder' if run.exists() else 'does not exist'}" + _near(run)
         )
     file = run / "environment.json"
-    try:
-        overrides = json.loads(file.read_text("utf-8"))["overrides"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"resume={run}: not a run folder: {file.name} is missing or damaged") from error
-    return [str(override) for override in overrides]
+    if not file.exists():
+        raise UserError(f"resume={run}: not a run folder: {file.name} is missing")
+    content = read_json(file)
+    with reading(file):
+        overrides = content["overrides"]
+        if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+            raise TypeError("its overrides are not a list of words")
+        return overrides
 
 
 def _near(run: Path) -> str:
@@ -64,11 +64,7 @@ def check_unchanged(run: Path, config: RunConfig) -> list[str]:
 
     Raises UserError listing every other difference.
     """
-    try:
-        saved = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"resume={run}: its config.yaml is missing or damaged") from error
-    old, new = _flatten(saved), _flatten(dataclasses.asdict(config))
+    old, new = _flatten(read_yaml(run / "config.yaml")), _flatten(dataclasses.asdict(config))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     lines = {key: f"{key}: {_show(old, key)} -> {_show(new, key)}" for key in changed}
     refused = [line for key, line in lines.items() if key not in NEUTRAL_KEYS]

@@ -13,6 +13,7 @@ import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
@@ -27,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
+from distillcli.models.card import check_folder
 from distillcli.models.pointwise import use_linear
 from distillcli.models.preactivation import ending, kept_inputs, watched_activations
 from distillcli.reused_head import title
@@ -216,6 +218,7 @@ def describe(model: ModelConfig, inputs: Inputs, key: str) -> Spec:
     """
     seen = dataclasses.replace(inputs, image_size=_image_size(model, inputs))
     if model.name.startswith(LOCAL_PREFIX):  # its folder may be written again
+        check_folder(Path(model.name.removeprefix(LOCAL_PREFIX)))
         return _described_anew(model, seen, key)
     known = (model.name, repr(model.args), seen)
     if known not in _described:

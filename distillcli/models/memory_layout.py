@@ -16,7 +16,8 @@ import torch
 
 from distillcli.config.schema import TrainConfig
 from distillcli.models.backbone import build, fresh, place
-from distillcli.runs.folder import fingerprint, locked, read_json, versions, write_json
+from distillcli.runs.folder import fingerprint, locked, versions, write_json
+from distillcli.runs.reading import try_json
 from distillcli.runtime import Runtime, autocast, from_main, resolve_precision
 from distillcli.types import Inputs
 
@@ -39,8 +40,9 @@ def _remembered(config: TrainConfig, inputs: Inputs, runtime: Runtime) -> str:
     trial = _trial(config, inputs, runtime)
     name = fingerprint(trial)
     with locked(folder, wait=True):
-        known = read_json(folder / "layouts.json") or {}
-        if name not in known:
+        known = try_json(folder / "layouts.json") or {}
+        entry = known.get(name)
+        if not isinstance(entry, dict) or entry.get("layout") not in LAYOUTS.values():
             seconds = measure_layouts(config, inputs, runtime)
             known[name] = {**trial, "layout": min(seconds, key=seconds.__getitem__), "seconds": seconds}
             write_json(folder / "layouts.json", known)

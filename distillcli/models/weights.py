@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -23,13 +22,11 @@ from distillcli.config.ranges import nearest_path
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
 from distillcli.models.backbone import LOCAL_PREFIX, Backbone, key_of
+from distillcli.models.card import Card, arguments, card_of, read_card
 from distillcli.models.class_names import columns
+from distillcli.runs.reading import check_archive, check_unchanged, reading
 
 HUB_PREFIX = "hf-hub:"
-# Settings of an exported model that may not be those its architecture has by default.
-_KEPT = ("mean", "std", "classifier")
-# Arguments of a model that belong to the data it is built for, not to the weights.
-_OF_THE_DATA = ("img_size", "num_classes", "in_chans")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +76,8 @@ def read_weights(what: str) -> Weights:
         return Weights(clean_state_dict(load_file(path)), str(path))
     content = load_tensors(path)
     if content.get("format") == "distillcli":
-        return Weights(
-            state=content["ema"] or content["student"],
-            origin=str(path),
-            architecture=content["model"]["name"],
-            args=content["model"]["args"],
-            classes=tuple(content["classes"]),
-            class_count=len(content["classes"]),
-            image_size=content["image_size"],
-            channels=content.get("channels", 3),  # older checkpoints do not say
-        )
+        with reading(path):
+            return _described(_trained(content), str(path), card_of(content))
     return Weights(load_state_dict(path, use_ema=True, device="cpu", weights_only=True), str(path))
 
 
@@ -104,33 +93,25 @@ def _from_folder(folder: Path) -> Weights:
 
 
 def _from_exported(folder: Path) -> Weights:
-    try:
-        card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architecture, settings = card["architecture"], card["pretrained_cfg"]
-        channels, image_size, _ = settings["input_size"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'}: not the config of a timm model; export the model again") from error
-    path = folder / "model.safetensors"
+    card, path = read_card(folder), folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{folder}: model.safetensors is missing beside config.json; export the model again")
     check_file(path)
-    names = card.get("label_names")
+    return _described(load_file(path), str(folder), card)
+
+
+def _described(state: dict[str, Tensor], origin: str, card: Card) -> Weights:
     return Weights(
-        state=load_file(path),
-        origin=str(folder),
-        architecture=architecture,
-        args=_arguments(card.get("model_args", {}), settings),
-        classes=tuple(names) if names else () if card.get("num_classes") == 0 else None,
-        class_count=len(names) if names else card.get("num_classes", settings.get("num_classes")),
-        image_size=image_size,
-        channels=channels,
+        state, origin, card.architecture, card.args, card.classes, card.class_count, card.image_size, card.channels
     )
 
 
-def _arguments(given: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that build a model of weights again. What belongs to the data it is built for is left to these."""
-    args = {key: value for key, value in given.items() if key not in _OF_THE_DATA}
-    return {**args, "pretrained_cfg_overlay": {key: settings[key] for key in _KEPT if key in settings}}
+def _trained(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights in one of our checkpoints that are evaluated and exported. Raises TypeError when they are none."""
+    state = content["student"] if content["ema"] is None else content["ema"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TypeError("it holds no weights")
+    return state
 
 
 def _from_net(net: Any, origin: str) -> Weights:
@@ -140,7 +121,7 @@ def _from_net(net: Any, origin: str) -> Weights:
         state=net.state_dict(),
         origin=origin,
         architecture=settings["architecture"],
-        args=_arguments(get_model_args(net), settings),
+        args=arguments(get_model_args(net), settings),
         classes=tuple(names) if names else None,
         class_count=net.num_classes,
         image_size=settings["input_size"][1],
@@ -151,13 +132,12 @@ def _from_net(net: Any, origin: str) -> Weights:
 def check_file(path: Path) -> None:
     """Look at a weights file before any value of it is used. Raises UserError: empty, truncated, damaged, not weights.
 
-    torch.load does not compare the checksums of its archive, so a flipped byte would load as a wrong number.
+    Neither torch.load nor safetensors compares checksums, so a flipped byte would load as a wrong number.
     """
-    size = path.stat().st_size
+    with reading(path), path.open("rb") as handle:
+        size, head = path.stat().st_size, handle.read(64)
     if size == 0:
         raise UserError(f"{path}: the file is empty; copy or download it again")
-    with path.open("rb") as handle:
-        head = handle.read(64)
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: a Git LFS pointer, not the weights themselves; run git lfs pull")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -168,16 +148,15 @@ def check_file(path: Path) -> None:
                 opened.keys()
         except safetensors.SafetensorError as error:
             raise UserError(f"{path}: damaged or truncated at {size} bytes ({error}); copy it again") from error
+        check_unchanged(path)
         return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except zipfile.BadZipFile as error:
+    with reading(path):
+        zipped = zipfile.is_zipfile(path)
+    if not zipped:
         raise UserError(
             f"{path}: truncated at {size} bytes, or not a torch checkpoint (it starts with {head[:8]!r}); copy it again"
-        ) from error
-    if broken is not None:
-        raise UserError(f"{path}: damaged, the checksum of {broken} does not match; use an older checkpoint")
+        )
+    check_archive(path)
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
@@ -187,7 +166,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
     """
     try:
         # timm's training checkpoints hold their command line as this one plain class.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with reading(path), torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]

@@ -22,7 +22,7 @@ from distillcli.report.sentences import (
     status_sentence,
     time_sentence,
 )
-from distillcli.runs.folder import read_json
+from distillcli.runs.reading import try_json
 from distillcli.runs.result import Result
 
 
@@ -151,6 +151,6 @@ def load_expression(folder: Path) -> str:
 
 def own_imports(folder: Path) -> list[str]:
     """What has to be imported beside timm before it knows the exported student of a run folder."""
-    exported = read_json(folder / "student" / "config.json")
-    own = exported is not None and exported["architecture"] == "reused_head"
+    exported = try_json(folder / "student" / "config.json")
+    own = exported is not None and exported.get("architecture") == "reused_head"
     return ["import distillcli.reused_head  # timm does not know this model without it"] if own else []

@@ -24,6 +24,7 @@ import yaml
 
 import distillcli
 from distillcli.errors import UserError
+from distillcli.runs.checksums import recorded
 
 LIBRARIES = (
     *("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "pillow", "safetensors"),
@@ -40,7 +41,7 @@ def claim_new(parent: Path) -> Path:
     Raises UserError when the parent cannot be written.
     """
     stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    with _writable(parent):
+    with writable(parent):
         parent.mkdir(parents=True, exist_ok=True)
         attempt = 1
         while True:
@@ -55,7 +56,7 @@ def claim_new(parent: Path) -> Path:
 
 def claim(folder: Path) -> Path:
     """Create ``folder``, which must be absent or empty. Raises UserError otherwise, or when it cannot be written."""
-    with _writable(folder):
+    with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UserError(
@@ -68,7 +69,8 @@ def claim(folder: Path) -> Path:
 
 
 @contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def writable(folder: Path) -> Iterator[None]:
+    """Within the block a folder is made or written to. Raises UserError when that is not possible."""
     try:
         yield
     except OSError as error:
@@ -83,7 +85,9 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
     POSIX record locks vanish with the process, however it dies, and are not inherited by loader workers.
     """
-    with (folder / ".lock").open("a+") as handle:
+    with writable(folder):
+        handle = (folder / ".lock").open("a+")
+    with handle:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
@@ -112,9 +116,10 @@ def describe_folder(
     folder: Path, config: dict[str, Any], command: str, overrides: list[str], classes: Sequence[str]
 ) -> None:
     """Write the files that say what the run is, before it starts."""
-    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    with recorded(folder, "config.yaml", "environment.json"):
+        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_json(folder / "environment.json", environment(command, overrides))
     write_text(folder / "command.txt", command + "\n")
-    write_json(folder / "environment.json", environment(command, overrides))
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
 
 
@@ -136,32 +141,28 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None when the file is missing or torn."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``; a last line torn by a crash is ignored."""
+    """The rows of ``metrics.jsonl``; a last line torn by a crash is ignored, and so is what is no row of an epoch.
+
+    They are the history that is drawn. No number of a result rests on them.
+    """
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
-    except FileNotFoundError:
+    except OSError:
         return []
     rows = []
     for line in lines:
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if isinstance(row, dict) and type(row.get("epoch")) is int:
+            rows.append(row)
     return rows
 
 

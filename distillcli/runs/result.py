@@ -13,7 +13,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from distillcli.runs.folder import read_json, write_json
+from distillcli.runs.checksums import recorded
+from distillcli.runs.folder import write_json
+from distillcli.runs.reading import try_json
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,13 @@ class Result:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    write_json(folder / "result.json", to_json(result))
+    with recorded(folder, "result.json"):
+        write_json(folder / "result.json", to_json(result))
 
 
 def read_result(folder: Path) -> Result | None:
     """The result of a run folder, or None when it has none that can be read."""
-    content = read_json(folder / "result.json")
+    content = try_json(folder / "result.json")
     return None if content is None else from_json(content)
 
 

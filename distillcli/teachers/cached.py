@@ -45,6 +45,10 @@ class CachedTeacher:
         embedding = outputs[:, classes:] if self.live.taps.embedding else None
         return Output(outputs[:, :classes], embedding, {})
 
+    @property
+    def repaired(self) -> int:
+        return self.cache.damaged
+
     def cached_rows(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The rows of a batch, B x width, and which of them are there; the others are undefined."""
         rows = np.zeros((len(batch.index), self.cache.width), dtype=np.float32)

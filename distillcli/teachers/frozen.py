@@ -33,6 +33,11 @@ class Teacher(Protocol):
         """The model behind it, which takes any images."""
         ...
 
+    @property
+    def repaired(self) -> int:
+        """How many stored answers were damaged, and computed again."""
+        ...
+
 
 @dataclass(frozen=True)
 class FrozenTeacher:
@@ -54,6 +59,10 @@ class FrozenTeacher:
     @property
     def live(self) -> FrozenTeacher:
         return self
+
+    @property
+    def repaired(self) -> int:
+        return 0  # nothing is stored
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Output:

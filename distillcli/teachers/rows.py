@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,12 +24,14 @@ from numpy.typing import NDArray
 
 from distillcli.errors import UserError
 from distillcli.runs.folder import fingerprint, write_json
+from distillcli.runs.reading import read_json, reading, try_json
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 CHECKSUM_BYTES = 4
 TOP_K = 50
+_VIEW = re.compile(r"view-\d{5}\.r\d+")
 ROW_VERSION = 1  # raised when the layout of a row or the rendering of views changes
 
 
@@ -151,13 +154,17 @@ class RowCache:
         self.damaged = 0
         self.row_bytes = row_format.size(width) + CHECKSUM_BYTES
         self._open: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        self._own: dict[int, NDArray[np.uint8]] = {}
 
     def read(self, view: int, index: NDArray[np.int64]) -> tuple[Floats, NDArray[np.bool_]]:
         """Rows B x width and which of them are there; the others are undefined."""
         stored = np.zeros((len(index), self.row_bytes - CHECKSUM_BYTES), dtype=np.uint8)
         present = np.zeros(len(index), dtype=bool)
         for rank in self._ranks(view):
-            rows = self._file(view, rank)[index]
+            file = self._file(view, rank)
+            if file is None:
+                continue
+            rows = file[index]
             written = rows[:, -CHECKSUM_BYTES:].any(axis=1)
             sound = written & (_checksums(rows[:, :-CHECKSUM_BYTES]) == rows[:, -CHECKSUM_BYTES:]).all(axis=1)
             self.damaged += int((written & ~sound).sum())
@@ -169,21 +176,43 @@ class RowCache:
     def write(self, view: int, index: NDArray[np.int64], rows: Floats) -> Floats:
         """Store rows and return them as ``read`` will give them back. Raises UserError when the file cannot be made."""
         stored = self.format.encode(np.ascontiguousarray(rows, dtype=np.float32))
-        self._file(view, self.rank)[index] = np.concatenate([stored, _checksums(stored)], axis=1)
+        self._own_file(view)[index] = np.concatenate([stored, _checksums(stored)], axis=1)
         return self.format.decode(stored, self.width)
 
     def _ranks(self, view: int) -> list[int]:
-        found = {int(path.suffix[2:]) for path in self.folder.glob(f"view-{view:05d}.r*")}
-        return sorted(found)
+        found = (path.suffix[2:] for path in self.folder.glob(f"view-{view:05d}.r*"))
+        return sorted({int(rank) for rank in found if rank.isdecimal()})
 
-    def _file(self, view: int, rank: int) -> NDArray[np.uint8]:
+    def _path(self, view: int, rank: int) -> Path:
+        return self.folder / f"view-{view:05d}.r{rank}"
+
+    def _file(self, view: int, rank: int) -> NDArray[np.uint8] | None:
+        """A file to read; None where it has another size or cannot be read: its rows are computed again."""
         if (view, rank) not in self._open:
-            path = self.folder / f"view-{view:05d}.r{rank}"
-            size = self.images * self.row_bytes
-            if not path.exists() or path.stat().st_size != size:
-                _reserve(path, size)
-            self._open[view, rank] = np.memmap(path, np.uint8, "r+", shape=(self.images, self.row_bytes))
+            path, shape = self._path(view, rank), (self.images, self.row_bytes)
+            try:
+                if path.stat().st_size != self.images * self.row_bytes:
+                    return None
+                self._open[view, rank] = np.memmap(path, np.uint8, "r", shape=shape)
+            except OSError:
+                return None
         return self._open[view, rank]
+
+    def _own_file(self, view: int) -> NDArray[np.uint8]:
+        """The file of this rank, to write. Raises UserError when it cannot be."""
+        if view not in self._own:
+            path, shape = self._path(view, self.rank), (self.images, self.row_bytes)
+            if self._file(view, self.rank) is None:
+                _reserve(path, self.images * self.row_bytes)
+            try:
+                self._own[view] = np.memmap(path, np.uint8, "r+", shape=shape)
+            except OSError as error:
+                raise UserError(
+                    f"{path}: the teacher cache cannot be written ({error.strerror}); use teacher.cache.mode=off or "
+                    "another teacher.cache.dir="
+                ) from error
+            self._open[view, self.rank] = self._own[view]  # the file may be a new one
+        return self._own[view]
 
 
 def _reserve(path: Path, size: int) -> None:
@@ -219,31 +248,48 @@ def open_cache(root: Path, key: dict[str, Any], row_format: str, width: int, ima
     description = key | {"format": row_format, "width": width, "images": images, "version": ROW_VERSION}
     folder = root / fingerprint(description)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "key.json").exists():
+    if try_json(folder / "key.json") != json.loads(json.dumps(description)):  # where tuples are lists
         write_json(folder / "key.json", description)
     return RowCache(folder, FORMATS[row_format], width, images, rank)
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One cache folder: its key, and how much of it is filled. ``bytes``: what it takes on the disk."""
+    """One cache folder: the teacher's name, and how much of it is filled. ``bytes``: what it takes on the disk."""
 
     folder: Path
-    key: dict[str, Any]
+    teacher: str
+    format: str
     views: int
     rows: int
     damaged: int
     bytes: int
 
 
-def list_caches(root: Path) -> list[Listed]:
-    """Every cache below ``root``, all checksums compared."""
-    found = []
-    for path in sorted(root.glob("*/key.json")):
-        key = json.loads(path.read_text(encoding="utf-8"))
-        cache = RowCache(path.parent, FORMATS[key["format"]], key["width"], key["images"])
-        views = sorted({int(file.name[5:10]) for file in path.parent.glob("view-*.r*")})
-        rows = sum(int(cache.read(view, np.arange(cache.images))[1].sum()) for view in views)
-        size = sum(file.stat().st_size for file in path.parent.iterdir())
-        found.append(Listed(path.parent, key, len(views), rows, cache.damaged, size))
-    return found
+def cache_folders(root: Path) -> list[Path]:
+    """Every cache below ``root``."""
+    return sorted(path.parent for path in root.glob("*/key.json"))
+
+
+def look_into(folder: Path) -> Listed:
+    """What a cache holds, all checksums compared. Raises UserError when its key is broken."""
+    path = folder / "key.json"
+    key = read_json(path)
+    with reading(path):
+        teacher, row_format = str(key["teacher"][0]), FORMATS[key["format"]]
+        width, images = (_count(name, key[name]) for name in ("width", "images"))
+    cache = RowCache(folder, row_format, width, images)
+    files = [file for file in folder.iterdir() if file.is_file()]
+    stored = [file for file in files if _VIEW.fullmatch(file.name)]
+    whole = [file for file in stored if file.stat().st_size == images * cache.row_bytes]
+    views = sorted({int(file.name[5:10]) for file in whole})
+    rows = sum(int(cache.read(view, np.arange(images))[1].sum()) for view in views)
+    size = sum(file.stat().st_size for file in files)
+    damaged = cache.damaged + (len(stored) - len(whole)) * images
+    return Listed(folder, teacher, row_format.name, len(views), rows, damaged, size)
+
+
+def _count(name: str, value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} {value!r} is no number of them")
+    return value

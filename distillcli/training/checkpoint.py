@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from distillcli.errors import UserError
 from distillcli.models.weights import check_file, load_tensors
+from distillcli.runs.reading import reading
 
 FORMAT = "distillcli"
 # The disk, the quota of the user, or the largest file that this process may write.
@@ -80,10 +82,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return load_tensors(path)
 
 
-def load_last(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+def load_last(folder: Path, check: Callable[[dict[str, Any]], None]) -> tuple[dict[str, Any] | None, str | None]:
     """The newest sound checkpoint of a run folder, and a warning if the newest file was not sound.
 
-    Neither: no checkpoint was written yet. Raises UserError if there are checkpoints and all are damaged.
+    ``check``: raises where the caller cannot go on from a content; that counts as damage, and the file before is
+    tried. Neither: no checkpoint was written yet. Raises UserError if there are checkpoints and all are damaged.
     """
     paths = [folder / "checkpoints" / name for name in ("last.pt", "previous.pt")]
     problems = []
@@ -92,12 +95,17 @@ def load_last(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
             continue
         try:
             content = read_checkpoint(path)
+            with reading(path):
+                check(content)
         except UserError as error:
             problems.append(str(error))
             continue
         return content, f"{problems[0]}; going on from {path.name}" if problems else None
     if problems:
-        raise UserError(f"{problems[0]}; no sound checkpoint is left, start a new run")
+        raise UserError(
+            f"{problems[0]}; no sound checkpoint is left, start a new run, or remove {folder / 'checkpoints'} to train "
+            "this one from the beginning"
+        )
     return None, None
 
 

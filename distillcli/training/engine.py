@@ -111,6 +111,8 @@ def fit(fit: Fit, session: Session) -> Fitted:
             watcher.epoch(row, {"split": "val", **numbers})
             if session.is_stopping():
                 raise session.interruption()
+    if loop.teacher is not None and loop.teacher.repaired:
+        session.warn(f"teacher cache: {loop.teacher.repaired:,} damaged rows were computed again")
     return Fitted(state.deployed, state.best, state.last, images / seconds if seconds else None)
 
 

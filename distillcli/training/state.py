@@ -7,15 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from timm.models import get_model_args
 from timm.utils import ModelEmaV3
 
 from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone
-from distillcli.runs.folder import append_metrics, rewind_metrics
+from distillcli.models.card import arguments
+from distillcli.runs.folder import append_metrics, read_metrics, rewind_metrics
 from distillcli.runtime import Runtime, any_rank
 from distillcli.training.checkpoint import load_last, remove_leftovers, save_checkpoint, save_last
 from distillcli.training.fit import Fit
 from distillcli.training.learners import Distillation, MutualLearning
+from distillcli.training.soundness import check_state
 from distillcli.training.step import Update
 
 
@@ -77,11 +80,13 @@ class Keeper:
 
     def __init__(self, fit: Fit, state: State, runtime: Runtime) -> None:
         config, student = fit.config, state.model.student
+        settings = student.net.pretrained_cfg
         self.folder = fit.folder
         self.runtime = runtime
         self.state = state
         self.identity = {
-            "model": {"name": config.student.name, "args": config.student.args},
+            # As in an exported model: a name of the config may stand for a folder or for a model on the hub.
+            "model": {"name": settings["architecture"], "args": arguments(get_model_args(student.net), settings)},
             "classes": list(fit.data.source.classes),
             "image_size": student.image_size,
             "channels": student.spec.channels,
@@ -90,14 +95,16 @@ class Keeper:
         self.interval = 60 * config.trainer.checkpoint_minutes
         self.saved_at = time.monotonic()
         self.steps_per_epoch = fit.showing.steps_per_epoch
+        self.epochs = config.trainer.epochs
 
     def resume(self, warn: Callable[[str], None]) -> None:
         if self.runtime.is_main:
             remove_leftovers(self.folder)
-        content, warning = load_last(self.folder)
+        content, warning = load_last(self.folder, self._check)
         if warning is not None:
             warn(warning)
         if content is None:
+            self._begin_again(warn)
             return
         if content["recipe"] != self.identity["recipe"]:
             raise UserError(
@@ -107,6 +114,20 @@ class Keeper:
         self.state.restore(content)
         if self.runtime.is_main:
             rewind_metrics(self.folder, self.state.step // self.steps_per_epoch)
+
+    def _check(self, content: dict[str, Any]) -> None:
+        """Raise what reading raises, unless this is a state of this fit, or whole and of another one."""
+        if content["recipe"] == self.identity["recipe"]:
+            state = self.state
+            check_state(content, state.everything(), state.update.optimizer, self.steps_per_epoch, self.epochs)
+
+    def _begin_again(self, warn: Callable[[str], None]) -> None:
+        """Epochs were recorded, and what they had learned is gone."""
+        epochs = [row["epoch"] for row in read_metrics(self.folder)]
+        if epochs:
+            warn(f"{self.folder}: {max(epochs)} epochs are recorded, but no checkpoint is left; beginning at epoch 1")
+            if self.runtime.is_main:
+                rewind_metrics(self.folder, 0)
 
     def is_due(self) -> bool:
         return any_rank(time.monotonic() - self.saved_at > self.interval, self.runtime)
@@ -124,7 +145,8 @@ class Keeper:
         state.best = state.last if is_best else state.best
         if self.runtime.is_main:
             if is_best:
-                save_checkpoint(self.folder / "checkpoints" / "best.pt", state.weights() | self.identity)
+                content = state.weights() | self.identity | {"epoch": epoch}
+                save_checkpoint(self.folder / "checkpoints" / "best.pt", content)
             append_metrics(self.folder, train)
             append_metrics(self.folder, {"kind": "eval", "epoch": epoch, "step": state.step, "split": "val", **numbers})
         self.save()
