@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,27 +37,47 @@ def _above_zero(advice: str = "") -> dict[str, Callable[[Any], str | None]]:
     return _must(lambda value: value > 0, f"must be above 0{advice}")
 
 
+def epochs_of(span: float | str, epochs: int) -> float:
+    """The length of a span in a run of ``epochs``: a number of epochs, or a share of the run such as ``10%``."""
+    return epochs * float(span.removesuffix("%")) / 100 if isinstance(span, str) else span
+
+
+def _is_span(value: float | str) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"\d+(\.\d+)?%", value) is not None and epochs_of(value, 1) <= 1
+    return 0 <= value < math.inf
+
+
+_SPAN = _must(_is_span, "a number of epochs, 0 or more, or a share of the run, e.g. 10%")
+
+
 @dataclass(frozen=True)
 class TermOptions:
     """Options of every term.
 
-    ``ramp``: number of epochs at the start over which the weight grows linearly from 0. ``fade``: number of epochs at
-    the end over which it falls back to 0. 0 turns either off.
+    ``ramp``: how long the weight grows linearly from 0 at the start. ``fade``: how long it falls back to 0 at the end.
+    Either in epochs, or as a share of the run, e.g. ``10%``; 0 turns it off.
     """
 
     weight: float = 1.0
-    ramp: float = 0.0
-    fade: float = 0.0
+    # In a union OmegaConf takes no int for a float.
+    ramp: int | float | str = field(default=0.0, metadata=_SPAN)
+    fade: int | float | str = field(default=0.0, metadata=_SPAN)
+
+
+_TEMPERATURE = _must(lambda value: value is None or value > 0, "must be above 0; 1 leaves the logits as they are")
 
 
 @dataclass(frozen=True)
 class SoftOptions(TermOptions):
-    """Options of every term that softens logits. ``temperature``: None takes ``distill.temperature``."""
+    """Options of every term that softens logits.
 
-    temperature: float | None = field(
-        default=None,
-        metadata=_must(lambda value: value is None or value > 0, "must be above 0; 1 leaves the logits as they are"),
-    )
+    ``temperature``: None takes ``distill.temperature``. ``temperature_end``: reached linearly by the end of the run;
+    None takes ``distill.temperature_end``, or for a term with a temperature of its own keeps that.
+    """
+
+    temperature: float | None = field(default=None, metadata=_TEMPERATURE)
+    temperature_end: float | None = field(default=None, metadata=_TEMPERATURE)
 
 
 @dataclass(frozen=True)
@@ -329,6 +350,17 @@ def check_terms(config: DistillConfig) -> None:
         raise UserError(
             f"distill.alpha={config.alpha}: every term has weight 0, so nothing is learned; change alpha or terms"
         )
+    if config.temperature_end is not None and not any(map(_follows, active_terms(config).values())):
+        raise UserError(
+            f"distill.temperature_end={config.temperature_end}: no term of this objective follows distill.temperature; "
+            "leave it out, or set the temperature_end of a term that has a temperature of its own, e.g. "
+            "distill.terms.kl.temperature_end=1"
+        )
+
+
+def _follows(options: TermOptions) -> bool:
+    """Whether the temperature of a term ends as the common one does."""
+    return isinstance(options, SoftOptions) and options.temperature is None and options.temperature_end is None
 
 
 # --- what an objective needs --------------------------------------------------------------------------------------
