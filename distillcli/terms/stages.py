@@ -69,6 +69,24 @@ def stage_pairs(options: StageOptions, name: str, student: Spec, teacher: Spec) 
     return sorted(pairs, key=lambda pair: pair.student % len(student.stage_shapes))
 
 
+def doubts_of_points(pairs: list[StagePair], name: str) -> tuple[str, ...]:
+    """What to say of stages that term ``name``, which compares patterns of positions, sees as one position.
+
+    Raises UserError if it sees none of several.
+    """
+    points = [pair.student for pair in pairs if min(_positions(pair.student_shape, pair.teacher_shape)) == 1]
+    if not points:
+        return ()
+    said = f"distill.terms.{name}.stages: {name} compares where in a map things are, and stages {points} are 1 x 1"
+    if len(points) == len(pairs):
+        raise UserError(f"{said}, so there is nothing to learn; choose earlier stages, or a larger dataset.image_size")
+    others = [pair.student for pair in pairs if pair.student not in points]
+    return (
+        f"{said}, so nothing is learned from them; choose distill.terms.{name}.stages={others}, or a larger "
+        "dataset.image_size",
+    )
+
+
 def taps_of(pairs: list[StagePair], embedding: bool = False) -> tuple[Taps, Taps]:
     """What the pairs need of student and teacher."""
     student, teacher = tuple(pair.student for pair in pairs), tuple(pair.teacher for pair in pairs)
