@@ -140,7 +140,7 @@ def test_what_is_not_refused_has_its_specs_and_an_objective() -> None:
     check_weights(plan)
     assert [spec.name for spec in (*plan.teachers, plan.student)] == ["test_resnet", "test_vit", "test_efficientnet"]
     assert plan.inputs == Inputs(4, 48, 3) == open_tiny(config, CPU).inputs
-    assert [*plan.objective.terms] == ["ce", "kl", "hint"]
+    assert [*plan.objective.terms] == ["ce", "hint"]
 
 
 def test_a_model_is_described_once(monkeypatch: pytest.MonkeyPatch) -> None:

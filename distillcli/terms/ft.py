@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distillcli.config.terms import FactorTransferOptions
+from distillcli.errors import UserError
 from distillcli.terms.base import PreparedTerm, Setting
 from distillcli.terms.feature import attention
-from distillcli.terms.stages import AdapterNorm, same_size, stage_shape, unit
+from distillcli.terms.stages import AdapterNorm, StagePair, same_size, stage_shape, unit
 from distillcli.types import Batch, Output, Taps
 
 _SLOPE = 0.1
@@ -62,8 +63,8 @@ class FactorTransfer(PreparedTerm):
 
     The paraphraser learns to reconstruct the teacher's maps before the student's first step and is then frozen; the
     translator, which produces the student's factor, is trained with the student. ``form``: ``factor`` compares whole
-    factors, as the paper and its code do, which weighs them by 500; ``attention`` their attention maps, as the CIFAR-100
-    benchmarks do, which weigh these by 200.
+    factors, as the paper and its code do, which weighs them by 500; ``attention`` compares their attention maps, as the
+    benchmarks on CIFAR-100 do, which weigh these by 200.
     """
 
     def __init__(self, options: FactorTransferOptions, setting: Setting) -> None:
@@ -71,8 +72,14 @@ class FactorTransfer(PreparedTerm):
         student, teacher = setting.models
         self.stage = options.stage
         self.teacher_stage = options.stage if options.teacher_stage is None else options.teacher_stage
-        channels = stage_shape(student, self.stage, "distill.terms.ft.stage")[0]
-        wanted = stage_shape(teacher, self.teacher_stage, "distill.terms.ft.teacher_stage")[0]
+        shape = stage_shape(student, self.stage, "distill.terms.ft.stage")
+        its_shape = stage_shape(teacher, self.teacher_stage, "distill.terms.ft.teacher_stage")
+        if options.form == "attention" and StagePair(self.stage, self.teacher_stage, shape, its_shape).positions == 1:
+            raise UserError(
+                f"distill.terms.ft.stage={self.stage}: the attention form compares where in a map things are, and this "
+                "one is 1 x 1; choose an earlier stage, a larger dataset.image_size, or distill.terms.ft.form=factor"
+            )
+        channels, wanted = shape[0], its_shape[0]
         self.student_taps, self.teacher_taps = Taps(stages=(self.stage,)), Taps(stages=(self.teacher_stage,))
         width = max(1, round(options.rate * wanted))
         self.translator = translator(channels, width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,11 @@ class StagePair:
     student_shape: tuple[int, int, int]
     teacher_shape: tuple[int, int, int]
 
+    @property
+    def positions(self) -> int:
+        """Of the maps that are compared: the larger one is pooled to the size of the other."""
+        return math.prod(min(sides) for sides in zip(self.student_shape[1:], self.teacher_shape[1:], strict=True))
+
 
 def stage_pairs(options: StageOptions, name: str, student: Spec, teacher: Spec) -> list[StagePair]:
     """The pairs of term ``name``, from the student's input to its output. Raises UserError if they do not exist."""
@@ -74,7 +80,7 @@ def doubts_of_points(pairs: list[StagePair], name: str) -> tuple[str, ...]:
 
     Raises UserError if it sees none of several.
     """
-    points = [pair.student for pair in pairs if min(_positions(pair.student_shape, pair.teacher_shape)) == 1]
+    points = [pair.student for pair in pairs if pair.positions == 1]
     if not points:
         return ()
     said = f"distill.terms.{name}.stages: {name} compares where in a map things are, and stages {points} are 1 x 1"
