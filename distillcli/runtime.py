@@ -6,6 +6,7 @@ being drawn, so resuming, other loader settings and looking twice all see the sa
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -106,8 +107,42 @@ def set_threads(wanted: int | None) -> int:
 
 
 @contextmanager
+def named_failures(smaller: str) -> Iterator[None]:
+    """Raise UserError in one line when the machine, and not the code, fails: memory is full, or a loader worker died.
+
+    ``smaller``: what would take less memory, in words.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        words = (str(error) or type(error).__name__).strip().splitlines()[0]
+        if _is_out_of_memory(error):
+            raise UserError(f"out of memory ({words}): {smaller}") from error
+        if isinstance(error, RuntimeError) and words.startswith(("DataLoader worker", "DataLoader timed out")):
+            raise UserError(
+                f"{words.rstrip(' .')}: a process that loads images was killed or hangs, usually for want of memory or "
+                "of /dev/shm; use fewer trainer.workers, or trainer.workers=0"
+            ) from error
+        raise
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """On CPUs torch raises a plain RuntimeError, numpy and Python a MemoryError, the system an OSError."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+@contextmanager
 def start(trainer: TrainerConfig) -> Iterator[Runtime]:
     """The runtime of this process; joins the process group when launched by ``torchrun``."""
+    smaller = "use a smaller dataset.image_size, dataset.memory_gb or trainer.batch_size"
+    with named_failures(smaller), _joined(trainer) as runtime:
+        yield runtime
+
+
+@contextmanager
+def _joined(trainer: TrainerConfig) -> Iterator[Runtime]:
     set_threads(trainer.threads)
     device = resolve_device(trainer.device)
     if device.type == "cuda":
@@ -153,6 +188,15 @@ def any_rank(flag: bool, runtime: Runtime) -> bool:
     if runtime.world == 1:
         return flag
     return bool(sum_over_ranks(torch.tensor(float(flag), device=runtime.device), runtime).item())
+
+
+def least_over_ranks(value: float, runtime: Runtime) -> float:
+    """The smallest ``value`` of all ranks, on every rank."""
+    if runtime.world == 1:
+        return value
+    least = torch.tensor(value, device=runtime.device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return least.item()
 
 
 def share_buffers(module: torch.nn.Module, runtime: Runtime) -> None:

@@ -252,6 +252,7 @@ def break_at(monkeypatch: pytest.MonkeyPatch, step: int, gradient_only: bool = F
     monkeypatch.setattr(Objective, "forward", broken)
 
 
+@pytest.mark.fault("R30")
 @pytest.mark.parametrize(("step", "gradient_only"), [(6, False), (8, False), (8, True)])
 def test_nan_ends_the_run_and_spares_the_checkpoints(
     step: int, gradient_only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -262,8 +263,12 @@ def test_nan_ends_the_run_and_spares_the_checkpoints(
     watch = Watch(after_epoch=lambda: after_first.update(files(tmp_path)))
     with pytest.raises(NumericError, match=rf"step {step} \(epoch 2") as raised:
         train(tiny(), tmp_path, watch)
+    assert "student: " in str(raised.value)
     assert "optimizer.lr=0.003" in str(raised.value)
-    assert files(tmp_path) == after_first
+    assert f"the last checkpoint, {tmp_path}/checkpoints/last.pt, is from before" in str(raised.value)
+    found = files(tmp_path)
+    assert found.pop("nan_batch.json")
+    assert found == after_first
     assert {"checkpoints/last.pt", "checkpoints/best.pt"} <= set(after_first)
     assert all(value.isfinite().all() for value in last(tmp_path)["student"].values())
 

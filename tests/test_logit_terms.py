@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillcli.config.schema import DistillConfig
+from distillcli.config.compose import compose
+from distillcli.config.schema import DistillConfig, TrainConfig
 from distillcli.config.terms import KNOWN_TERMS, StandardizeOptions, labels_only, needs_teacher, parse_options
 from distillcli.errors import UserError
 from distillcli.terms import TERMS
-from distillcli.terms.base import standardized
+from distillcli.terms.base import FLAT, standardized
 from distillcli.terms.labelled import (
     hand_made_logits,
     label_of,
@@ -59,7 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "class_correlation": {},
     "batch_correlation": {},
     "logit_mse": {},
-    "tfkd": {"confidence": 0.9},
+    "tfkd": {"confidence": 0.9, "form": "paper"},
 }
 ALL = list(OPTIONS)
 BATCHWISE = ["dist", "class_correlation", "batch_correlation"]
@@ -658,8 +659,32 @@ def test_tfkd_at_temperature_1_is_label_smoothing_less_its_floor() -> None:
     torch.testing.assert_close(value, smoothed - floor, rtol=1e-12, atol=0)
 
 
+@pytest.mark.fault("F8.4")
+def test_tfkd_in_the_form_of_the_published_code_softens_the_probabilities_as_if_they_were_logits() -> None:
+    """And the student not at all: KL(softmax(p / T) || softmax(z)), summed over the classes, mean over the batch."""
+    student, labels = seeded(6, 5), labels_of(6, 5)
+    made = np.full((6, 5), 0.1 / 4)
+    made[np.arange(6), labels.numpy()] = 0.9
+    expected = kl_rows(log_softmax(made / T), log_softmax(student.numpy())).mean()
+    assert value_of("tfkd", student, student, form="code").item() == pytest.approx(expected, rel=1e-10)
+    target = torch.from_numpy(softmax(made / T))
+    found = gradient_of("tfkd", student, student, form="code")
+    torch.testing.assert_close(found, (student.softmax(dim=1) - target) / 6, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.fault("F8.7")
+def test_dist_of_two_classes_says_what_is_not_learned() -> None:
+    two = setting(spec(2), spec(2))
+    (doubt,) = TERMS["dist"](parse_options("dist", {}), two).doubts
+    assert doubt.startswith("distill.terms.dist.beta=1: with two classes")
+    assert TERMS["dist"](parse_options("dist", {"beta": 0.0}), two).doubts == ()
+    assert TERMS["dist"](parse_options("dist", {}), setting(spec(3), spec(3))).doubts == ()
+    with pytest.raises(UserError, match=r"^distill\.terms\.dist\.gamma=0: with two classes .*distill=kd$"):
+        TERMS["dist"](parse_options("dist", {"gamma": 0.0}), two)
+
+
 def test_tfkd_needs_no_teacher_and_is_least_at_its_hand_made_one() -> None:
-    config = DistillConfig(name="test", temperature=T, alpha=None, terms={"ce": {}, "tfkd": {}})
+    config = DistillConfig(name="test", temperature=T, alpha=None, terms={"ce": {}, "tfkd": {"form": "paper"}})
     assert not needs_teacher(config)
     assert labels_only(config).terms == config.terms
     labels = labels_of(6, 5)
@@ -788,3 +813,80 @@ def test_every_logit_term_has_a_preset() -> None:
     folder = Path(__file__).resolve().parent.parent / "configs" / "distill"
     presets = "\n".join(file.read_text("utf-8") for file in folder.glob("*.yaml"))
     assert [name for name in ALL if f"\n  {name}: " not in presets] == []
+
+
+# --- students that begin with equal logits -------------------------------------------------------------------------
+
+
+def np_length(length: float, usual: float) -> float:
+    """1 / length falls linearly from its value at FLAT times the usual length to 1 / usual at 0."""
+    least = FLAT * usual
+    return length if length >= least else 1 / (1 / usual + length / least * (1 / least - 1 / usual))
+
+
+@pytest.mark.fault("F1.10")
+@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-4, 5e-3, 0.02, 1.0])
+def test_rows_are_standardized_by_their_deviation_or_by_more_where_they_are_flat(size: float) -> None:
+    logits = size * seeded(6, 5) + 3
+    centred = logits.numpy() - logits.numpy().mean(axis=1, keepdims=True)
+    expected = np.stack([row / np_length(1e-7 + row.std(ddof=1), 1.0) for row in centred])
+    np.testing.assert_allclose(standardized(logits).numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.fault("F1.10")
+@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-4, 5e-3, 0.03, 1.0])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_dist_divides_by_more_where_the_student_is_flat(size: float, temperature: float) -> None:
+    student, teacher = size * seeded(6, 5), 3 * seeded(6, 5, seed=1)
+    p_s, p_t = (softmax(logits.numpy() / temperature) for logits in (student, teacher))
+    usual = 1 / (temperature * 5)
+    is_flat = np.linalg.norm(p_s - 1 / 5) < FLAT * usual * np.sqrt(30)
+
+    def correlation(a: Array, b: Array, length: float, flat: bool) -> float:
+        a, b = a - a.mean(), b - b.mean()
+        norm = float(np.sqrt(a @ a))
+        return float(a @ b / ((np_length(norm, usual * length) if flat else norm) * np.sqrt(b @ b) + 1e-8))
+
+    inter = 1 - np.mean([correlation(p_s[row], p_t[row], np.sqrt(5), True) for row in range(6)])
+    intra = 1 - np.mean([correlation(p_s[:, k], p_t[:, k], np.sqrt(6), bool(is_flat)) for k in range(5)])
+    found = dist_parts(student, teacher, temperature)
+    assert [part.item() for part in found] == pytest.approx([inter, intra], rel=1e-8)
+
+
+@pytest.mark.fault("F1.10")
+@pytest.mark.parametrize("scale", [0.02, 0.5, 3.0, 30.0])
+@pytest.mark.parametrize("classes", [3, 10, 1000])
+def test_students_that_are_not_flat_are_compared_as_published_bit_for_bit(scale: float, classes: int) -> None:
+    """Fresh ones too, and sure ones, in whom most classes have almost no probability."""
+    student, teacher = (scale * seeded(16, classes, seed=seed).float() for seed in (0, 1))
+    student = student - student.mean(dim=1, keepdim=True)
+    student = student * (scale / student.std(dim=1, keepdim=True)).clamp(min=1)
+    centred = student - student.mean(dim=1, keepdim=True)
+    assert torch.equal(standardized(student), centred / (1e-7 + centred.std(dim=1, keepdim=True)))
+    for temperature in (1.0, 4.0):
+        p_s, p_t = ((logits / temperature).softmax(dim=1) for logits in (student, teacher))
+        for part, dim in zip(dist_parts(student, teacher, temperature), (1, 0), strict=True):
+            assert torch.equal(part, 1 - pearson(p_s, p_t, dim=dim).mean())
+
+
+@pytest.mark.fault("F1.10")
+@pytest.mark.parametrize("preset", ["dist", "lskd", "dkd_lskd"])
+@pytest.mark.parametrize("zeros", ["timm's mixer", "a head of zeros"])
+def test_a_student_that_begins_with_equal_logits_has_a_gradient_of_ordinary_size(preset: str, zeros: str) -> None:
+    """Its norm was 5e6 and more."""
+    config = compose("train", [f"distill={preset}"])
+    assert isinstance(config, TrainConfig)
+    for name in ("mixer_s32_224",) if zeros == "timm's mixer" else ("test_vit", "test_efficientnet"):
+        student = builders.fresh(name)
+        if zeros == "a head of zeros":
+            for parameter in student.net.get_classifier().parameters():
+                nn.init.zeros_(parameter)
+        images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        terms = Objective(config.distill, setting(student.spec, spec(5)))
+        teacher = Output(5 * seeded(8, 5, dtype=torch.float32), None, {})
+        output = student.train()(images)
+        assert output.logits.std(dim=1).max() < FLAT
+        terms(output, teacher, batch_of(8), epoch=10)[0].backward()
+        weights = [weight for weight in student.parameters() if weight.grad is not None]
+        norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        assert 1e-2 < norm < 10 * nn.utils.get_total_norm([weight.detach() for weight in weights])

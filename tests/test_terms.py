@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -11,14 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillcli.config.schema import DistillConfig, OptimizerConfig, TrainerConfig
+from distillcli.config.compose import compose
+from distillcli.config.schema import DistillConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from distillcli.config.search import groups
 from distillcli.config.terms import (
     KNOWN_TERMS,
     LogitOptions,
     RKDOptions,
     StandardizeOptions,
     TermOptions,
+    active_terms,
     check_terms,
+    epochs_of,
     labels_only,
     needs_teacher,
     parse_options,
@@ -549,17 +554,66 @@ def test_a_ramp_and_a_fade_that_meet_multiply() -> None:
     assert total == pytest.approx(values["ce"] + 5 / 8 * 5 / 8 * values["kl"], rel=1e-6)
 
 
+@pytest.mark.fault("F1.9")
+@pytest.mark.parametrize("span", [2, 2.0, "20%", "20.0%"])
+def test_a_ramp_or_fade_is_a_number_of_epochs_or_a_share_of_the_run(span: Any) -> None:
+    """Of 10 epochs."""
+    for epoch, share in ((0, 0.0), (1, 0.5), (2, 1.0), (8, 1.0), (9, 0.5), (10, 0.0)):
+        total, values = parts_of({"ce": {}, "kl": {"ramp": span, "fade": span}}, epoch=epoch)
+        assert total == pytest.approx(values["ce"] + share * values["kl"], rel=1e-6)
+
+
+@pytest.mark.fault("F1.9")
+@pytest.mark.parametrize(
+    ("options", "doubt"),
+    [
+        ({"ramp": 40}, r"distill\.terms\.kl\.ramp=40: in 10 epochs .* no more than 25% .*distill\.terms\.kl\.ramp=10%"),
+        ({"fade": 40}, r"distill\.terms\.kl\.fade=40: in 10 epochs .* no more than 25% "),
+        ({"ramp": 8, "fade": 6}, r"distill\.terms\.kl\.ramp=8: in 10 epochs .* no more than 52% "),
+        ({"ramp": "80%", "fade": "80%"}, r"distill\.terms\.kl\.ramp=80%: .* no more than 39% "),
+        ({"ramp": 10}, None),
+        ({"ramp": 4, "fade": 6}, None),
+        ({"ramp": "100%"}, None),
+        ({}, None),
+    ],
+)
+def test_a_term_that_never_reaches_its_weight_is_said(options: dict[str, Any], doubt: str | None) -> None:
+    doubts = objective({"ce": {}, "kl": {**options, "weight": 9.0}}).doubts
+    assert len(doubts) == (doubt is not None)
+    assert doubt is None or re.match(doubt, doubts[0])
+
+
+@pytest.mark.fault("F1.9")
+def test_every_preset_reaches_its_weights_in_a_run_of_any_length() -> None:
+    for preset in sorted(groups()["distill"]):
+        for epochs in (1, 5, 240):
+            built = compose("train", [f"distill={preset}", f"trainer.epochs={epochs}"])
+            assert isinstance(built, TrainConfig)
+            for name, options in active_terms(built.distill).items():
+                assert epochs_of(options.ramp, epochs) + epochs_of(options.fade, epochs) <= epochs, (preset, name)
+
+
 @pytest.mark.parametrize(("epoch", "temperature"), [(0, 4.0), (2.5, 3.25), (5, 2.5), (10, 1.0), (12, 1.0)])
 def test_the_temperature_moves_linearly_from_its_start_to_its_end(epoch: float, temperature: float) -> None:
-    """Over the 10 epochs of the setting; a term's own temperature stays."""
+    """Over the 10 epochs of the setting; a term's own temperature stays, or has an end of its own."""
     seed_everything(0)
-    terms = {"kl": {}, "js": {"temperature": 3.0}}
+    own = {"temperature": 2 * temperature}
+    terms = {"kl": {}, "js": {"temperature": 3.0}, "reverse_kl": {"temperature": 8.0, "temperature_end": 2.0}}
     moving = DistillConfig(name="test", temperature=4.0, temperature_end=1.0, alpha=None, terms=terms)
     built = Objective(moving, setting(SPEC, WIDE))
-    assert built.words() == "1·kl(T=4→1) + 1·js(T=3)"
+    assert built.words() == "1·kl(T=4→1) + 1·js(T=3) + 1·reverse_kl(T=8→2)"
     values = built(output(SPEC), output(WIDE, seed=1), batch_of(), epoch)[1]
-    still = objective({"kl": {"temperature": temperature}, "js": {"temperature": 3.0}})
+    still = objective({"kl": {"temperature": temperature}, "js": {"temperature": 3.0}, "reverse_kl": own})
     assert values == still(output(SPEC), output(WIDE, seed=1), batch_of(), 0)[1]
+
+
+@pytest.mark.fault("F8.8")
+@pytest.mark.parametrize("terms", [{"kl": {"temperature": 3.0}}, {"kl": {"temperature_end": 1.0}}, {"logit_mse": {}}])
+def test_a_common_end_that_no_term_follows_is_refused(terms: dict[str, Any]) -> None:
+    moving = DistillConfig(name="test", temperature=4.0, temperature_end=1.0, alpha=None, terms={"ce": {}, **terms})
+    with pytest.raises(UserError, match=r"^distill\.temperature_end=1\.0: .*distill\.terms\.kl\.temperature_end=1$"):
+        check_terms(moving)
+    check_terms(dataclasses.replace(moving, terms={**terms, "js": {}}))
 
 
 def test_words_say_what_a_weight_does_over_the_run() -> None:
@@ -632,6 +686,10 @@ def test_the_defaults_of_a_term_are_allowed(name: str) -> None:
         ({"kl": {"weight": float("inf")}}, ["distill.terms.kl.weight=inf", "finite"]),
         ({"kl": {"fade": -2}}, ["distill.terms.kl.fade=-2", "0 or more"]),
         ({"kl": {"ramp": -2}}, ["distill.terms.kl.ramp=-2", "0 or more"]),
+        ({"kl": {"ramp": "often"}}, ["distill.terms.kl.ramp=often", "a share of the run, e.g. 10%"]),
+        ({"kl": {"ramp": "101%"}}, ["distill.terms.kl.ramp=101%", "a share of the run, e.g. 10%"]),
+        ({"kl": {"ramp": True}}, ["distill.terms.kl.ramp=True", "int | float | str"]),
+        ({"kl": {"temperature_end": 0}}, ["distill.terms.kl.temperature_end=0", "above 0"]),
         ({"kl": {"temperature": 0}}, ["distill.terms.kl.temperature=0", "above 0"]),
         ({"ce": {"smoothing": 1.5}}, ["distill.terms.ce.smoothing=1.5", "at most 1"]),
         ({"hint": {"stage": 1.5}}, ["distill.terms.hint.stage=1.5", "int"]),

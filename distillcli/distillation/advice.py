@@ -23,6 +23,7 @@ MAPS_OF_ONE_FAMILY = ("at", "nst", "fsp", "hint")
 def planned_warnings(plan: Plan) -> list[str]:
     """Warnings that are known before anything is trained."""
     found = data_warnings(plan.source) + _enlarged("student", plan.config.student, plan.config)
+    found += plan.objective.doubts + schedule_warnings(plan.config)
     if kind_of(plan.config).is_fixed:
         found += teacher_warnings(plan.config) + family_warnings(
             [*plan.objective.terms], plan.student, plan.teachers[0]
@@ -37,6 +38,18 @@ def data_warnings(source: Source) -> list[str]:
     return [
         f"{source.name}: {len(source.skipped)} images that cannot be decoded are left out, e.g. {source.skipped[0]}"
     ]
+
+
+def schedule_warnings(config: TrainConfig) -> list[str]:
+    """Whether the run ends before its learning rate has decayed as it says."""
+    schedule, epochs = config.schedule, config.trainer.epochs
+    if schedule.name == "multistep" and max(schedule.milestones) >= epochs:
+        key, value = "milestones", str(list(schedule.milestones))
+    elif schedule.name == "step" and schedule.decay_epochs >= epochs:
+        key, value = "decay_epochs", f"{schedule.decay_epochs:g}"
+    else:
+        return []
+    return [f"schedule.{key}={value}: not all of it is reached, as the run ends after {epochs} epochs; lower it"]
 
 
 def teacher_warnings(config: TrainConfig) -> list[str]:

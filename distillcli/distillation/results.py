@@ -14,6 +14,7 @@ from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.training.checkpoint import read_checkpoint
 from distillcli.training.evaluation import evaluate, measure
 from distillcli.training.fit import Fit, Fitted
+from distillcli.training.soundness import check_numbers
 
 
 def result_of_fit(
@@ -21,10 +22,13 @@ def result_of_fit(
 ) -> Result:
     """Measure what was fitted, at its last and at its best epoch. ``teacher``: what it is compared with.
 
-    The caller adds what else belongs to the run: its command, its teacher, its control.
+    Raises NumericError when the outputs are not finite. The caller adds what else belongs to the run: its command, its
+    teacher, its control.
     """
     config, data = fit.config, fit.data
     student = measure(fitted.backbone, data, teacher=teacher)
+    measured = {"nll": student.nll, "kl_to_teacher": student.kl_to_teacher}
+    check_numbers({name: n for name, n in measured.items() if n is not None}, fit, config.trainer.epochs)
     return Result(
         status="ok",
         role=fit.role,

@@ -52,7 +52,7 @@ def find_teaching(config: TrainConfig, data: Data, taps: Taps, session: Session)
     timings = {"teacher": time.monotonic() - begun}
     facts = measure(teacher.backbone, data, teacher.precision)
     facts = dataclasses.replace(facts, run=runs[0] if len(runs) == 1 else None, runs=tuple(runs))
-    if facts.nll is not None and math.isnan(facts.nll):
+    if facts.nll is not None and not math.isfinite(facts.nll):
         raise NumericError(
             f"teacher {config.teacher.name}: its outputs are not finite, so nothing can be learned from it"
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -43,9 +44,11 @@ class Setting:
 class Term(nn.Module, ABC):
     """One summand of the objective, built once from its options and its setting.
 
-    Its parameters are trained with the student and left out of the export.
+    Its parameters are trained with the student and left out of the export. ``doubts``: what speaks against it in its
+    setting, one line each.
     """
 
+    doubts: tuple[str, ...] = ()
     student_taps: Taps = LOGITS_ONLY
     teacher_taps: Taps = LOGITS_ONLY
 
@@ -87,14 +90,31 @@ class PreparedTerm(TeacherTerm, ABC):
         """``answers``: the teacher's outputs for every batch of ``prepare_epochs`` epochs."""
 
 
+# The standard deviation of the logits of one sample below which they are flat: fresh classifiers begin at 0.02 and
+# above, or, where they are drawn from next to nothing (MLP-Mixer, gMLP, ResMLP, EVA), at 0 to 0.0005.
+FLAT = 0.01
+
+
+def unflattened(lengths: Tensor, usual: float, flat: Tensor | bool = True) -> Tensor:
+    """What to divide by instead of ``lengths``, which are spreads of a student's outputs.
+
+    ``usual``: the length where logits have the standard deviation 1. Lengths from ``FLAT`` times that on are returned
+    as they are. Below, 1 / length, which is the size of the gradient, falls from there to 1 / ``usual`` at length 0:
+    the first step of a student that begins with equal logits would else be millions of times too long. ``flat``: false
+    where lengths are small for another reason.
+    """
+    share = lengths / (FLAT * usual)
+    return torch.where((share < 1) & flat, 1 / (share / (FLAT * usual) + (1 - share) / usual), lengths)
+
+
 def standardized(logits_BK: Tensor) -> Tensor:
     """Logit standardisation (Sun et al., CVPR 2024): (z - mean z) / (1e-7 + std z) of every row, std over K - 1.
 
     Only the shape of a row is left: the student need not match the mean and spread of the teacher's logits. The
-    gradient grows as 1 / std, so a nearly constant row has a huge one.
+    gradient grows as 1 / std; rows that are ``FLAT`` are therefore divided by more.
     """
     centred = logits_BK - logits_BK.mean(dim=1, keepdim=True)
-    return centred / (1e-7 + centred.std(dim=1, keepdim=True, correction=1))
+    return centred / unflattened(1e-7 + centred.std(dim=1, keepdim=True, correction=1), usual=1.0)
 
 
 class LogitTerm(Term, ABC):

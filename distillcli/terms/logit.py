@@ -15,8 +15,11 @@ from distillcli.config.terms import (
     MultiTemperatureOptions,
     SymmetricKLOptions,
 )
-from distillcli.terms.base import LogitTerm, Setting, TeacherTerm, Term
+from distillcli.errors import UserError
+from distillcli.terms.base import FLAT, LogitTerm, Setting, TeacherTerm, Term, unflattened
 from distillcli.types import Batch, Output, Taps
+
+_TWO_CLASSES = "with two classes every sample correlates at 1 or -1 and this part of the loss has no gradient"
 
 
 def cross_entropy(logits_BK: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -67,17 +70,33 @@ def pearson(first: Tensor, second: Tensor, dim: int) -> Tensor:
     uncorrelated. Clamping each norm instead would correlate them.
     """
     first, second = (side - side.mean(dim=dim, keepdim=True) for side in (first, second))
-    norms: Tensor = torch.linalg.vector_norm(first, dim=dim) * torch.linalg.vector_norm(second, dim=dim)
-    return (first * second).sum(dim=dim) / (norms + 1e-8)
+    return _correlation(first, second, torch.linalg.vector_norm(first, dim=dim), dim)
+
+
+def _correlation(first: Tensor, second: Tensor, norms: Tensor, dim: int) -> Tensor:
+    """Of centred slices. ``norms``: of the first."""
+    products: Tensor = norms * torch.linalg.vector_norm(second, dim=dim)
+    return (first * second).sum(dim=dim) / (products + 1e-8)
 
 
 def dist_parts(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Inter: 1 - mean correlation of the rows of the softened probabilities; intra: the same of their columns.
 
-    With one sample intra is 1, and with two classes every row correlates at 1 or -1: neither then has a gradient.
+    With one sample intra is 1, and with two classes every row correlates at 1 or -1: neither then has a gradient. The
+    gradient grows as 1 / norm of the student's rows and columns, which are therefore ``unflattened``.
     """
     student, teacher = (functional.softmax(logits / temperature, dim=1) for logits in (student_BK, teacher_BK))
-    return 1 - pearson(student, teacher, dim=1).mean(), 1 - pearson(student, teacher, dim=0).mean()
+    samples, classes = student.shape
+    # Nearly uniform probabilities differ by the differences of the logits over T K.
+    usual = 1 / (temperature * classes)
+    # A column may be small in a student that is not flat: its class is absent from the batch.
+    is_flat = torch.linalg.vector_norm(student - 1 / classes) < FLAT * usual * math.sqrt(samples * classes)
+    means = []
+    for dim, length, flat in ((1, math.sqrt(classes), True), (0, math.sqrt(samples), is_flat)):
+        mine, its = (side - side.mean(dim=dim, keepdim=True) for side in (student, teacher))
+        norms = unflattened(torch.linalg.vector_norm(mine, dim=dim), usual * length, flat)
+        means.append(_correlation(mine, its, norms, dim).mean())
+    return 1 - means[0], 1 - means[1]
 
 
 def class_correlation(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
@@ -185,6 +204,12 @@ class DIST(LogitTerm):
         self.beta = options.beta
         self.gamma = options.gamma
         self.squared = options.squared
+        if setting.student.classes == 2 and options.beta:
+            if not options.gamma:
+                raise UserError(
+                    f"distill.terms.dist.gamma=0: {_TWO_CLASSES}, so nothing is left to learn; use distill=kd"
+                )
+            self.doubts = (f"distill.terms.dist.beta={options.beta:g}: {_TWO_CLASSES}; only the rest is learned",)
 
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         inter, intra = dist_parts(student_BK, teacher_BK, temperature)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from distillcli.config.schema import DistillConfig
 from distillcli.config.terms import (
     KNOWN_TERMS,
-    SoftOptions,
-    TermOptions,
     active_terms,
+    epochs_of,
     needs_teacher,
     remembering_terms,
+    temperatures_of,
     total_factor,
     whole_batch_terms,
 )
@@ -44,8 +44,13 @@ class Objective(nn.Module):
                 assert setting.teacher is not None, f"{name} needs a teacher"
                 _check_teacher(name, setting.teacher)
             self.terms[name] = TERMS[name](options, setting)
-        self.temperatures = (config.temperature, config.temperature_end or config.temperature)
+        common = (config.temperature, config.temperature_end or config.temperature)
+        self.temperatures = {name: temperatures_of(options, common) for name, options in self.options.items()}
         self.epochs = setting.epochs
+        self.spans = {  # in epochs
+            name: (epochs_of(options.ramp, self.epochs), epochs_of(options.fade, self.epochs))
+            for name, options in self.options.items()
+        }
         self.compares_teacher = needs_teacher(config)
         self.whole_batch_terms = whole_batch_terms(config)
         self.remembering_terms = remembering_terms(config)
@@ -76,6 +81,12 @@ class Objective(nn.Module):
         assert isinstance(total, Tensor)
         return total, {name: value.detach() for name, value in values.items()}
 
+    @property
+    def doubts(self) -> list[str]:
+        """What speaks against these terms in this setting, one line each."""
+        found = [doubt for term in self._all() for doubt in term.doubts]
+        return found + [doubt for name in self.terms if (doubt := self._span_doubt(name)) is not None]
+
     def words(self) -> str:
         """The objective in words, e.g. ``0.1·ce + 0.9·kl(T=4)``."""
         return " + ".join(f"{self.factors[name]:g}·{name}{self._details(name)}" for name in self.terms)
@@ -85,31 +96,41 @@ class Objective(nn.Module):
         changed = [
             f"{'T' if field.name == 'temperature' else field.name}={value}"
             for field in dataclasses.fields(options)
-            if field.name != "weight" and (value := self._words(options, field)) is not None
+            if field.name not in ("weight", "temperature_end") and (value := self._words(name, field)) is not None
         ]
         return f"({', '.join(changed)})" if changed else ""
 
-    def _words(self, options: TermOptions, field: dataclasses.Field[Any]) -> str | None:
-        """The value of an option; None for its default, unless it is the common temperature."""
-        value = getattr(options, field.name)
-        if isinstance(options, SoftOptions) and field.name == "temperature" and value is None:
-            return "→".join(_text(temperature) for temperature in dict.fromkeys(self.temperatures))
+    def _words(self, name: str, field: dataclasses.Field[Any]) -> str | None:
+        """The value of an option of term ``name``; None for its default, unless it is a temperature."""
+        if field.name == "temperature":
+            return "→".join(_text(temperature) for temperature in dict.fromkeys(self.temperatures[name]))
+        value = getattr(self.options[name], field.name)
         return None if value in (None, _default(field)) else _text(value)
 
     def _temperature(self, name: str, epoch: float) -> float:
-        options = self.options[name]
-        if isinstance(options, SoftOptions) and options.temperature is not None:
-            return options.temperature
-        first, last = self.temperatures
+        first, last = self.temperatures[name]
         return first + (last - first) * min(1.0, epoch / self.epochs)
 
     def _factor(self, name: str, epoch: float) -> float:
-        options, factor = self.options[name], self.factors[name]
-        if options.ramp > 0:
-            factor *= min(1.0, epoch / options.ramp)
-        if options.fade > 0:
-            factor *= min(1.0, max(0.0, self.epochs - epoch) / options.fade)
+        factor, (ramp, fade) = self.factors[name], self.spans[name]
+        if ramp > 0:
+            factor *= min(1.0, epoch / ramp)
+        if fade > 0:
+            factor *= min(1.0, max(0.0, self.epochs - epoch) / fade)
         return factor
+
+    def _span_doubt(self, name: str) -> str | None:
+        """What to say if a ramp or fade keeps a term from ever reaching its weight."""
+        ramp, fade = self.spans[name]
+        turns = (min(ramp, self.epochs), max(0.0, self.epochs - fade), self.epochs / 2)
+        most = max(self._factor(name, epoch) for epoch in turns) / self.factors[name]
+        if most > 0.999:
+            return None
+        key, span = ("ramp", self.options[name].ramp) if ramp >= fade else ("fade", self.options[name].fade)
+        return (
+            f"distill.terms.{name}.{key}={span}: in {self.epochs} epochs the term reaches no more than {most:.0%} of "
+            f"its weight; make it shorter, or a share of the run, e.g. distill.terms.{name}.{key}=10%"
+        )
 
     def _all(self) -> list[Term]:
         return [term for term in self.terms.values() if isinstance(term, Term)]

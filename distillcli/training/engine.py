@@ -10,17 +10,18 @@ from dataclasses import dataclass
 
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distillcli.models.backbone import place
-from distillcli.runtime import Runtime, resolve_precision, seed_everything, share_buffers
+from distillcli.runtime import Runtime, named_failures, resolve_precision, seed_everything, share_buffers
 from distillcli.teachers.frozen import FrozenTeacher, Teacher
 from distillcli.training.evaluation import evaluate
 from distillcli.training.fit import Fit, Fitted
 from distillcli.training.learners import Distillation, MutualLearning
 from distillcli.training.optim import build_optimizer, build_schedule
 from distillcli.training.session import Session, Watcher
+from distillcli.training.soundness import check_losses, first_gradient_doubt
 from distillcli.training.state import Keeper, State
 from distillcli.training.step import Update, train_step
 from distillcli.training.totals import Totals
@@ -98,7 +99,8 @@ def fit(fit: Fit, session: Session) -> Fitted:
         while state.step < epochs * steps:
             epoch = state.step // steps + 1
             started = time.perf_counter()
-            totals = _train_epoch(fit, loop, model, keeper, watcher, session)
+            with named_failures(_smaller_step(fit)):
+                totals = _train_epoch(fit, loop, model, keeper, watcher, session)
             elapsed = time.perf_counter() - started
             shown = totals.count * loop.showing.images_per_step
             images, seconds = images + shown, seconds + elapsed
@@ -130,18 +132,40 @@ def _train_epoch(fit: Fit, loop: Loop, model: nn.Module, keeper: Keeper, watcher
         if state.ema is not None:
             state.ema.update(fit.student, step=state.step)
         totals.add(state.step, result)
+        if state.step == 1:
+            _doubt_first_gradient(result.norm, fit, model, session)
         watcher.step(None)
         if state.step % steps == 0:
             continue  # the end of an epoch is saved together with its evaluation
         # 2. Losses are read only here: reading them at every step would make the device wait.
         stopping = session.is_stopping()
         if stopping or keeper.is_due():
-            totals.check(config, fit.role, epoch, runtime)
+            check_losses(totals, fit, loop.update, epoch, runtime)
             keeper.save()
         if stopping:
             raise session.interruption()
-    totals.check(config, fit.role, epoch, runtime)
+    check_losses(totals, fit, loop.update, epoch, runtime)
     return totals
+
+
+def _doubt_first_gradient(norm: Tensor, fit: Fit, model: nn.Module, session: Session) -> None:
+    doubt = first_gradient_doubt(norm.item(), fit, model.parameters())
+    if doubt is not None:
+        session.warn(doubt)
+
+
+def _smaller_step(fit: Fit) -> str:
+    """What takes less memory than a step of ``fit``, in words."""
+    trainer, pixels = fit.config.trainer, fit.config.dataset.image_size
+    parts = 2 * trainer.accumulate
+    if fit.objective.whole_batch_terms or trainer.batch_size % parts:
+        fix = f"trainer.batch_size={max(1, trainer.batch_size // 2)}"
+    else:
+        fix = f"trainer.accumulate={parts}, which takes the same steps"
+    return (
+        f"a step of trainer.batch_size={trainer.batch_size} with trainer.accumulate={trainer.accumulate} and "
+        f"dataset.image_size={pixels} is too large; use {fix}, or smaller images; checkpoints are kept"
+    )
 
 
 def _validate(fit: Fit, loop: Loop, runtime: Runtime) -> dict[str, float]:

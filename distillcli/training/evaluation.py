@@ -70,7 +70,10 @@ def evaluate_by_class(
     if teacher is not None and teacher.backbone.spec.classes == 0:
         teacher = None
     ece = MulticlassCalibrationError(classes, n_bins=ECE_BINS).to(runtime.device)
-    top1, top5, nll, agreement, divergence = (MeanMetric().to(runtime.device) for _ in range(5))
+    top1, top5, nll, agreement, divergence = (
+        MeanMetric(nan_strategy="disable").to(runtime.device)  # the others would leave such images out
+        for _ in range(5)
+    )
     right = torch.zeros(classes, dtype=torch.int64, device=runtime.device)  # of each class
     # A rank may have no image at all; after an empty update it takes part in the sums like the others.
     no_targets = torch.zeros(0, dtype=torch.int64, device=runtime.device)

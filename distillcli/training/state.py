@@ -9,6 +9,7 @@ from typing import Any
 
 from timm.models import get_model_args
 from timm.utils import ModelEmaV3
+from torch import Tensor
 
 from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone
@@ -18,8 +19,9 @@ from distillcli.runtime import Runtime, any_rank
 from distillcli.training.checkpoint import load_last, remove_leftovers, save_checkpoint, save_last
 from distillcli.training.fit import Fit
 from distillcli.training.learners import Distillation, MutualLearning
-from distillcli.training.soundness import check_state
+from distillcli.training.soundness import check_numbers, check_weights, trained_tensors
 from distillcli.training.step import Update
+from distillcli.training.stored_state import check_state
 
 
 @dataclass
@@ -45,6 +47,14 @@ class State:
         if isinstance(self.model, Distillation):
             return []
         return [peer for peer in self.model.peers if isinstance(peer, Backbone)]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that training changes, but the optimizer's state."""
+        nets = [self.model.student.net, *(peer.net for peer in self.peers)]
+        if self.ema is not None:
+            nets.append(self.ema.module.net)
+        return trained_tensors(nets, self.model.objective)
 
     def weights(self) -> dict[str, Any]:
         return {
@@ -81,6 +91,7 @@ class Keeper:
     def __init__(self, fit: Fit, state: State, runtime: Runtime) -> None:
         config, student = fit.config, state.model.student
         settings = student.net.pretrained_cfg
+        self.fit = fit
         self.folder = fit.folder
         self.runtime = runtime
         self.state = state
@@ -133,13 +144,17 @@ class Keeper:
         return any_rank(time.monotonic() - self.saved_at > self.interval, self.runtime)
 
     def save(self) -> None:
+        """Raises NumericError, before anything is written, if a weight is not finite."""
+        check_weights(self.state.tensors, self.fit, self.state.step, self.runtime)
         if self.runtime.is_main:
             save_last(self.folder, self.state.everything() | self.identity)
         self.saved_at = time.monotonic()
 
     def epoch_done(self, epoch: int, train: dict[str, Any], numbers: dict[str, float]) -> None:
-        """Record an epoch."""
+        """Record an epoch. Raises NumericError, before anything is written, if it is not finite."""
         state = self.state
+        check_weights(state.tensors, self.fit, state.step, self.runtime)
+        check_numbers(numbers, self.fit, epoch)
         state.last = {"epoch": epoch, **numbers}
         is_best = not state.best or merit(state.last) > merit(state.best)
         state.best = state.last if is_best else state.best

@@ -5,11 +5,13 @@ A pure function of (seed, epoch, step, rank, world size): where it begins, and t
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from distillcli.config.schema import AugmentConfig, TrainConfig
+from distillcli.runtime import Runtime
 from distillcli.types import Batch
 from distillcli.views.epochs import earlier_occurrences, epoch_order, view_size
 from distillcli.views.loader import Loader
@@ -68,6 +70,13 @@ class Showing:
         batches = self.loader.views(self.augment, self.seed, self._plan(epoch, first_step), self.view_size(epoch))
         while parts := list(itertools.islice(batches, self.micro_batches)):
             yield parts
+
+    def step_rows(self, step: int) -> Rows:
+        """The whole batch of a step, counted from 1 over all epochs: what all ranks see together."""
+        alone = dataclasses.replace(self.loader, runtime=Runtime(self.loader.runtime.device))
+        steps = self.steps_per_epoch
+        whole = dataclasses.replace(self, loader=alone, micro_batches=1)
+        return whole._plan((step - 1) // steps + 1, (step - 1) % steps)[0]
 
     def _plan(self, epoch: int, first_step: int) -> list[Rows]:
         """The rows of every micro-batch of this rank."""
