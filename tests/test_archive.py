@@ -220,7 +220,12 @@ def test_shards_without_val_are_split(tmp_path: Path) -> None:
         ({"a__png": png(), "a__cls": b" \n"}, "its label is empty"),
         ({"a__png": png(), "a__json": b"{"}, "is not JSON"),
         ({"a__png": png(), "a__json": b'{"label": [1, 0]}'}, "needs one label"),
-        ({"a__png": png(), "a__json": b'{"label": 1, "class": "x"}'}, "needs one label"),
+        (
+            {"a__png": png(), "a__json": b'{"label": 1, "class": "x"}'},
+            "'label', 'class' of its .json could each",
+        ),
+        ({"a__v2__png": png(), "a__v2__cls": b"1"}, "'a.v2.cls' is the .v2.cls of 'a'; rename such files"),
+        ({"a__png": png(), "a__v2__cls": b"1"}, "a name ends at its first dot"),
     ],
 )
 def test_samples_that_could_be_misread(tmp_path: Path, files: dict[str, bytes], said: str) -> None:

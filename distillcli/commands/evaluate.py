@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from distillcli.config.job import Job
-from distillcli.config.schema import EvalConfig, TrainConfig
+from distillcli.config.schema import DatasetConfig, EvalConfig, TrainConfig
 from distillcli.errors import UserError
-from distillcli.report.console import evaluation_table, say, sentence
+from distillcli.report.console import evaluation_table, say, sentence, warn
+from distillcli.runs.folder import read_json
 from distillcli.runs.result import to_json
+from distillcli.sources.labels import with_class_names
 from distillcli.sources.open import open_source
 
 
 def run(config: EvalConfig, job: Job) -> None:
-    """Evaluate a model on the data of its run, or on the data that is named, and print a table or JSON."""
+    """Evaluate a model on the data of its run, or on the data that is named, and print a table or JSON.
+
+    Data that is named is evaluated whole where it has no parts, unless it is what the run was trained on.
+    """
     what = config.checkpoint
     assert what is not None  # the checks of the config refuse None
     run_folder = _run_folder(Path(what))
     trained = None if run_folder is None else read_config(run_folder)
-    dataset = config.dataset if config.dataset is not None else None if trained is None else trained.dataset
-    if dataset is None:
-        raise UserError(f"checkpoint={what}: no config.yaml next to it, so the dataset is unknown; add dataset=NAME")
+    dataset = _dataset(what, config.dataset, None if trained is None else trained.dataset)
     source = open_source(dataset)
+    if run_folder is not None:
+        source = with_class_names(source, _class_names(run_folder))
+    for note in source.notes:
+        warn(note)
 
     from distillcli.distillation.reopening import reopen_model, reopen_teacher
     from distillcli.runtime import start
@@ -42,14 +50,47 @@ def run(config: EvalConfig, job: Job) -> None:
         numbers = measure(backbone, data, teacher=teacher)
         if not runtime.is_main:
             return
-    images = len(source.evaluation.labels)
+    images, total = len(source.evaluation.labels), sum(len(split.labels) for split in source.parts.values())
     facts = {"checkpoint": what, "dataset": source.name, "evaluated_on": source.evaluated_on, "images": images}
+    facts |= {"share": images / total}
     if config.format == "json":
         for line in json.dumps(facts | to_json(numbers) | {"name": what}, ensure_ascii=False, indent=2).splitlines():
             say(line)
         return
-    sentence(f"{what} on the {source.evaluated_on} part of {source.name}, {images:,} images", "bold")
+    if source.evaluated_on == "all":
+        where = f"all {images:,} images of {source.name}"
+    else:
+        where = f"the {source.evaluated_on} part of {source.name}, {images:,} of {total:,} images"
+    sentence(f"{what} on {where}", "bold")
     evaluation_table([(what, numbers)])
+
+
+def _class_names(run: Path) -> tuple[str, ...]:
+    """Those of the run's student; empty where it has not left one yet."""
+    exported = read_json(run / "student" / "config.json") or {}
+    names = exported.get("label_names")
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()
+
+
+def _dataset(what: str, named: DatasetConfig | None, own: DatasetConfig | None) -> DatasetConfig:
+    """What is evaluated: the data that is named, or else that of the run.
+
+    The images of the run's own data that were trained on are left out, as they were by the run.
+    """
+    if named is None and own is None:
+        raise UserError(f"checkpoint={what}: no config.yaml next to it, so the dataset is unknown; add dataset=NAME")
+    if named is None or (own is not None and _place(named) == _place(own)):
+        assert own is not None
+        if named is None:
+            return own
+        return dataclasses.replace(named, val_fraction=own.val_fraction, split_seed=own.split_seed)
+    return dataclasses.replace(named, val_fraction=0.0)
+
+
+def _place(dataset: DatasetConfig) -> tuple[str, str | None, str | None]:
+    """Where the images of a data set are."""
+    root, path = (None if place is None else str(Path(place).resolve()) for place in (dataset.root, dataset.path))
+    return dataset.name, root, path
 
 
 def read_config(folder: Path) -> TrainConfig:

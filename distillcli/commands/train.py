@@ -10,7 +10,7 @@ from distillcli.config.schema import TrainConfig
 from distillcli.report.console import closing_table, say
 from distillcli.runs.folder import claim, claim_new, locked
 from distillcli.runs.result import read_result
-from distillcli.sources.open import open_source
+from distillcli.sources.open import check_reported, open_source
 
 
 def run(config: TrainConfig, job: Job) -> None:
@@ -20,6 +20,7 @@ def run(config: TrainConfig, job: Job) -> None:
     everything that can be refused has been.
     """
     source = open_source(config.dataset)
+    check_reported(source)
     check_published_weights(config)
 
     from distillcli.distillation.plan import check_weights, make_plan

@@ -115,9 +115,12 @@ def distill(plan: Plan, job: Job, folder: Path, session: Session) -> Result:
         if plan.config.out is None and job.folder is None:
             point_latest(folder)
         opening(_opening(plan, runtime, folder))
+    warnings = planned_warnings(plan)
+    for warning in warnings:
+        session.warn(warning)
     # 3. The teacher, then the student, then its control: each uses what the one before has left.
     teaching = find_teaching(plan.config, data, plan.objective.teacher_taps, session)
-    warnings, begun = planned_warnings(plan), time.monotonic()
+    begun = time.monotonic()
     student, result = _fit_student(plan, data, teaching, warnings, folder, session)
     timings = teaching.timings | {"student": time.monotonic() - begun}
     begun = time.monotonic()
@@ -156,9 +159,9 @@ def _fit_student(
     student_data = dataclasses.replace(data, source=plan.student_source)
     # 1. The student and its peers, as they are before step 1.
     student = new_backbone(plan.config, student_data, "student")
-    warnings += _start_warnings(plan, student, data, teaching, runtime)
-    for warning in warnings:
+    for warning in _start_warnings(plan, student, data, teaching, runtime):
         session.warn(warning)
+        warnings.append(warning)
     if plan.student_run.student != plan.config.student:
         assert teaching.nearest is not None
         student = with_teachers_head(plan.student_run.student, student, teaching.nearest, plan.config)

@@ -99,7 +99,9 @@ def _difference(accuracy: float, other: float) -> str:
 
 
 def best_sentence(result: Result) -> str:
-    """The best epoch, and on which data it was chosen; empty when there is none."""
+    """The best epoch, and on which data it was chosen; empty when nothing is known of it."""
+    if result.finished and is_without_validation(result):
+        return "No validation data: the last epoch is the student."
     best = result.best or EpochNumbers()
     if best.epoch is None or (best.top1, best.val_top1, best.val_kl_to_teacher) == (None, None, None):
         return ""
@@ -115,6 +117,11 @@ def best_sentence(result: Result) -> str:
         )
     there = "" if best.val_top1 is None else f" ({percent(best.val_top1)} there)"
     return f"Best epoch chosen on val{there}: {where}, {shown}."
+
+
+def is_without_validation(result: Result) -> bool:
+    """Whether no data was held out to choose an epoch."""
+    return result.dataset is not None and result.dataset.val == 0
 
 
 def balance_sentence(result: Result) -> str:

@@ -111,7 +111,9 @@ def _notes(jobs: Sequence[SweepJob]) -> list[str]:
     if parts == ["val"]:
         notes.append('accuracies are on val, which also chose the "best" epoch and the order of the jobs: optimistic')
     elif parts:
-        notes.append(f'accuracies are on {" and ".join(parts)}; "best" is the best epoch, chosen on val')
+        chosen = any(job.result.best for job in jobs)
+        best = '"best" is the best epoch, chosen on val' if chosen else "without validation data there is no best epoch"
+        notes.append(f"accuracies are on {' and '.join(parts)}; {best}")
     for job in jobs:
         if not job.result.finished:
             notes.append(f"job {job.name}: {job.status}" + (f", {job.result.error}" if job.result.error else ""))

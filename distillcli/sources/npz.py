@@ -25,6 +25,7 @@ from distillcli.errors import UserError
 from distillcli.sources.builtin import array_fingerprint
 from distillcli.sources.decode import show_path
 from distillcli.sources.listing import hold_out, index_labels
+from distillcli.sources.overlap import array_overlap_notes
 from distillcli.sources.source import ArrayImages, Source, Split
 
 _SPELLINGS = {
@@ -54,13 +55,28 @@ def open_npz(config: DatasetConfig) -> Source:
                 " every image needs one"
             )
     classes, rows = index_labels(show_path(file), values, names)
-    if "val" not in parts:
+    notes = array_overlap_notes(show_path(file), _splits(file, pixels, rows))
+    if "val" not in parts and config.val_fraction > 0:
         kept, held = hold_out(rows["train"], classes, config.val_fraction, config.split_seed, show_path(file))
         pixels |= {"train": pixels["train"][kept], "val": pixels["train"][held]}
         rows |= {"train": rows["train"][kept], "val": rows["train"][held]}
-    splits = {part: Split(ArrayImages(pixels[part], f"{file.stem}/{part}"), rows[part]) for part in pixels}
-    fingerprint = array_fingerprint("npz", classes, [splits[part] for part in _SPELLINGS if part in splits])
-    return Source(file.stem, classes, splits["train"], splits["val"], splits.get("test"), fingerprint)
+        sides = {part: pixels[part] for part in ("train", "val")}
+        notes += array_overlap_notes(show_path(file), _splits(file, sides, rows), held_out=True)
+    splits = _splits(file, pixels, rows)
+    return Source(
+        name=file.stem,
+        classes=classes,
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        fingerprint=array_fingerprint("npz", classes, splits),
+        notes=tuple(notes),
+    )
+
+
+def _splits(file: Path, pixels: dict[str, NDArray[np.uint8]], labels: dict[str, NDArray[np.int64]]) -> dict[str, Split]:
+    found = [part for part in _SPELLINGS if part in pixels]
+    return {part: Split(ArrayImages(pixels[part], f"{file.stem}/{part}"), labels[part]) for part in found}
 
 
 def _load(file: Path) -> dict[str, NDArray[Any]]:

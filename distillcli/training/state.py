@@ -27,7 +27,7 @@ class State:
     update: Update
     ema: ModelEmaV3 | None
     step: int = 0
-    best: dict[str, float] = field(default_factory=dict)  # epoch and numbers of the validation data
+    best: dict[str, float] = field(default_factory=dict)  # epoch and numbers of the validation data; empty without
     last: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -116,17 +116,19 @@ class Keeper:
             save_last(self.folder, self.state.everything() | self.identity)
         self.saved_at = time.monotonic()
 
-    def epoch_done(self, epoch: int, train: dict[str, Any], numbers: dict[str, float]) -> None:
-        """Record an epoch."""
-        state = self.state
-        state.last = {"epoch": epoch, **numbers}
-        is_best = not state.best or merit(state.last) > merit(state.best)
+    def epoch_done(self, epoch: int, train: dict[str, Any], numbers: dict[str, float] | None) -> None:
+        """Record an epoch. ``numbers``: of the validation data; None where there are none, and no epoch is the best."""
+        state, validated = self.state, numbers is not None
+        state.last = {"epoch": epoch, **(numbers or {})}
+        is_best = validated and (not state.best or merit(state.last) > merit(state.best))
         state.best = state.last if is_best else state.best
         if self.runtime.is_main:
             if is_best:
                 save_checkpoint(self.folder / "checkpoints" / "best.pt", state.weights() | self.identity)
             append_metrics(self.folder, train)
-            append_metrics(self.folder, {"kind": "eval", "epoch": epoch, "step": state.step, "split": "val", **numbers})
+            if validated:
+                row = {"kind": "eval", "epoch": epoch, "step": state.step, "split": "val"}
+                append_metrics(self.folder, row | state.last)
         self.save()
 
 
