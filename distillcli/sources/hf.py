@@ -104,7 +104,7 @@ def _load(path: str) -> Any:
         import datasets
     except ImportError as error:
         raise UserError("dataset=hf needs the package datasets: pip install 'distillcli[hf]'") from error
-    local = Path(path).expanduser()
+    local = Path(path)
     try:
         if local.is_file():
             if local.suffix not in (".parquet", ".arrow"):

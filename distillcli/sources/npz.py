@@ -39,7 +39,7 @@ def open_npz(config: DatasetConfig) -> Source:
     """The arrays in ``config.root``. Raises UserError for names, shapes and types that could be misread."""
     if not config.root:
         raise UserError("dataset=npz needs dataset.root=FILE.npz")
-    file = Path(config.root).expanduser()
+    file = Path(config.root)
     arrays = _load(file)
     parts = {part: pair for part in _SPELLINGS if (pair := _find(file, arrays, part)) is not None}
     if "train" not in parts:

@@ -86,7 +86,7 @@ def read_cells(file: Path, text: str, is_header: Callable[[Sequence[str]], bool]
     one, that of the file's ending.
     """
     usual = "\t" if file.suffix.lower() == ".tsv" else ","
-    if text.startswith("sep=") and text[5:6] in ("\n", "\r"):  # Excel's own way to name the delimiter
+    if text[:3] == "sep" and text[3:4] == "=" and text[5:6] in ("\n", "\r"):  # Excel's way to name the delimiter
         usual, text = text[4], text[5:]
     possible = [delimiter for delimiter in _DELIMITERS if is_header(_first_row(text, delimiter))]
     delimiter = possible[0] if len(possible) == 1 else usual

@@ -74,7 +74,7 @@ def _check_available(config: DatasetConfig, record: TorchvisionSet) -> Path:
     """The root, after the checks that do not need torch."""
     if not config.root:
         raise UserError(f"dataset={config.name} needs dataset.root=PATH, the folder of its files")
-    root = Path(config.root).expanduser()
+    root = Path(config.root)
     if root.exists() and not root.is_dir():
         raise UserError(
             f"dataset.root={show_path(root)}: is a file, not a folder; give the folder that contains the files"
