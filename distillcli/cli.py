@@ -11,6 +11,7 @@ from typing import NoReturn
 from distillcli import __version__
 from distillcli.commands.table import COMMANDS
 from distillcli.errors import Interrupted, NumericError, UserError, did_you_mean
+from distillcli.report.format import clean
 
 FLAGS_HELP = """flags:
   -m, --multirun      sweep: every combination of comma-separated values
@@ -66,7 +67,7 @@ def _bug() -> int:
 
 def _fail(error: Exception | str, code: int) -> int:
     rank = os.environ.get("RANK", "0")  # torchrun shows the output of all its processes
-    print("error:" if rank == "0" else f"error: rank {rank}:", " ".join(str(error).split()), file=sys.stderr)
+    print("error:" if rank == "0" else f"error: rank {rank}:", " ".join(clean(error).split()), file=sys.stderr)
     return code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,57 @@ def test_there_must_be_something_to_report_on(distill: Any, trained: Path) -> No
     assert answer.code == 2
     assert "dataset.val_fraction=0: images has neither a test nor a val part" in answer.stderr
     assert answer.stderr.count("\n") == 1
+
+
+@pytest.mark.fault("R46", "F2.1")
+def test_data_that_changed_since_the_run_began_is_counted(distill: Any, trained: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(trained / "images", images)
+    shutil.copytree(trained / "run", tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    photos(images / "more", 2, "x", first=80)
+    for file in (images / "more" / "x").iterdir():
+        file.rename(images / "a" / file.name)
+    shutil.rmtree(images / "more")
+    (images / "b" / "0.png").unlink()
+    place = f"dataset.root={images}"
+    answer = distill("train", f"resume={tmp_path / 'run'}", place)
+    assert answer.code == 2
+    assert "the data has changed since the run began (train: 2 added, 1 removed)" in answer.stderr
+    assert answer.stderr.splitlines()[-1].endswith("restore it, or start a new run")
+    shutil.rmtree(images)
+    shutil.copytree(trained / "images", images)
+    (images / "b" / "0.png").write_bytes((images / "b" / "1.png").read_bytes())
+    answer = distill("train", f"resume={tmp_path / 'run'}", place)
+    assert "as many images of each class, but other names, sizes or contents" in answer.stderr
+
+
+@pytest.mark.fault("F1.4", "R46")
+def test_own_data_that_changed_is_evaluated_with_a_warning(distill: Any, trained: Path) -> None:
+    added = trained / "images" / "c" / "99.png"
+    shutil.copy(trained / "images" / "a" / "0.png", added)
+    try:
+        answer = distill("eval", *QUICK, f"checkpoint={trained / 'run'}")
+    finally:
+        added.unlink()
+    assert answer.code == 0
+    assert "images has changed since the run began (train: 1 added, 0 removed)" in answer.stderr
+
+
+@pytest.mark.fault("F7.7", "F7.4", "R28", "R29")
+def test_names_of_folders_cannot_rewrite_the_terminal_or_the_list_of_classes(distill: Any, tmp_path: Path) -> None:
+    names = ["a\x1b[31mb\nc", "=cmd", "<img>"]
+    for label, name in enumerate(names):
+        photos(tmp_path / "images" / f"{label}", 4, "x", first=10 * label)
+        (tmp_path / "images" / f"{label}" / "x").rename(tmp_path / "images" / name)
+        (tmp_path / "images" / f"{label}").rmdir()
+    answer = distill(*TRAIN, "dataset.root=images", "trainer.epochs=1", "out=run")
+    assert answer.code == 0, answer.stderr
+    assert "\x1b" not in answer.stdout + answer.stderr
+    assert (tmp_path / "run" / "classes.txt").read_text().split("\n") == [*sorted(names[1:]), json.dumps(names[0]), ""]
+    (tmp_path / "images" / names[0] / "0.png").write_bytes(b"")
+    for arguments in (["dataset.root=images"], [f"dataset.root=images/{names[0]}"]):
+        refused = distill(*TRAIN, *arguments)
+        assert refused.code == 2
+        assert "\x1b" not in refused.stderr
+        assert refused.stderr.count("\n") == 1

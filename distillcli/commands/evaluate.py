@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from distillcli.config.job import Job
 from distillcli.config.schema import DatasetConfig, EvalConfig, TrainConfig
+from distillcli.distillation.same_data import data_changes
 from distillcli.errors import UserError
 from distillcli.report.console import evaluation_table, say, sentence, warn
 from distillcli.runs.folder import read_json
@@ -29,7 +30,13 @@ def run(config: EvalConfig, job: Job) -> None:
     trained = None if run_folder is None else read_config(run_folder)
     dataset = _dataset(what, config.dataset, None if trained is None else trained.dataset)
     source = open_source(dataset)
-    if run_folder is not None:
+    if run_folder is not None and trained is not None:
+        changes = data_changes(run_folder, source) if _place(dataset) == _place(trained.dataset) else ""
+        if changes:
+            warn(
+                f"{source.name} has changed since the run began ({changes}): the run may have been trained on some of"
+                f" the images it is evaluated on"
+            )
         source = with_class_names(source, _class_names(run_folder))
     for note in source.notes:
         warn(note)

@@ -18,6 +18,7 @@ from distillcli.distillation.plan import Plan
 from distillcli.distillation.recipes import Above, control_recipe, recipe_fingerprint
 from distillcli.distillation.reopening import reopen_model
 from distillcli.distillation.results import dataset_facts, result_of_fit
+from distillcli.distillation.same_data import write_data_record
 from distillcli.distillation.students import export_for_timm, new_backbone, new_peers, with_teachers_head
 from distillcli.distillation.teaching import Teaching, find_teaching
 from distillcli.errors import Interrupted
@@ -110,6 +111,7 @@ def distill(plan: Plan, job: Job, folder: Path, session: Session) -> Result:
     # 2. The run describes itself: from here on it can be resumed. Then its data, decoded if it fits into memory.
     if runtime.is_main:
         describe_folder(folder, dataclasses.asdict(plan.config), job.command, overrides, plan.source.classes)
+        write_data_record(folder, plan.source)
     data = open_data(plan.source, plan.config.dataset, plan.config.trainer.workers, runtime)
     if runtime.is_main:
         if plan.config.out is None and job.folder is None:
