@@ -116,6 +116,7 @@ def test_every_class_keeps_an_image_on_both_sides() -> None:
             hold_out(labels, ("a", "b"), fraction, 0, "here")
 
 
+@pytest.mark.fault("R28")
 def test_images_at_any_depth_any_case_and_odd_names(tmp_path: Path) -> None:
     put(tmp_path / "cat" / "deep" / "er" / "A B.PNG")
     put(tmp_path / "cat" / "b\nc.JpEg")
@@ -128,6 +129,7 @@ def test_images_at_any_depth_any_case_and_odd_names(tmp_path: Path) -> None:
     assert found == {"cat/b\nc.JpEg", "cat/deep/er/A B.PNG", "größe 猫/x.webp", "größe 猫/ü.tIFF"}
 
 
+@pytest.mark.fault("R28")
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems allow only Unicode names")
 def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     put_classes(tmp_path)
@@ -170,6 +172,7 @@ def test_classes_called_like_a_part(tmp_path: Path) -> None:
     assert opened(tmp_path / "quality").classes == ("invalid", "valid")
 
 
+@pytest.mark.fault("R28")
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     put_classes(tmp_path / "real")
     root = tmp_path / "linked"
@@ -192,6 +195,7 @@ def test_pipes_are_not_opened(tmp_path: Path) -> None:
     assert len(names(opened(tmp_path).train)) == 6
 
 
+@pytest.mark.fault("R18")
 def test_the_root_must_be_a_folder_of_class_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"needs dataset\.root=PATH"):
         open_source(DatasetConfig(name="folder"))
@@ -212,6 +216,7 @@ def test_loose_images_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "only", str(tmp_path / "only" / "train"), "outside the class folders")
 
 
+@pytest.mark.fault("R19")
 def test_an_empty_class_is_refused(tmp_path: Path) -> None:
     put_classes(tmp_path)
     (tmp_path / "cow").mkdir()
@@ -224,6 +229,7 @@ def test_one_class_is_refused_and_points_to_the_folder_inside(tmp_path: Path) ->
     refused(tmp_path, "only one class folder", f"dataset.root={tmp_path / 'unpacked'}")
 
 
+@pytest.mark.fault("R20", "F5.7")
 def test_a_class_that_no_training_image_has_is_refused(tmp_path: Path) -> None:
     put_classes(tmp_path / "train", 2, ("ant", "bee", "cat"))
     put_classes(tmp_path / "val", 2, ("bee", "cat", "dog"))
@@ -261,6 +267,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     refused(tmp_path, str(tmp_path / "cat" / "gone.png"), "cannot be read", "remove it")
 
 
+@pytest.mark.fault("R28", "R29")
 def test_hostile_names_stay_on_one_line(tmp_path: Path) -> None:
     put_classes(tmp_path, 2, ("a\nb", "c"))
     (tmp_path / "x\x1b[31m\ny").mkdir()

@@ -87,8 +87,8 @@ class StudentConfig(ModelConfig):
 class DatasetConfig:
     name: str = MISSING  # digits | folder | fake | a torchvision set ... (distill show datasets)
     root: Optional[str] = None  # the folder or file of images, or the folder of a torchvision set
-    labels: Optional[str] = None  # folder, archive: a CSV, TSV or JSONL file with the label of every image
-    class_map: Optional[str] = None  # folder, archive, webdataset: a file with class names for folders or labels
+    labels: Optional[str] = None  # folder, archive: CSV, TSV or JSONL with the columns file, label and perhaps split
+    class_map: Optional[str] = None  # folder, archive, webdataset: CSV, TSV, JSON or text with lines FOLDER,CLASS
     path: Optional[str] = None  # hf only: a name on the hub, a parquet or arrow file, or a folder of them
     image_column: Optional[str] = None  # hf only; null: the only column of images
     label_column: Optional[str] = None  # hf only; null: the only column of class labels, or the one called label

@@ -13,6 +13,7 @@ are never unpickled.
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,26 @@ def _splits(file: Path, pixels: dict[str, NDArray[np.uint8]], labels: dict[str, 
 def _load(file: Path) -> dict[str, NDArray[Any]]:
     try:
         with file.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as archive:
+            _check_size(file, archive.zip)
             return {name: archive[name] for name in archive.files}
     except OSError as error:
         raise UserError(f"dataset.root={show_path(file)}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         detail = " ".join(str(error).split())
         raise UserError(
             f"dataset.root={show_path(file)}: is not an .npz file of plain arrays ({detail}); write it with numpy.savez"
         ) from error
+
+
+def _check_size(file: Path, archive: zipfile.ZipFile) -> None:
+    """A small archive can unpack to any size: refused where the machine could not hold it."""
+    unpacked = sum(entry.file_size for entry in archive.infolist())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if unpacked > memory:
+        raise UserError(
+            f"dataset.root={show_path(file)}: unpacks to {unpacked / 1e9:.1f} GB, and this machine has"
+            f" {memory / 1e9:.1f} GB of memory; make the arrays smaller, or save the images as files"
+        )
 
 
 def _find(file: Path, arrays: dict[str, NDArray[Any]], part: str) -> tuple[str, str] | None:
