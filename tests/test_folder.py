@@ -494,6 +494,7 @@ def test_sixteen_bits_that_hold_fewer_are_said_with_the_factor(tmp_path: Path, l
             values[0, number] = 1 + 10 * number + (name == "dog")
             Image.fromarray(values).save(tmp_path / name / f"{number}.png")
     notes = opened(tmp_path).notes
+    assert opened(tmp_path, channels=1).notes == notes
     if said is None:
         assert notes == ()
     else:

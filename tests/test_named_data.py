@@ -61,7 +61,9 @@ def test_a_folder_without_parts_that_is_named_is_evaluated_whole(distill: Any, t
 
 
 @pytest.mark.fault("F1.4")
-def test_the_data_of_the_run_is_never_evaluated_on_what_it_was_trained_on(distill: Any, trained: Path) -> None:
+def test_the_data_of_the_run_is_never_evaluated_on_what_it_was_trained_on(
+    distill: Any, trained: Path, tmp_path: Path
+) -> None:
     own = evaluated(distill, f"checkpoint={trained / 'run'}")
     assert (own["evaluated_on"], own["images"], own["share"]) == ("val", 3, 0.1)
     named = ("dataset=folder", f"dataset.root={trained / 'images'}", "dataset.image_size=32")
@@ -69,6 +71,10 @@ def test_the_data_of_the_run_is_never_evaluated_on_what_it_was_trained_on(distil
     assert again | {"latency_ms": 0} == own | {"latency_ms": 0}
     answer = distill("eval", *QUICK, f"checkpoint={trained / 'run'}")
     assert "on the val part of images, 3 of 30 images" in " ".join(answer.stdout.split())
+    shutil.copytree(trained / "images", tmp_path / "copy")
+    elsewhere = ("dataset=folder", f"dataset.root={tmp_path / 'copy'}", "dataset.image_size=32")
+    moved = evaluated(distill, f"checkpoint={trained / 'run'}", *elsewhere)
+    assert (moved["evaluated_on"], moved["images"], moved["nll"]) == ("val", 3, own["nll"])
 
 
 @pytest.mark.fault("F1.4", "F5.7")

@@ -10,13 +10,14 @@ from omegaconf import OmegaConf
 
 from distillcli.config.job import Job
 from distillcli.config.schema import DatasetConfig, EvalConfig, TrainConfig
-from distillcli.distillation.same_data import data_changes
+from distillcli.distillation.same_data import data_changes, may_be_same_images
 from distillcli.errors import UserError
 from distillcli.report.console import evaluation_table, say, sentence, warn
 from distillcli.runs.folder import read_json
 from distillcli.runs.result import to_json
 from distillcli.sources.labels import with_class_names
 from distillcli.sources.open import open_source
+from distillcli.sources.source import Source
 
 
 def run(config: EvalConfig, job: Job) -> None:
@@ -28,15 +29,8 @@ def run(config: EvalConfig, job: Job) -> None:
     assert what is not None  # the checks of the config refuse None
     run_folder = _run_folder(Path(what))
     trained = None if run_folder is None else read_config(run_folder)
-    dataset = _dataset(what, config.dataset, None if trained is None else trained.dataset)
-    source = open_source(dataset)
-    if run_folder is not None and trained is not None:
-        changes = data_changes(run_folder, source) if _place(dataset) == _place(trained.dataset) else ""
-        if changes:
-            warn(
-                f"{source.name} has changed since the run began ({changes}): the run may have been trained on some of"
-                f" the images it is evaluated on"
-            )
+    dataset, source = _open(config, run_folder, trained)
+    if run_folder is not None:
         source = with_class_names(source, _class_names(run_folder))
     for note in source.notes:
         warn(note)
@@ -79,19 +73,41 @@ def _class_names(run: Path) -> tuple[str, ...]:
     return tuple(str(name) for name in names) if isinstance(names, list) else ()
 
 
-def _dataset(what: str, named: DatasetConfig | None, own: DatasetConfig | None) -> DatasetConfig:
+def _open(config: EvalConfig, run: Path | None, trained: TrainConfig | None) -> tuple[DatasetConfig, Source]:
     """What is evaluated: the data that is named, or else that of the run.
 
-    The images of the run's own data that were trained on are left out, as they were by the run.
+    The images that the run was trained on are left out, as they were by the run, wherever its data lies now.
     """
-    if named is None and own is None:
-        raise UserError(f"checkpoint={what}: no config.yaml next to it, so the dataset is unknown; add dataset=NAME")
-    if named is None or (own is not None and _place(named) == _place(own)):
-        assert own is not None
+    named, own = config.dataset, None if trained is None else trained.dataset
+    if run is None or own is None:
         if named is None:
-            return own
-        return dataclasses.replace(named, val_fraction=own.val_fraction, split_seed=own.split_seed)
-    return dataclasses.replace(named, val_fraction=0.0)
+            raise UserError(
+                f"checkpoint={config.checkpoint}: no config.yaml next to it, so the dataset is unknown; add "
+                "dataset=NAME"
+            )
+        return _opened(dataclasses.replace(named, val_fraction=0.0))
+    if named is not None and _place(named) != _place(own):
+        dataset, source = _opened(dataclasses.replace(named, val_fraction=0.0))
+        if source.evaluated_on != "all" or not may_be_same_images(run, source):
+            return dataset, source
+        as_split = _opened(_split_as(named, own))
+        return (dataset, source) if data_changes(run, as_split[1]) else as_split
+    dataset, source = _opened(own if named is None else _split_as(named, own))
+    changes = data_changes(run, source)
+    if changes:
+        warn(
+            f"{source.name} has changed since the run began ({changes}): the run may have been trained on some of the"
+            " images it is evaluated on"
+        )
+    return dataset, source
+
+
+def _opened(dataset: DatasetConfig) -> tuple[DatasetConfig, Source]:
+    return dataset, open_source(dataset)
+
+
+def _split_as(dataset: DatasetConfig, own: DatasetConfig) -> DatasetConfig:
+    return dataclasses.replace(dataset, val_fraction=own.val_fraction, split_seed=own.split_seed)
 
 
 def _place(dataset: DatasetConfig) -> tuple[str, str | None, str | None]:

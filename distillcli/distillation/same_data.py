@@ -44,6 +44,16 @@ def data_changes(run: Path, source: Source) -> str:
     return "; ".join(words) or "as many images of each class, but other names, sizes or contents"
 
 
+def may_be_same_images(run: Path, source: Source) -> bool:
+    """Whether ``source``, however it is split, has as many images of each class as ``run`` began with."""
+    record = read_json(run / "data.json")
+    parts = record.get("images") if record is not None else None
+    if not isinstance(parts, dict):
+        return False
+    before: Counter[str] = sum((Counter(found) for found in parts.values()), Counter())
+    return before == sum((Counter(found) for found in _counts(source).values()), Counter())
+
+
 def _counts(source: Source) -> dict[str, dict[str, int]]:
     """Part -> class -> images."""
     names = [*source.classes, NO_LABEL]  # the last one is that of -1

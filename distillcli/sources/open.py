@@ -24,11 +24,13 @@ def open_source(config: DatasetConfig) -> Source:
     """
     module, function = known_dataset(config.name).reader.split(".")
     read = getattr(importlib.import_module(f"distillcli.sources.{module}"), function)
-    source = with_channels(read(config), config.channels)
+    source = read(config)
+    source = dataclasses.replace(source, notes=(*source.notes, *dark_images(source)))
+    source = with_channels(source, config.channels)
     if config.on_error == "skip":
         source = without_unreadable(source)
     check_source(source)
-    source = dataclasses.replace(source, notes=(*source.notes, *absent_classes(source), *dark_images(source)))
+    source = dataclasses.replace(source, notes=(*source.notes, *absent_classes(source)))
     return keep_labels(source, config.labelled, config.split_seed)
 
 
