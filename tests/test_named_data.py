@@ -91,10 +91,11 @@ def test_named_data_may_lack_classes_of_the_model(distill: Any, trained: Path, t
     assert found["per_class"] == {name: expected["per_class"][name] for name in "bc"}
 
 
-@pytest.mark.fault("F8.11")
+@pytest.mark.fault("F8.11", "F1.6")
 def test_without_validation_data_the_last_epoch_is_the_student(distill: Any, tmp_path: Path) -> None:
     photos(tmp_path / "images" / "train", 8)
     photos(tmp_path / "images" / "test", 4, first=100)
+    (tmp_path / "images" / "train" / "a" / "x.heic").write_bytes(b"x")
     arguments = [*TRAIN, "dataset.root=images", "dataset.val_fraction=0", "name=all"]
     arguments += ["distill=kd", "teacher.name=test_resnet", "teacher.fit.epochs=1", "baseline=true"]
     answer = distill(*arguments)
@@ -104,6 +105,9 @@ def test_without_validation_data_the_last_epoch_is_the_student(distill: Any, tmp
     assert result is not None
     assert result.dataset is not None
     assert (result.dataset.train, result.dataset.val, result.dataset.test) == (24, 0, 12)
+    assert result.dataset.ignored == 1
+    (warning,) = (words for words in result.warnings if "not read" in words)
+    assert answer.stderr.count(warning) == 1
     assert (result.evaluated_on, result.best) == ("test", None)
     assert json.loads((run / "result.json").read_text())["best"] is None
     assert result.last is not None

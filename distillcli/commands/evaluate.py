@@ -55,7 +55,7 @@ def run(config: EvalConfig, job: Job) -> None:
     facts = {"checkpoint": what, "dataset": source.name, "evaluated_on": source.evaluated_on, "images": images}
     facts |= {"share": images / total}
     if config.format == "json":
-        for line in json.dumps(facts | to_json(numbers) | {"name": what}, ensure_ascii=False, indent=2).splitlines():
+        for line in json.dumps(facts | to_json(numbers) | {"name": what}, ensure_ascii=False, indent=2).split("\n"):
             say(line)
         return
     if source.evaluated_on == "all":

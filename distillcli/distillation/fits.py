@@ -15,6 +15,7 @@ from pathlib import Path
 from distillcli.config.schema import TrainConfig
 from distillcli.distillation.recipes import Above, Recipe, recipe_fingerprint
 from distillcli.distillation.results import result_of_fit
+from distillcli.distillation.same_data import write_data_record
 from distillcli.distillation.students import export_for_timm, new_backbone
 from distillcli.runs.folder import describe_folder, locked
 from distillcli.runs.result import read_result, write_result
@@ -76,6 +77,7 @@ def _carry_out(wanted: Fit, session: Session) -> None:
     config, classes, runtime, started = wanted.config, wanted.data.source.classes, session.runtime, time.monotonic()
     if runtime.is_main:
         describe_folder(wanted.folder, dataclasses.asdict(config), session.command, [], classes)
+        write_data_record(wanted.folder, wanted.data.source)
     fitted = fit(wanted, session)
     result = result_of_fit(wanted, fitted)
     if runtime.is_main:
