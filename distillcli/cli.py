@@ -11,6 +11,7 @@ from typing import NoReturn
 from distillcli import __version__
 from distillcli.commands.table import COMMANDS
 from distillcli.errors import Interrupted, NumericError, UserError, did_you_mean
+from distillcli.report.format import clean
 
 # What is wrong with the place of a file, whatever wanted to read or write it.
 IN_THE_WAY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -72,7 +73,7 @@ def _bug() -> int:
 
 def _fail(error: Exception | str, code: int) -> int:
     rank = os.environ.get("RANK", "0")  # torchrun shows the output of all its processes
-    print("error:" if rank == "0" else f"error: rank {rank}:", " ".join(str(error).split()), file=sys.stderr)
+    print("error:" if rank == "0" else f"error: rank {rank}:", " ".join(clean(error).split()), file=sys.stderr)
     return code
 
 

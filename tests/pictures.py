@@ -6,18 +6,23 @@ import io
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 
-def png(value: int = 0) -> bytes:
-    """A gray image of 4 x 4."""
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4), (value, value, value)).save(file, "PNG")
+def png(value: int = 0, text: str = "") -> bytes:
+    """A gray image of 4 x 4, whose file differs by the ``text`` that it holds."""
+    file, held = io.BytesIO(), PngInfo()
+    held.add_text("text", text)
+    Image.new("RGB", (4, 4), (value, value, value)).save(file, "PNG", pnginfo=held)
     return file.getvalue()
 
 
 def put(path: Path, value: int = 0) -> Path:
+    """A gray image of 4 x 4. As a PNG it holds its own path, so that no two files are copies of each other."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), (value, value, value)).save(path)
+    text = PngInfo()
+    text.add_text("path", ascii(str(path)))
+    Image.new("RGB", (4, 4), (value, value, value)).save(path, pnginfo=text)
     return path
 
 

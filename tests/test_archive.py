@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
+import shutil
 import subprocess
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from pictures import png, put, put_classes
 from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.errors import UserError
 from distillcli.runtime import Runtime
+from distillcli.sources.archive import members_of
 from distillcli.sources.open import open_source
 from distillcli.sources.source import EncodedImages, Source, Split
 from distillcli.views.loader import open_data
@@ -220,7 +224,12 @@ def test_shards_without_val_are_split(tmp_path: Path) -> None:
         ({"a__png": png(), "a__cls": b" \n"}, "its label is empty"),
         ({"a__png": png(), "a__json": b"{"}, "is not JSON"),
         ({"a__png": png(), "a__json": b'{"label": [1, 0]}'}, "needs one label"),
-        ({"a__png": png(), "a__json": b'{"label": 1, "class": "x"}'}, "needs one label"),
+        (
+            {"a__png": png(), "a__json": b'{"label": 1, "class": "x"}'},
+            "'label', 'class' of its .json could each",
+        ),
+        ({"a__v2__png": png(), "a__v2__cls": b"1"}, "'a.v2.cls' is the .v2.cls of 'a'; rename such files"),
+        ({"a__png": png(), "a__v2__cls": b"1"}, "a name ends at its first dot"),
     ],
 )
 def test_samples_that_could_be_misread(tmp_path: Path, files: dict[str, bytes], said: str) -> None:
@@ -238,3 +247,88 @@ def test_shards_of_no_part(tmp_path: Path) -> None:
     (tmp_path / "train_val.tar").unlink()
     shard(tmp_path / "test.tar", a__png=png(), a__cls=b"3")
     assert "'3' only in test, no training image has that class" in refused(tmp_path, "webdataset")
+
+
+# --- hostile and foreign archives ----------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("F7.6")
+def test_a_member_is_not_inflated_beyond_the_size_that_the_archive_tells(tmp_path: Path) -> None:
+    file = packed(put_classes(tmp_path / "images"), "deflated zip")
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cat/bomb.png", bytes(50_000_000))
+    member = dataclasses.replace(members_of(file)["cat/bomb.png"], size=100)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"cat/bomb\.png: is damaged or has changed"):
+        member.content()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+    with pytest.raises(UserError, match=r"has 1,073,741,825 bytes, more than an image may have"):
+        dataclasses.replace(member, size=2**30 + 1).content()
+
+
+@pytest.mark.fault("F5.9")
+def test_a_zip_with_the_paths_of_windows_is_read(tmp_path: Path) -> None:
+    folder = put_classes(tmp_path / "images")
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        archive.writestr("cat\\", b"")
+        for path in sorted(folder.rglob("*.png")):
+            archive.writestr(str(path.relative_to(folder)).replace("/", "\\"), path.read_bytes())
+    source = opened(tmp_path / "mine.zip")
+    assert source.classes == ("cat", "dog")
+    assert len(source.train.labels) + len(source.evaluation.labels) == 8
+
+
+@pytest.mark.fault("F1.3", "F1.5", "F1.6", "F5.7", "F5.8")
+def test_archives_are_read_by_the_rules_of_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    put_classes(folder / "Training", 4)
+    put(folder / "testing" / "1.png")
+    put(folder / "val" / "dog" / "1.png")
+    (folder / "Training" / "cat" / "a.heic").write_bytes(b"x")
+    (folder / "Training" / "cat" / "b.bin").write_bytes(png())
+    source = opened(packed(folder, "tar"))
+    assert (len(source.train.labels), source.evaluation.labels.tolist(), source.test) == (8, [1], None)
+    assert source.ignored == (
+        "Training/cat/a.heic: Pillow does not read .heic",
+        "Training/cat/b.bin: an image named .bin",
+    )
+    assert len(source.notes) == 3
+    shutil.copytree(folder / "Training", folder / "Test")
+    shutil.rmtree(folder / "testing")
+    assert "test repeats train" in refused(packed(folder, "tar"))
+
+
+@pytest.mark.fault("F1.5")
+def test_arrays_and_shards_may_not_repeat_either(tmp_path: Path) -> None:
+    pixels = np.random.RandomState(0).randint(0, 255, (8, 4, 4), np.uint8)
+    arrays = {"x_train": pixels, "y_train": np.arange(8) % 2}
+    np.savez(tmp_path / "all.npz", **arrays, x_val=pixels[:4], y_val=np.arange(4) % 2)
+    assert "val repeats train" in refused(tmp_path / "all.npz", "npz")
+    other = np.concatenate([pixels[:1], pixels[:3] + 1])
+    np.savez(tmp_path / "some.npz", **arrays, x_val=other, y_val=np.arange(4) % 2)
+    assert "1 of the 4 images of val are in train too" in opened(tmp_path / "some.npz", "npz").notes[0]
+    files = {"a__png": png(1), "a__cls": b"x", "b__png": png(2), "b__cls": b"y"}
+    shard(tmp_path / "shards" / "train.tar", **files)
+    shard(tmp_path / "shards" / "val.tar", **files)
+    assert "val repeats train" in refused(tmp_path / "shards", "webdataset")
+
+
+@pytest.mark.fault("F8.11")
+@pytest.mark.parametrize("name", ["npz", "archive", "webdataset"])
+def test_every_data_set_can_keep_all_images_for_training(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "data"
+    if name == "npz":
+        root = tmp_path / "a.npz"
+        np.savez(root, images=np.arange(8 * 16, dtype=np.uint8).reshape(8, 4, 4), labels=np.arange(8) % 2)
+    elif name == "archive":
+        root = packed(put_classes(tmp_path / "images"), "tar")
+    else:
+        shard(
+            root / "train.tar",
+            **{f"{n}__png": png(n) for n in range(8)},
+            **{f"{n}__cls": b"%d" % (n % 2) for n in range(8)},
+        )
+    source = opened(root, name, val_fraction=0.0)
+    assert (source.val, len(source.train.labels), source.evaluated_on) == (None, 8, "all")

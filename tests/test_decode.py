@@ -57,18 +57,21 @@ def test_rgb_is_unchanged_and_may_be_written_to(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read, pixels)
 
 
+@pytest.mark.fault("R23")
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "pgm", "gif"])
 def test_grayscale_is_repeated(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(RAMP).save(tmp_path / f"a.{suffix}")
     np.testing.assert_array_equal(decode_file(tmp_path / f"a.{suffix}"), gray(RAMP))
 
 
+@pytest.mark.fault("R23")
 def test_one_bit_is_black_and_white(tmp_path: Path) -> None:
     Image.fromarray(RAMP).point(lambda value: 255 * (value > 99), mode="1").save(tmp_path / "a.png")
     assert mode_of(tmp_path / "a.png") == "1"
     np.testing.assert_array_equal(decode_file(tmp_path / "a.png"), gray(255 * (RAMP > 99)))
 
 
+@pytest.mark.fault("R23")
 def test_transparency_is_composited_on_white(tmp_path: Path) -> None:
     Image.fromarray(np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], np.uint8)).save(
         tmp_path / "rgba.png"
@@ -81,6 +84,7 @@ def test_transparency_is_composited_on_white(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode_file(tmp_path / "la.png"), gray([[100, 255]]))
 
 
+@pytest.mark.fault("R23")
 def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
@@ -98,12 +102,14 @@ def test_a_transparent_colour_of_an_opaque_mode(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode_file(tmp_path / "a.png"), [[[255, 255, 255], [4, 5, 6]]])
 
 
+@pytest.mark.fault("R23")
 def test_cmyk(tmp_path: Path) -> None:
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
     assert mode_of(tmp_path / "a.jpg") == "CMYK"
     np.testing.assert_allclose(decode_file(tmp_path / "a.jpg")[0, 0].astype(int), [255, 0, 0], atol=3)
 
 
+@pytest.mark.fault("R24")
 @pytest.mark.parametrize("kind", ["png", "tif", "big-endian tif", "pgm"])
 def test_16_bit_is_scaled_by_the_range_of_its_type(tmp_path: Path, kind: str) -> None:
     values = np.array([[0, 257, 32768, 65535]], np.uint16)
@@ -130,6 +136,7 @@ def test_16_bit_png_with_a_transparent_value_and_with_three_channels(tmp_path: P
     np.testing.assert_array_equal(decode_file(tmp_path / "b.png"), [[[0, 128, 255]]])
 
 
+@pytest.mark.fault("R24")
 def test_float_and_32_bit_images_are_refused(tmp_path: Path) -> None:
     for dtype, word in ((np.float32, "float"), (np.int32, "32-bit integer")):
         Image.fromarray(np.array([[0, 1]], dtype)).save(tmp_path / "a.tif")
@@ -138,6 +145,7 @@ def test_float_and_32_bit_images_are_refused(tmp_path: Path) -> None:
         assert "8 or 16 bits" in message
 
 
+@pytest.mark.fault("R25")
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
@@ -168,11 +176,13 @@ def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
         np.testing.assert_array_equal(decode_file(path)[0, 0], [255, 0, 0])
 
 
+@pytest.mark.fault("R22")
 def test_the_wrong_extension_does_not_matter(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "a.jpg", format="PNG")
     np.testing.assert_array_equal(decode_file(tmp_path / "a.jpg"), gray(RAMP))
 
 
+@pytest.mark.fault("R21")
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif", "bmp", "ppm"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.9])
 def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, suffix: str, share: float) -> None:
@@ -186,6 +196,7 @@ def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, suffix: str,
     assert "replace or remove" in message
 
 
+@pytest.mark.fault("R22")
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -205,6 +216,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
     assert "cannot be read" in refused(tmp_path / "folder.jpg")
 
 
+@pytest.mark.fault("R26")
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (64, 64)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

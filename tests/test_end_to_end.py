@@ -41,6 +41,7 @@ CONTRACT = {
     "config.yaml",
     "command.txt",
     "environment.json",
+    "data.json",
     "classes.txt",
     "train.log",
 }

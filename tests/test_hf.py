@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,19 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets.disable_progress_bars()
 
 
+FILES = itertools.count()  # no two files are equal
+
+
 def table(count: int, labels: list[Any] | None = None, names: list[str] | None = None, **columns: Any) -> Any:
     """``count`` images whose gray value is their row."""
     values = labels if labels is not None else [row % 2 for row in range(count)]
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names) if names else None}
     found = datasets.Dataset.from_dict(
-        {"image": [{"bytes": png(row), "path": None} for row in range(count)], "label": values, **columns}
+        {
+            "image": [{"bytes": png(row, f"{next(FILES)}"), "path": None} for row in range(count)],
+            "label": values,
+            **columns,
+        }
     )
     found = found.cast_column("image", features["image"])
     return found.cast_column("label", features["label"]) if names else found
@@ -124,7 +133,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 def test_the_fingerprint_is_of_the_data_not_of_the_place(tmp_path: Path) -> None:
     table(6).to_parquet(tmp_path / "a.parquet")
-    table(6).to_parquet(tmp_path / "b" / "a.parquet")
+    (tmp_path / "b").mkdir()
+    shutil.copy(tmp_path / "a.parquet", tmp_path / "b" / "a.parquet")
     table(6, [1, 0] * 3).to_parquet(tmp_path / "c.parquet")
     first = opened(tmp_path / "a.parquet").fingerprint
     assert opened(tmp_path / "b" / "a.parquet").fingerprint == first
@@ -171,3 +181,10 @@ def test_a_run_on_a_local_folder(
     numbers = json.loads(capsys.readouterr().out)
     student = result.student
     assert [numbers[name] for name in ("top1", "nll", "agreement")] == [student.top1, student.nll, student.agreement]
+
+
+@pytest.mark.fault("F5.9")
+def test_rows_without_a_label_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    table(6, [1, 0, None, 1, None, 0]).to_parquet(tmp_path / "a.parquet")
+    message = refused(tmp_path / "a.parquet")
+    assert "row 2 of the train part has no label, 'label' is null (2 such rows)" in message

@@ -14,6 +14,7 @@ from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.open import open_source
 from distillcli.sources.source import EncodedImages, Source, Split
+from distillcli.sources.tree import composed
 
 
 @pytest.fixture
@@ -80,6 +81,7 @@ def test_splits_and_files_that_are_not_listed(root: Path) -> None:
     assert pairs(source, source.test) == {"4.png": "10"}
 
 
+@pytest.mark.fault("R27")
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -94,7 +96,7 @@ def test_splits_and_files_that_are_not_listed(root: Path) -> None:
         ("file,label,split\n0.png,a,train\n1.png,b,train\n2.png,c,val\n", "'c' only in val"),
         ("file,path,label\n0.png,x,a\n", "'file', 'path' could each be the file"),
         ("file,label,class\n0.png,1,a\n", "'class', 'label' could each be the label"),
-        ("0.png,a\n1.png,b\n", "no column file, filename, path, image among '0.png', 'a'"),
+        ("0.png,a\n1.png,b\n", "no column file, file_name, filename, path, image among '0.png', 'a'"),
         ("file,label\n", "has no rows"),
         ('file,label\n"0.png,a\n', "correct it"),
     ],
@@ -144,3 +146,118 @@ def test_a_key_that_nothing_reads_is_refused_at_once(distill: Any, tmp_path: Pat
     answer = distill("train", "dataset=fake", "dataset.labels=labels.csv")
     assert answer.code == 2
     assert answer.stderr.strip().endswith("dataset.labels=labels.csv: not used by dataset=fake; remove it")
+
+
+# --- what other programs write -------------------------------------------------------------------------------------
+
+
+def text_of(header: str, delimiter: str = ",", spell: Any = lambda name: name) -> str:
+    rows = [delimiter.join((spell(file), label)) for file, label in ROWS]
+    return "\n".join([header.replace(",", delimiter), *rows, ""])
+
+
+@pytest.mark.fault("F5.6")
+@pytest.mark.parametrize(
+    ("name", "text", "encoding"),
+    [
+        ("metadata.csv", text_of("file_name,label"), "utf-8"),
+        ("semicolons.csv", text_of("file,label", ";"), "utf-8"),
+        ("tabs.csv", text_of("file,label", "\t"), "utf-8"),
+        ("commas.tsv", text_of("file,label"), "utf-8"),
+        ("named.csv", "sep=;\n" + text_of("file,label", ";"), "utf-8"),
+        ("blanks.csv", text_of(" file ,label\u00a0"), "utf-8"),
+        ("marked.csv", text_of("file,label"), "utf-8-sig"),
+        ("utf16.csv", text_of("file,label", "\t"), "utf-16"),
+        ("capitals.csv", text_of("File_Name,LABEL"), "utf-8"),
+        ("empty_rows.csv", text_of("file,label").replace("\n2.png", "\n,\n \n2.png"), "utf-8"),
+        ("old_mac.csv", text_of("file,label").replace("\n", "\r"), "utf-8"),
+        ("utf16.jsonl", "".join(json.dumps({"file_name": f, "label": c}) + "\r\n" for f, c in ROWS), "utf-16"),
+    ],
+)
+def test_tables_of_other_programs_are_read(root: Path, name: str, text: str, encoding: str) -> None:
+    (root.parent / name).write_bytes(text.encode(encoding))
+    source = opened(root, labels=str(root.parent / name), val_fraction=0.25)
+    assert source.classes == ("cat", "dog")
+    assert pairs(source, source.train, source.val) == dict(ROWS)
+    assert source.notes == ()
+
+
+@pytest.mark.fault("F5.6")
+def test_paths_are_found_as_windows_macos_and_hugging_face_write_them(tmp_path: Path) -> None:
+    accented = "\u00e9t\u00e9"
+    for number in range(4):
+        put(tmp_path / "images" / "train" / accented / f"{number}.png", number)
+    rows = [(f"{accented}/{number}.png", "ab"[number % 2]) for number in range(4)]
+    spelt = {
+        "windows": [f"train\\{file}".replace("/", "\\") for file, _ in rows],
+        "macos": [f"./train/{file}".replace("\u00e9", "e\u0301") for file, _ in rows],
+        "train/metadata": [file for file, _ in rows],  # below the folder of the table
+    }
+    for name, files in spelt.items():
+        table = tmp_path / "images" / f"{name}.csv"
+        lines = [f"{file},{label}" for file, (_, label) in zip(files, rows, strict=True)]
+        table.write_text("\n".join(["file_name,label", *lines]), "utf-8")
+        source = opened(tmp_path / "images", labels=str(table), val_fraction=0.0)
+        assert pairs(source, source.train) == {f"train/{file}": label for file, label in rows}
+
+
+@pytest.mark.fault("F5.6", "R28")
+@pytest.mark.parametrize("odd", ["a\u2028b", "a\x85b", "a\x0bb", "\u7f8a \u263a", "a\u00a0b", "e\u0301"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_any_letter_may_stand_in_names_of_files_and_classes(root: Path, odd: str, ending: str) -> None:
+    for number in range(4):
+        (root / f"{number}.png").rename(root / f"{odd}{number}.png")
+    rows = [(f"{odd}{number}.png", odd if number % 2 else "z") for number in range(4)]
+    tables = {
+        "csv": "file,label\n" + "".join(f"{file},{label}\n" for file, label in rows),
+        "jsonl": "".join(json.dumps({"file": f, "label": c}, ensure_ascii=False) + "\n" for f, c in rows),
+    }
+    source = opened(root, labels=written(root, f"a.{ending}", tables[ending]), val_fraction=0.0)
+    assert set(source.classes) == {composed(odd), "z"}
+    assert set(pairs(source, source.train)) == {file for file, _ in rows}
+
+
+@pytest.mark.fault("F5.6")
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"file,label\n0.png,a\n1.png,caf\xe9\n", "line 3: is not UTF-8 text (byte 0xe9); save it as UTF-8"),
+        ("file,label\n0.png,a\n".encode("utf-16-le"), "UTF-16 without its mark"),
+        (b"file,label,label\n0.png,a,b\n", "two columns are named 'label'"),
+        (b"file;label,class\n0.png;a,b\n", "no column"),
+        (b"file,label,split\n0.png,a,train\n1.png,b,holdout\n", "split 'holdout' is none of"),
+    ],
+)
+def test_what_cannot_be_read_says_why(root: Path, content: bytes, said: str) -> None:
+    (root.parent / "a.csv").write_bytes(content)
+    assert said in refused(root, labels=str(root.parent / "a.csv"))
+
+
+def test_images_that_are_not_listed_are_counted(root: Path) -> None:
+    source = opened(root, labels=written(root, "a.csv", "file,label\n0.png,a\n1.png,b\n2.png,a\n3.png,b\n"))
+    (note,) = source.notes
+    assert "4 images left aside" in note
+
+
+@pytest.mark.fault("F5.6")
+def test_a_listed_file_that_is_not_read_says_why(root: Path) -> None:
+    (root / "x.heic").write_bytes(b"x")
+    message = refused(root, labels=written(root, "a.csv", "file,label\n0.png,a\nx.heic,b\n"))
+    assert "line 3: 'x.heic' is no image that is read (Pillow does not read .heic)" in message
+
+
+@pytest.mark.fault("F5.6")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "n01;pet\nn02;\u00e9t\u00e9\n".encode()),
+        ("a.csv", "folder;class\nn01;pet\nn02;\u00e9t\u00e9\n".encode("utf-16")),
+        ("a.tsv", "n01,pet\nn02,e\u0301te\u0301\n".encode("utf-8-sig")),
+        ("a.txt", "n01 pet\r\nn02 \u00e9t\u00e9\r\n".encode()),
+        ("a.json", json.dumps({"n01": "pet", "n02": "\u00e9t\u00e9"}).encode("utf-16")),
+    ],
+)
+def test_class_maps_of_other_programs_are_read(tmp_path: Path, name: str, content: bytes) -> None:
+    root = put_classes(tmp_path / "images", 2, ("n01", "n02"))
+    (tmp_path / name).write_bytes(content)
+    assert opened(root, class_map=str(tmp_path / name)).classes == ("pet", "\u00e9t\u00e9")

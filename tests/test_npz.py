@@ -114,3 +114,13 @@ def test_the_fingerprint_is_of_the_data(tmp_path: Path) -> None:
     changed[0, 0, 0, 0] ^= 1
     assert opened(saved(tmp_path, images=changed, labels=LABELS)).fingerprint != first
     assert opened(saved(tmp_path, images=IMAGES, labels=1 - LABELS)).fingerprint != first
+
+
+@pytest.mark.fault("F7.6")
+def test_arrays_that_would_not_fit_into_memory_are_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = saved(tmp_path, images=IMAGES, labels=LABELS)
+    monkeypatch.setattr("distillcli.sources.npz.os.sysconf", lambda _: 10)
+    with pytest.raises(UserError, match=r"unpacks to .*, and this machine has 0\.0 GB of memory"):
+        opened(file)

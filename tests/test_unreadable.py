@@ -31,6 +31,7 @@ def damaged(root: Path) -> Path:
     return root
 
 
+@pytest.mark.fault("R21", "R22")
 def test_unreadable_images_are_left_out_and_never_replaced(tmp_path: Path) -> None:
     source = opened(damaged(tmp_path), on_error="skip")
     assert [Path(line.split(": ")[0]).relative_to(tmp_path).as_posix() for line in source.skipped] == [
@@ -61,6 +62,7 @@ def test_a_class_that_would_be_empty_is_named(tmp_path: Path) -> None:
         opened(tmp_path, on_error="skip")
 
 
+@pytest.mark.fault("R21", "R22")
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_run_counts_and_says_what_it_left_out(distill: Any, tmp_path: Path, streamed: bool) -> None:
     data = ["dataset=folder", f"dataset.root={damaged(tmp_path / 'images')}", "dataset.image_size=32"]

@@ -7,10 +7,11 @@ from pathlib import Path
 from distillcli.config.check_published import check_published_weights
 from distillcli.config.job import Job, is_main_process
 from distillcli.config.schema import TrainConfig
+from distillcli.distillation.same_data import check_same_data
 from distillcli.report.console import closing_table, say
 from distillcli.runs.folder import claim, claim_new, locked
 from distillcli.runs.result import read_result
-from distillcli.sources.open import open_source
+from distillcli.sources.open import check_reported, open_source
 
 
 def run(config: TrainConfig, job: Job) -> None:
@@ -20,6 +21,9 @@ def run(config: TrainConfig, job: Job) -> None:
     everything that can be refused has been.
     """
     source = open_source(config.dataset)
+    check_reported(source)
+    if config.resume is not None:
+        check_same_data(Path(config.resume), source)
     check_published_weights(config)
 
     from distillcli.distillation.plan import check_weights, make_plan

@@ -26,8 +26,10 @@ def check_dataset(config: DatasetConfig) -> None:
             f"dataset.channels={config.channels}: dataset={config.name} has images of 1 or 3 channels; for other "
             f"numbers use {readers}"
         )
-    if not 0 < config.val_fraction < 1:
-        raise UserError(f"dataset.val_fraction={config.val_fraction}: must be above 0 and below 1, e.g. 0.1")
+    if not 0 <= config.val_fraction < 1:
+        raise UserError(
+            f"dataset.val_fraction={config.val_fraction}: must be at least 0 and below 1, e.g. 0.1; 0 trains on all"
+        )
     if not 0 < config.crop_fraction <= 1:
         raise UserError(f"dataset.crop_fraction={config.crop_fraction}: must be above 0 and at most 1")
     check_share("dataset.labelled", config.labelled)

@@ -49,7 +49,7 @@ def check_model(key: str, config: ModelConfig) -> None:
 def _check_architecture(key: str, config: ModelConfig) -> None:
     """Weights that name their model belong into that model; its card is read before torch could compare shapes."""
     assert config.checkpoint is not None
-    path = Path(config.checkpoint.removeprefix("local-dir:")).expanduser()
+    path = Path(config.checkpoint.removeprefix("local-dir:"))
     cards = (
         (path / "student" / "config.json", path / "config.json") if path.is_dir() else (path.parent / "config.json",)
     )

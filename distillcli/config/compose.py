@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from distillcli.config import guard, search
+from distillcli.config.home import expand_homes
 from distillcli.config.keys import dotted_keys, is_open
 from distillcli.config.overrides import key_of, normalise_overrides, quote_value, split_override, unknown_key
 from distillcli.config.primaries import PRIMARIES
@@ -73,7 +74,7 @@ def typed_config(primary: str, config: DictConfig) -> object:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(_missing(missing[0], search.groups()))
-    result: Any = OmegaConf.to_object(config)
+    result: Any = expand_homes(OmegaConf.to_object(config))
     check_finite(dataclasses.asdict(result))
     PRIMARIES[primary].check(result)
     return result

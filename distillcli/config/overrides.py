@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from distillcli.config.home import expand_home
 from distillcli.config.keys import dotted_keys, is_open
 from distillcli.config.primaries import PRIMARIES
 from distillcli.errors import UserError
@@ -68,7 +69,7 @@ def normalise_overrides(primary: str, overrides: list[str], multirun: bool = Fal
             prefix = "++"
         elif key in known:
             prefix = ""
-        if key in PATH_KEYS:
+        if key in PATH_KEYS or value.startswith(("~", "local-dir:")):
             value = path_value(value, multirun)
         found.append(f"{prefix}{key}={value}")
     keys = [key_of(override) for override in found]
@@ -85,12 +86,12 @@ def path_value(value: str, multirun: bool = False) -> str:
     """
     if value in ("", "null") or "${" in value or (value[0] in "'\"" and not Path(value).exists()):
         return value
-    if multirun and not Path(value).expanduser().exists():
+    if multirun and not Path(expand_home(value)).exists():
         if _SWEEP_FUNCTION.fullmatch(value):
             return value
         if "," in value:
             return ",".join(path_value(part.strip()) for part in value.split(","))
-    path = str(Path(value).expanduser()) if value.startswith("~") else value
+    path = expand_home(value)
     return path if _PLAIN_PATH.fullmatch(path) else quote_value(path)
 
 

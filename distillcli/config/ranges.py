@@ -64,7 +64,7 @@ def check_known(key: str, value: str, choices: Collection[str]) -> None:
 
 
 def check_existing(key: str, value: str, shown: str | None = None, others: Collection[str] = ()) -> None:
-    path = Path(value).expanduser()
+    path = Path(value)
     if not path.exists():
         raise UserError(f"{key}={shown or value}: does not exist{nearest_path(path, others)}")
 

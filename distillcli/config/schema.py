@@ -87,8 +87,8 @@ class StudentConfig(ModelConfig):
 class DatasetConfig:
     name: str = MISSING  # digits | folder | fake | a torchvision set ... (distill show datasets)
     root: Optional[str] = None  # the folder or file of images, or the folder of a torchvision set
-    labels: Optional[str] = None  # folder, archive: a CSV, TSV or JSONL file with the label of every image
-    class_map: Optional[str] = None  # folder, archive, webdataset: a file with class names for folders or labels
+    labels: Optional[str] = None  # folder, archive: CSV, TSV or JSONL with the columns file, label and perhaps split
+    class_map: Optional[str] = None  # folder, archive, webdataset: CSV, TSV, JSON or text with lines FOLDER,CLASS
     path: Optional[str] = None  # hf only: a name on the hub, a parquet or arrow file, or a folder of them
     image_column: Optional[str] = None  # hf only; null: the only column of images
     label_column: Optional[str] = None  # hf only; null: the only column of class labels, or the one called label
@@ -97,7 +97,7 @@ class DatasetConfig:
     image_size: int = 224  # height and width of every view in pixels
     channels: int = 3  # 1: grayscale; 3: RGB; other numbers: npz only, as in its arrays
     crop_fraction: float = 1.0  # fraction of the shorter side that the centre crop of evaluation keeps
-    val_fraction: float = 0.1  # fraction of the training images held out when there is no validation part
+    val_fraction: float = 0.1  # share of train held out where the data has no val part; 0: none, nor a best epoch
     labelled: float = 1.0  # fraction of the training labels that are kept, in each class; 0: none
     split_seed: int = 0  # seed of that split and of the labels kept: part of the data set, not of the run
     balanced: bool = False  # show every class equally often, whatever its number of images

@@ -32,12 +32,13 @@ def planned_warnings(plan: Plan) -> list[str]:
 
 
 def data_warnings(source: Source) -> list[str]:
-    """What was left out of the data."""
-    if not source.skipped:
-        return []
-    return [
-        f"{source.name}: {len(source.skipped)} images that cannot be decoded are left out, e.g. {source.skipped[0]}"
-    ]
+    """What was left out of the data, and what looks wrong in it."""
+    found = list(source.notes)
+    if source.skipped:
+        found.append(
+            f"{source.name}: {len(source.skipped)} images that cannot be decoded are left out, e.g. {source.skipped[0]}"
+        )
+    return found
 
 
 def schedule_warnings(config: TrainConfig) -> list[str]:

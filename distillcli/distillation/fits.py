@@ -15,6 +15,7 @@ from pathlib import Path
 from distillcli.config.schema import TrainConfig
 from distillcli.distillation.recipes import Above, Recipe, recipe_fingerprint
 from distillcli.distillation.results import result_of_fit
+from distillcli.distillation.same_data import write_data_record
 from distillcli.distillation.students import export_for_timm, new_backbone
 from distillcli.errors import UserError
 from distillcli.models.card import read_card
@@ -100,6 +101,7 @@ def _carry_out(wanted: Fit, session: Session) -> None:
     if runtime.is_main:
         (wanted.folder / "result.json").unlink(missing_ok=True)  # until there is another, nobody takes this fit
         describe_folder(wanted.folder, dataclasses.asdict(config), session.command, [], classes)
+        write_data_record(wanted.folder, wanted.data.source)
     fitted = fit(wanted, session)
     result = result_of_fit(wanted, fitted, session.warn)
     if runtime.is_main:

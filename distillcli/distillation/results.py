@@ -52,7 +52,10 @@ def result_of_fit(
 
 def _best_epoch(
     fit: Fit, fitted: Fitted, student: Measured, teacher: FrozenTeacher | None, warn: Callable[[str], None]
-) -> EpochNumbers:
+) -> EpochNumbers | None:
+    """None without validation data, which alone may choose an epoch."""
+    if not fitted.best:
+        return None
     epoch = fitted.best["epoch"]
     if epoch == fitted.last["epoch"]:
         return _epoch(fitted.best, student.top1, student.kl_to_teacher)
@@ -87,7 +90,8 @@ def dataset_facts(source: Source) -> DatasetFacts:
         classes=len(source.classes),
         train=len(source.train.labels),
         labelled=source.train.labelled,
-        val=len(source.val.labels),
+        val=len(source.val.labels) if source.val else 0,
         test=len(source.test.labels) if source.test else 0,
         skipped=len(source.skipped),
+        ignored=len(source.ignored),
     )

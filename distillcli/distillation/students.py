@@ -51,9 +51,9 @@ def peer_config(config: TrainConfig, number: int) -> TrainConfig:
 
 
 def export_for_timm(backbone: Backbone, folder: Path, data: Data) -> None:
-    """Write a trained model into ``folder`` in timm's format, and check it on some validation images."""
-    images = next(data.val.plain()).images[:CHECKED_IMAGES]
-    export(backbone, folder, data.source.classes, data.val.config.crop_fraction, images)
+    """Write a trained model into ``folder`` in timm's format, and check it on some images of the evaluated part."""
+    images = next(data.evaluation.plain()).images[:CHECKED_IMAGES]
+    export(backbone, folder, data.source.classes, data.train.config.crop_fraction, images)
 
 
 def student_model(config: TrainConfig, inputs: Inputs) -> StudentConfig:

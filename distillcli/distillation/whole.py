@@ -18,6 +18,7 @@ from distillcli.distillation.plan import Plan
 from distillcli.distillation.recipes import Above, control_recipe, recipe_fingerprint
 from distillcli.distillation.reopening import reopen_model
 from distillcli.distillation.results import dataset_facts, result_of_fit
+from distillcli.distillation.same_data import write_data_record
 from distillcli.distillation.students import export_for_timm, new_backbone, new_peers, with_teachers_head
 from distillcli.distillation.teaching import Teaching, find_teaching
 from distillcli.errors import Interrupted
@@ -110,14 +111,18 @@ def distill(plan: Plan, job: Job, folder: Path, session: Session) -> Result:
     # 2. The run describes itself: from here on it can be resumed. Then its data, decoded if it fits into memory.
     if runtime.is_main:
         describe_folder(folder, dataclasses.asdict(plan.config), job.command, overrides, plan.source.classes)
+        write_data_record(folder, plan.source)
     data = open_data(plan.source, plan.config.dataset, plan.config.trainer.workers, runtime)
     if runtime.is_main:
         if plan.config.out is None and job.folder is None:
             point_latest(folder)
         opening(_opening(plan, runtime, folder))
+    warnings = planned_warnings(plan)
+    for warning in warnings:
+        session.warn(warning)
     # 3. The teacher, then the student, then its control: each uses what the one before has left.
     teaching = find_teaching(plan.config, data, plan.objective.teacher_taps, session)
-    warnings, begun = planned_warnings(plan), time.monotonic()
+    begun = time.monotonic()
     student, result = _fit_student(plan, data, teaching, warnings, folder, session)
     timings = teaching.timings | {"student": time.monotonic() - begun}
     begun = time.monotonic()
@@ -156,9 +161,9 @@ def _fit_student(
     student_data = dataclasses.replace(data, source=plan.student_source)
     # 1. The student and its peers, as they are before step 1.
     student = new_backbone(plan.config, student_data, "student")
-    warnings += _start_warnings(plan, student, data, teaching, runtime)
-    for warning in warnings:
+    for warning in _start_warnings(plan, student, data, teaching, runtime):
         session.warn(warning)
+        warnings.append(warning)
     if plan.student_run.student != plan.config.student:
         assert teaching.nearest is not None
         student = with_teachers_head(plan.student_run.student, student, teaching.nearest, plan.config)

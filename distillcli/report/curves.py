@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from distillcli.report.format import clean, fixed
 from distillcli.report.models import MODELS, trained_label
+from distillcli.report.sentences import is_without_validation
 from distillcli.runs.folder import read_metrics
 from distillcli.runs.result import Measured, Result, finite, read_result, top1_of
 
@@ -65,6 +66,10 @@ def _other_run(model: Measured | None) -> list[dict[str, Any]]:
 
 
 def _draw_accuracy(axes: Axes, folder: Path, result: Result, marker: str | None) -> None:
+    axes.set_title("Top-1 accuracy on val")
+    axes.set_ylabel("%")
+    if is_without_validation(result):
+        return
     if points(_evaluations(folder), "kl_to_teacher")[0]:  # measured only where there are no labels
         _draw_divergence(axes, folder, marker)
         return
@@ -93,8 +98,6 @@ def _draw_accuracy(axes: Axes, folder: Path, result: Result, marker: str | None)
     if level is not None:
         label = f"teacher {fixed(level)} %" + (f" (on {where})" if where and where != "val" else "")
         axes.axhline(level, color=COLOURS["teacher"], linewidth=1.5, linestyle=":", label=label)
-    axes.set_title("Top-1 accuracy on val")
-    axes.set_ylabel("%")
 
 
 def _draw_divergence(axes: Axes, folder: Path, marker: str | None) -> None:
@@ -133,8 +136,8 @@ def _draw_loss(axes: Axes, folder: Path, marker: str | None) -> None:
 def draw_curves(folder: Path) -> Path:
     """Draw ``curves.png`` from ``metrics.jsonl``: validation accuracy per epoch, and the loss with its terms.
 
-    The curves of control and teacher come from the run folders named in ``result.json``. Without metrics the picture
-    says that no epoch is finished.
+    The curves of control and teacher come from the run folders named in ``result.json``. Without metrics, or without
+    validation data, the picture says so in the place of the curves.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -157,7 +160,8 @@ def draw_curves(folder: Path) -> Path:
         if axes.lines:
             axes.legend(frameon=False)
         else:
-            axes.text(0.5, 0.5, "no finished epoch", transform=axes.transAxes, ha="center", color="#666666")
+            why = "no validation data" if axes is accuracy and is_without_validation(result) else "no finished epoch"
+            axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", color="#666666")
     name = result.name
     if name:
         figure.suptitle(plot_text(name if len(name) <= 80 else name[:79] + "…"))

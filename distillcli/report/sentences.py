@@ -102,7 +102,9 @@ def _difference(accuracy: float, other: float) -> str:
 
 
 def best_sentence(result: Result) -> str:
-    """The best epoch, and on which data it was chosen; empty when there is none."""
+    """The best epoch, and on which data it was chosen; empty when nothing is known of it."""
+    if result.finished and is_without_validation(result):
+        return "No validation data: the last epoch is the student."
     best = result.best or EpochNumbers()
     if best.epoch is None or (best.top1, best.val_top1, best.val_kl_to_teacher) == (None, None, None):
         return ""
@@ -126,6 +128,11 @@ def exported_sentence(result: Result) -> str:
     if last.epoch is None or best.epoch in (None, last.epoch):
         return ""
     return f"The student is that of the last epoch, {last.epoch}; epoch {best.epoch} was better on val."
+
+
+def is_without_validation(result: Result) -> bool:
+    """Whether no data was held out to choose an epoch."""
+    return result.dataset is not None and result.dataset.val == 0
 
 
 def time_sentence(result: Result) -> str:

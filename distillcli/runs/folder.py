@@ -120,7 +120,12 @@ def describe_folder(
         write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         write_json(folder / "environment.json", environment(command, overrides))
     write_text(folder / "command.txt", command + "\n")
-    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
+    write_text(folder / "classes.txt", "".join(f"{_on_one_line(name)}\n" for name in classes))
+
+
+def _on_one_line(name: str) -> str:
+    """A class name as it is, or as a JSON text where it has characters that end or rewrite lines."""
+    return name if name.isprintable() else json.dumps(name)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

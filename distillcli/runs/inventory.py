@@ -11,9 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from distillcli.runs.folder import read_json
+from distillcli.errors import UserError
+from distillcli.runs.reading import read_yaml, try_json
 from distillcli.runs.result import DatasetFacts, Measured, Result, read_result
 
 STATES = ("ok", "failed", "interrupted", "running", "killed")
@@ -79,7 +78,7 @@ def _is_held(folder: Path) -> bool:
 
 def _planned(folder: Path, written: Result) -> Result:
     """``written`` with what the folder says it set out to do."""
-    saved, overrides = _config(folder), (read_json(folder / "environment.json") or {}).get("overrides")
+    saved, overrides = _config(folder), (try_json(folder / "environment.json") or {}).get("overrides")
     seed = saved.get("seed")
     return dataclasses.replace(
         written,
@@ -94,10 +93,9 @@ def _planned(folder: Path, written: Result) -> Result:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return read_yaml(folder / "config.yaml")
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _name(saved: dict[str, Any], key: str) -> str | None:

@@ -71,9 +71,10 @@ class DatasetFacts:
     classes: int | None = None  # how many; 0 where nothing is labelled and the teacher has no classes either
     train: int | None = None  # training images
     labelled: int | None = None  # training images that have a label
-    val: int | None = None  # validation images
+    val: int | None = None  # validation images; 0 without a validation part (dataset.val_fraction=0)
     test: int | None = None  # test images; 0 without a test part
     skipped: int | None = None  # images that were left out because they cannot be decoded
+    ignored: int | None = None  # files that look like images and were not read, as a warning says
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Result:
     peers: tuple[Measured, ...] = ()  # the models that were trained together with the student
     baseline: Measured | None = None  # the control: the same student trained as long without a teacher
     gap_closed: float | None = None  # (student - control) / (teacher - control) in top-1; null if there is no gap
-    best: EpochNumbers | None = None  # the epoch that was best on the validation part
+    best: EpochNumbers | None = None  # the epoch that was best on the validation part; null without one
     last: EpochNumbers | None = None  # the last epoch
     epochs: int | None = None  # how many were asked for
     images_per_second: float | None = None  # while training, without evaluation and checkpoints

@@ -24,10 +24,12 @@ from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.class_folders import open_tree
 from distillcli.sources.decode import decode_bytes, show_path
+from distillcli.sources.image_names import HEAD, has_image_name, ignored_words, why_not_read
 from distillcli.sources.source import MinimumSize, Source
-from distillcli.sources.tree import has_image_name, is_ignored, join_path
+from distillcli.sources.tree import is_ignored, join_path
 
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member; its last fields are the lengths of its name and extra field
+LARGEST = 2**30  # bytes of one image; a small archive can claim any size
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -47,7 +49,9 @@ class Member:
         return f"{show_path(self.archive)}/{show_path(self.name)}"
 
     def content(self) -> bytes:
-        """Raises UserError if the archive has changed or is damaged."""
+        """Raises UserError if the archive has changed or is damaged, or for more bytes than an image has."""
+        if self.size > LARGEST:
+            raise UserError(f"{self}: has {self.size:,} bytes, more than an image may have ({LARGEST:,}); remove it")
         try:
             with self.archive.open("rb") as file:
                 file.seek(self.offset)
@@ -56,7 +60,8 @@ class Member:
                     file.seek(name + extra, 1)
                 content = file.read(self.stored)
             if self.method == zipfile.ZIP_DEFLATED:
-                content = zlib.decompress(content, -zlib.MAX_WBITS, self.size)
+                # One byte more than the archive promises shows that it does not keep its promise.
+                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, self.size + 1)
         except (OSError, struct.error, zlib.error) as error:
             raise UserError(f"{self}: cannot be read ({error}); create the archive again") from error
         if len(content) != self.size or (self.method is not None and zlib.crc32(content) != self.checksum):
@@ -91,7 +96,8 @@ def member_images(members: dict[str, Member], names: tuple[str, ...]) -> MemberI
 class MemberTree:
     """A :class:`~distillcli.sources.tree.Tree` of the images of one archive, by path below its ``top`` folder."""
 
-    def __init__(self, archive: Path, top: str, sizes: dict[str, int]) -> None:
+    def __init__(self, archive: Path, top: str, sizes: dict[str, int], ignored: dict[str, str]) -> None:
+        self.ignored = ignored
         self._archive = archive
         self._top = top
         self._sizes = sizes
@@ -135,13 +141,18 @@ def open_archive(config: DatasetConfig) -> Source:
     """
     if not config.root:
         raise UserError("dataset=archive needs dataset.root=FILE.zip or FILE.tar")
-    file = Path(config.root).expanduser()
-    members = {name: member for name, member in members_of(file).items() if _is_image(name)}
+    file = Path(config.root)
+    everything = members_of(file)
+    members = {name: member for name, member in everything.items() if _is_image(name)}
+    reasons = {name: _why_not_read(member) for name, member in everything.items() if name not in members}
+    ignored = {name: why for name, why in reasons.items() if why is not None}
     if not members:
-        raise UserError(f"dataset.root={show_path(file)}: contains no images")
+        unread = f"; {ignored_words(ignored)}; convert or rename them" if ignored else ""
+        raise UserError(f"dataset.root={show_path(file)}: contains no images{unread}")
     top = "" if config.labels else _common_folder(members)
     members = {name.removeprefix(f"{top}/"): member for name, member in members.items()}
-    tree = MemberTree(file, top, {name: member.size for name, member in members.items()})
+    ignored = {name.removeprefix(f"{top}/"): why for name, why in ignored.items()}
+    tree = MemberTree(file, top, {name: member.size for name, member in members.items()}, ignored)
     return open_tree("archive", file.stem, tree, partial(member_images, members), config)
 
 
@@ -169,16 +180,20 @@ def _starts_as_zip(file: Path) -> bool:
 
 def _in_zip(file: Path) -> Iterator[Member]:
     with zipfile.ZipFile(file) as archive:
-        for entry in archive.infolist():
+        entries = archive.infolist()
+        # Some programs on Windows part folders by backslashes, against the format.
+        backslashes = not any("/" in entry.filename for entry in entries)
+        for entry in entries:
+            path = entry.filename.replace("\\", "/") if backslashes else entry.filename
             member = Member(
-                file, _clean(entry.filename), entry.header_offset, entry.file_size, entry.compress_size,
+                file, _clean(path), entry.header_offset, entry.file_size, entry.compress_size,
                 entry.compress_type, entry.CRC,
             )  # fmt: skip
             if entry.flag_bits & 1:
                 raise UserError(f"{member}: is encrypted; create the archive again without a password")
             if entry.compress_type not in _METHODS:
                 raise UserError(f"{member}: unsupported compression; create the archive again with plain zip")
-            if not entry.is_dir():
+            if not path.endswith("/"):
                 yield member
 
 
@@ -212,6 +227,16 @@ def _clean(name: str) -> str:
 
 def _is_image(name: str) -> bool:
     return has_image_name(name) and not any(is_ignored(part) for part in name.split("/"))
+
+
+def _why_not_read(member: Member) -> str | None:
+    """As ``why_not_read``; what is damaged or larger than an image is none."""
+    if any(is_ignored(part) for part in member.name.split("/")):
+        return None
+    try:
+        return why_not_read(member.name, lambda: member.content()[:HEAD])
+    except UserError:
+        return None
 
 
 def _common_folder(names: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from PIL import Image
 
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
+from distillcli.sources.listing import split_kind
 from distillcli.sources.source import ArrayImages, Source, Split
 
 SAMPLED_IMAGES = 64  # of each split, whose pixels enter the fingerprint
@@ -78,15 +79,15 @@ def open_fake(config: DatasetConfig) -> Source:
 
 
 def array_source(name: str, classes: tuple[str, ...], splits: dict[str, Split]) -> Source:
-    """A Source from splits of ArrayImages: ``train``, ``val`` and perhaps ``test``."""
-    fingerprint = array_fingerprint(name, classes, list(splits.values()))
-    return Source(name, classes, splits["train"], splits["val"], splits.get("test"), fingerprint)
+    """A Source from splits of ArrayImages: ``train``, and perhaps ``val`` and ``test``."""
+    fingerprint = array_fingerprint(name, classes, splits)
+    return Source(name, classes, splits["train"], splits.get("val"), splits.get("test"), fingerprint)
 
 
-def array_fingerprint(name: str, classes: Sequence[str], splits: Sequence[Split]) -> str:
+def array_fingerprint(name: str, classes: Sequence[str], splits: Mapping[str, Split]) -> str:
     """32 hex digits over the name, class names, shapes, labels, and the pixels of 64 images of each split."""
-    digest = hashlib.sha256(json.dumps([name, list(classes)]).encode())
-    for split in splits:
+    digest = hashlib.sha256(json.dumps([split_kind(name, splits), list(classes)]).encode())
+    for split in splits.values():
         assert isinstance(split.images, ArrayImages)
         pixels: NDArray[np.uint8] = split.images.pixels
         digest.update(json.dumps([pixels.shape, split.labels.tolist()]).encode())

@@ -36,7 +36,7 @@ def with_channels(source: Source, channels: int) -> Source:
     return dataclasses.replace(
         source,
         train=_gray(source.train),
-        val=_gray(source.val),
+        val=None if source.val is None else _gray(source.val),
         test=None if source.test is None else _gray(source.test),
         fingerprint=hashlib.sha256(f"{source.fingerprint}/channels/1".encode()).hexdigest()[:32],
     )

@@ -76,8 +76,7 @@ def to_rgb(image: Image.Image, name: str, minimum_size: MinimumSize | None = Non
         _reduce(image, minimum_size)
     image.load()
     image = _upright(image)
-    # Some versions of Pillow read 16-bit PNG and PGM as "I", with values in 0..65535.
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
+    if _is_16_bit(image, kind):
         return _from_16_bit(image)
     if image.mode in ("I", "F"):
         what = "32-bit integer" if image.mode == "I" else "float"
@@ -88,10 +87,24 @@ def to_rgb(image: Image.Image, name: str, minimum_size: MinimumSize | None = Non
     return np.array(image.convert("RGB"))
 
 
+def largest_of_16_bit(content: bytes) -> int | None:
+    """The largest value in a 16-bit grayscale image; None for an image of another kind, or one that is damaged."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return int(np.asarray(image).max()) if _is_16_bit(image, image.format) else None
+    except Exception:  # whoever reads the image says what is wrong with it
+        return None
+
+
 def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """RGB to one channel, ... x H x W x 3 to ... x H x W x 1, weighted as in ITU-R BT.601; gray keeps its values."""
     rows = pixels.reshape(-1, *pixels.shape[-2:])
     return np.array(Image.fromarray(rows).convert("L")).reshape(*pixels.shape[:-1], 1)
+
+
+def _is_16_bit(image: Image.Image, kind: str | None) -> bool:
+    """Some versions of Pillow read 16-bit PNG and PGM as "I", with values in 0..65535."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
 
 
 def _reduce(image: Image.Image, minimum_size: MinimumSize) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -16,8 +16,9 @@ from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.class_folders import LAYOUT, open_tree
 from distillcli.sources.decode import decode_file, read_file, show_path
+from distillcli.sources.image_names import HEAD, has_image_name, why_not_read
 from distillcli.sources.source import MinimumSize, Source
-from distillcli.sources.tree import has_image_name, is_ignored
+from distillcli.sources.tree import is_ignored, join_path
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class FileImages:
         return decode_file(self.root / self.names[index], minimum_size)
 
     def name(self, index: int) -> str:
-        return str(self.root / self.names[index])
+        return show_path(self.root / self.names[index])
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class DiskTree:
     """A :class:`~distillcli.sources.tree.Tree` of files. Its methods raise UserError for what cannot be read."""
 
     root: Path
+    ignored: dict[str, str] = field(default_factory=dict)
 
     def listing(self, folder: str) -> tuple[list[str], list[str]]:
         try:
@@ -80,12 +82,11 @@ class DiskTree:
                 if _is_folder(entry):
                     below.append(f"{prefix}{entry.name}/")
                 elif has_image_name(entry.name):
-                    try:
-                        file = entry.stat()
-                    except OSError as error:
-                        _unreadable(Path(entry.path), error)
+                    file = _status(entry)
                     if stat.S_ISREG(file.st_mode):  # opening a pipe would wait forever
                         images.append((f"{prefix}{entry.name}", file.st_size))
+                elif (why := why_not_read(entry.name, partial(_head, entry))) is not None:
+                    self.ignored[join_path(folder, f"{prefix}{entry.name}")] = why
             pending += reversed(below)
         return sorted(images)
 
@@ -109,7 +110,7 @@ def folder_root(config: DatasetConfig, layout: str) -> Path:
     """``dataset.root`` as an existing folder. Raises UserError with the ``layout`` expected there."""
     if not config.root:
         raise UserError(f"dataset={config.name} needs dataset.root=PATH, the folder of images; {layout}")
-    root = Path(config.root).expanduser()
+    root = Path(config.root)
     if not root.exists():
         raise UserError(f"dataset.root={show_path(root)}: no such folder; {layout}")
     if not root.is_dir():
@@ -127,6 +128,24 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError as error:
+        _unreadable(Path(entry.path), error)
+
+
+def _head(entry: os.DirEntry[str]) -> bytes:
+    """The first bytes of a file; none of what is no file or cannot be read."""
+    try:
+        if not stat.S_ISREG(entry.stat().st_mode):
+            return b""
+        with Path(entry.path).open("rb") as opened:
+            return opened.read(HEAD)
+    except OSError:
+        return b""
 
 
 def _unreadable(path: Path, error: OSError) -> NoReturn:

@@ -19,8 +19,9 @@ from distillcli.errors import UserError
 from distillcli.sources.decode import decode_bytes, read_file, show_path
 from distillcli.sources.label_files import LABEL_COLUMNS
 from distillcli.sources.listing import file_fingerprint, hold_out, index_labels
+from distillcli.sources.overlap import MOST_READ, overlap_notes
 from distillcli.sources.source import MinimumSize, Source, Split
-from distillcli.sources.tree import PART_OF, PARTS, quoted_names
+from distillcli.sources.tree import PARTS, part_of, quoted_names
 
 
 @dataclass(frozen=True)
@@ -68,23 +69,33 @@ def open_hf(config: DatasetConfig) -> Source:
     values = {part: _values(path, part, table, label) for part, table in tables.items()}
     values = {part: found for part, found in values.items() if part == "train" or not (found == -1).all()}
     classes, labels = index_labels(show_path(path), values, _class_names(tables["train"], label))
-    rows = {part: np.arange(len(found)) for part, found in labels.items()}
-    parts = {part: part for part in rows}
-    if "val" not in rows:
-        rows["train"], rows["val"] = hold_out(
-            labels["train"], classes, config.val_fraction, config.split_seed, show_path(path)
-        )
-        parts["val"] = "train"
-    splits = {
-        part: Split(
-            TableImages(_undecoded(tables[parts[part]], image), image, path, parts[part], rows[part]),
-            labels[parts[part]][rows[part]],
-        )
-        for part in PARTS
-        if part in rows
-    }
-    fingerprint = file_fingerprint("hf", classes, list(splits.values()))
-    return Source(Path(path).name, classes, splits["train"], splits["val"], splits.get("test"), fingerprint)
+
+    def rows_of(part: str, rows: NDArray[np.int64]) -> Split:
+        return Split(TableImages(_undecoded(tables[part], image), image, path, part, rows), labels[part][rows])
+
+    splits = {part: rows_of(part, np.arange(len(labels[part]))) for part in PARTS if part in labels}
+    notes = _overlap(show_path(path), splits)
+    if "val" not in splits and config.val_fraction > 0:
+        kept, held = hold_out(labels["train"], classes, config.val_fraction, config.split_seed, show_path(path))
+        sides = {"train": rows_of("train", kept), "val": rows_of("train", held)}
+        notes += _overlap(show_path(path), sides, held_out=True)
+        splits = {part: (splits | sides)[part] for part in PARTS if part in splits | sides}
+    return Source(
+        name=Path(path).name,
+        classes=classes,
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        fingerprint=file_fingerprint("hf", classes, splits),
+        notes=tuple(notes),
+    )
+
+
+def _overlap(where: str, splits: dict[str, Split], held_out: bool = False) -> list[str]:
+    """What ``overlap_notes`` says; nothing of large tables, which tell no sizes, so that all would have to be read."""
+    if sum(len(split.labels) for split in splits.values()) > MOST_READ:
+        return []
+    return overlap_notes(where, splits, {part: [0] * len(split.labels) for part, split in splits.items()}, held_out)
 
 
 def _load(path: str) -> Any:
@@ -93,7 +104,7 @@ def _load(path: str) -> Any:
         import datasets
     except ImportError as error:
         raise UserError("dataset=hf needs the package datasets: pip install 'distillcli[hf]'") from error
-    local = Path(path).expanduser()
+    local = Path(path)
     try:
         if local.is_file():
             if local.suffix not in (".parquet", ".arrow"):
@@ -114,7 +125,7 @@ def _load(path: str) -> Any:
 def _parts(path: str, found: Any) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     for name, table in found.items() if isinstance(found, dict) else [("train", found)]:
-        part = PART_OF.get(name.lower())
+        part = part_of(name)
         if part in tables:
             raise UserError(f"dataset.path={show_path(path)}: two splits could each be the {part} part; remove one")
         if part is not None:
@@ -168,7 +179,13 @@ def _class_names(table: Any, column: str) -> list[str] | None:
 def _values(path: str, part: str, table: Any, column: str) -> NDArray[Any]:
     if column not in table.column_names:
         raise UserError(f"{show_path(path)}: the {part} part has no column {column!r}; add it or remove the part")
-    values = np.array(table[column][:])
+    found = list(table[column][:])
+    if None in found:
+        raise UserError(
+            f"{show_path(path)}: row {found.index(None)} of the {part} part has no label, {column!r} is null"
+            f" ({found.count(None):,} such rows); fill them in or remove them"
+        )
+    values = np.array(found)
     if values.dtype.kind not in "iuU":
         raise UserError(
             f"{show_path(path)}: column {column!r} is {values.dtype} in {part}; labels are whole numbers or text"

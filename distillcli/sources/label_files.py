@@ -2,9 +2,9 @@
 
 Labels: CSV or TSV with a header, or JSONL, with the columns
 
-    file (or filename, path, image)      the path of an image below dataset.root
-    label (or class, target)             its class
-    split                                optional: train, val (validation, valid) or test
+    file (or file_name, filename, path, image)   the path of an image below dataset.root, or below the labels' folder
+    label (or class, target)                     its class
+    split                                        optional: train, val (validation, valid) or test
 
 Class map: the class name of each folder or label. Folders with the same class name become one class. The files of
 ``teacher.class_map`` follow the same rules: they give the teacher's name for each class of the data set.
@@ -16,53 +16,96 @@ Class map: the class name of each folder or label. Folders with the same class n
 
 from __future__ import annotations
 
-import csv
-import json
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from distillcli.errors import UserError
 from distillcli.sources.decode import show_path
 from distillcli.sources.listing import Listing, named_listings
-from distillcli.sources.tree import PART_OF, Tree, quoted_names
+from distillcli.sources.tables import cell_text, lines_of, one_column, parse_object, read_cells, read_table, read_text
+from distillcli.sources.tree import Tree, composed, images_words, part_of, quoted_names
 
-FILE_COLUMNS = ("file", "filename", "path", "image")
+FILE_COLUMNS = ("file", "file_name", "filename", "path", "image")
 LABEL_COLUMNS = ("label", "class", "target")
 
 
-def read_labels(file: Path, tree: Tree) -> dict[str, Listing]:
-    """The images of ``tree`` that ``file`` lists, by part; others are left out. Classes are those of train.
+def read_labels(file: Path, tree: Tree) -> tuple[dict[str, Listing], list[str]]:
+    """The images of ``tree`` that ``file`` lists, by part, and a line about those it does not list.
 
-    Raises UserError for rows without a file or label, files that are missing or listed twice, and unknown splits.
+    Classes are those of train. Raises UserError for rows without a file or label, files that are missing or listed
+    twice, and unknown splits.
     """
-    rows = _rows("dataset.labels", file)
-    columns = sorted({column for _, row in rows for column in row})
-    file_column = _one_column(file, columns, FILE_COLUMNS, "file")
-    label_column = _one_column(file, columns, LABEL_COLUMNS, "label")
+    columns, rows = read_table("dataset.labels", file, _is_label_header)
+    file_column = one_column(file, columns, FILE_COLUMNS, "file")
+    label_column = one_column(file, columns, LABEL_COLUMNS, "label")
     split_column = next((column for column in columns if column.lower() == "split"), None)
 
     sizes = dict(tree.images_below(""))
+    written = [cell_text(row, file_column, f"{show_path(file)}, line {number}") for number, row in rows]
+    names = _Names(file, tree, sizes).found(written)
     listed: dict[str, int] = {}
     parts: dict[str, dict[str, str]] = {}
-    for number, row in rows:
+    for (number, row), name, shown in zip(rows, names, written, strict=True):
         where = f"{show_path(file)}, line {number}"
-        name = posixpath.normpath(_text(row, file_column, where))
-        if name not in sizes:
-            raise UserError(f"{where}: no image {name!r} in {tree.shown('')}; correct the path or remove the line")
+        if name is None:
+            why = tree.ignored.get(posixpath.normpath(shown))
+            problem = f"{shown!r} is no image that is read ({why})" if why else f"no image {shown!r}"
+            raise UserError(f"{where}: {problem} in {tree.shown('')}; correct the path or remove the line")
         if name in listed:
             raise UserError(f"{where}: {name!r} is already listed in line {listed[name]}; keep one")
         listed[name] = number
-        split = "train" if split_column is None else _text(row, split_column, where)
-        if split.lower() not in PART_OF:
+        split = "train" if split_column is None else cell_text(row, split_column, where)
+        part = part_of(split)
+        if part is None:
             raise UserError(f"{where}: split {split!r} is none of train, val and test; correct it")
-        parts.setdefault(PART_OF[split.lower()], {})[name] = _text(row, label_column, where)
+        parts.setdefault(part, {})[name] = composed(cell_text(row, label_column, where))
     if "train" not in parts:
         raise UserError(f"{show_path(file)}: lists no training images; add some")
-    return named_listings(show_path(file), parts, sizes)
+    rest = len(sizes) - len(listed)
+    aside = f"{tree.shown('')}: {images_words(rest)} left aside, as {show_path(file)} does not list them"
+    return named_listings(show_path(file), parts, sizes), [aside] if rest else []
+
+
+class _Names:
+    """How the paths in a labels file name the images of a tree.
+
+    They are below the root or, as in the metadata files of Hugging Face, below the folder of the file: whichever all
+    of them are. Backslashes, and accents written in another way, mean the image that is there if only one can be meant.
+    """
+
+    def __init__(self, file: Path, tree: Tree, images: Collection[str]) -> None:
+        self._images = images
+        self._by_composed: dict[str, list[str]] = {}
+        for name in images:
+            self._by_composed.setdefault(composed(name), []).append(name)
+        # Only a file inside the root has a folder there.
+        root, folder = Path(tree.shown("")).absolute(), file.absolute().parent
+        self._folder = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else "."
+
+    def found(self, written: Sequence[str]) -> list[str | None]:
+        below_root = [self._image("", name) for name in written]
+        if None not in below_root or self._folder == ".":
+            return below_root
+        below_folder = [self._image(self._folder, name) for name in written]
+        return below_root if None in below_folder else below_folder
+
+    def _image(self, folder: str, name: str) -> str | None:
+        for spelling in (name, name.replace("\\", "/")):
+            path = posixpath.normpath(posixpath.join(folder, spelling))
+            if path in self._images:
+                return path
+            similar = self._by_composed.get(composed(path), [])
+            if len(similar) == 1:
+                return similar[0]
+        return None
+
+
+def _is_label_header(cells: Sequence[str]) -> bool:
+    names = {cell.strip().lower() for cell in cells}
+    return not names.isdisjoint(FILE_COLUMNS) and not names.isdisjoint(LABEL_COLUMNS)
 
 
 def map_classes(file: Path, parts: dict[str, Listing]) -> dict[str, Listing]:
@@ -86,19 +129,19 @@ def map_classes(file: Path, parts: dict[str, Listing]) -> dict[str, Listing]:
 
 def read_class_map(key: str, file: Path) -> dict[str, str]:
     """Name -> class, from the file that ``key`` names. Raises UserError for malformed lines and a second class."""
-    where, suffix, text = f"{key}={show_path(file)}", file.suffix.lower(), _read_text(key, file)
+    where, suffix, text = f"{key}={show_path(file)}", file.suffix.lower(), read_text(key, file)
     if suffix == ".json":
-        content = _json(where, "".join(text))
-        pairs = [[name, _text(content, name, where)] for name in content]
+        content = parse_object(where, text)
+        pairs = [[name, cell_text(content, name, where)] for name in content]
     elif suffix in (".csv", ".tsv"):
-        pairs = [cells for _, cells in _cells(file, text)]
+        pairs = [cells for _, cells in read_cells(file, text, lambda cells: len(cells) == 2)]
         header = [cell.strip().lower() for cell in pairs[0]] if pairs else []
         pairs = pairs[1:] if header == ["folder", "class"] else pairs
     else:
-        pairs = [line.split("\t" if "\t" in line else None, 1) for line in text if line.strip()]
+        pairs = [_two_words(line) for line in lines_of(text) if line.strip()]
     names: dict[str, str] = {}
     for pair in pairs:
-        parts = [part.strip() for part in pair]
+        parts = [composed(part.strip()) for part in pair]
         if len(parts) != 2 or not all(parts):
             raise UserError(
                 f"{where}: {','.join(parts)!r} is not a name and its class; quote names that contain commas"
@@ -109,65 +152,6 @@ def read_class_map(key: str, file: Path) -> dict[str, str]:
     return names
 
 
-def _rows(key: str, file: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of a table as column -> value, with the numbers of their lines."""
-    text = _read_text(key, file)
-    if file.suffix.lower() in (".jsonl", ".ndjson"):
-        rows = [(number, _json(f"{show_path(file)}, line {number}", line)) for number, line in enumerate(text, 1)]
-    elif file.suffix.lower() in (".csv", ".tsv"):
-        (_, header), *body = _cells(file, text) or [(1, [])]
-        uneven = [number for number, cells in body if len(cells) != len(header)]
-        if uneven:
-            raise UserError(f"{show_path(file)}, line {uneven[0]}: its columns do not match the header; correct it")
-        rows = [(number, dict(zip(header, cells, strict=True))) for number, cells in body]
-    else:
-        raise UserError(f"{key}={show_path(file)}: must end in .csv, .tsv or .jsonl")
-    if not rows:
-        raise UserError(f"{key}={show_path(file)}: has no rows below the header; add some")
-    return rows
-
-
-def _cells(file: Path, text: Sequence[str]) -> list[tuple[int, list[str]]]:
-    """The rows of a CSV or TSV file that are not empty, with the numbers of their lines."""
-    reader = csv.reader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
-    try:
-        return [(reader.line_num, row) for row in reader if row]
-    except csv.Error as error:
-        raise UserError(f"{show_path(file)}, line {reader.line_num}: {error}; correct it") from error
-
-
-def _read_text(key: str, file: Path) -> list[str]:
-    try:
-        return file.expanduser().read_text("utf-8-sig").splitlines(keepends=True)
-    except OSError as error:
-        raise UserError(f"{key}={show_path(file)}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key}={show_path(file)}: is not UTF-8 text; save it as UTF-8") from error
-
-
-def _json(where: str, text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: is not JSON ({error}); correct it") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: is not a JSON object; correct it")
-    return content
-
-
-def _one_column(file: Path, columns: Sequence[str], known: Sequence[str], what: str) -> str:
-    matches = [column for column in columns if column.lower() in known]
-    if not matches:
-        raise UserError(
-            f"{show_path(file)}: no column {', '.join(known)} among {quoted_names(columns)}; rename a column"
-        )
-    if len(matches) > 1:
-        raise UserError(f"{show_path(file)}: {quoted_names(matches)} could each be the {what}; rename or remove one")
-    return matches[0]
-
-
-def _text(row: dict[str, Any], column: str, where: str) -> str:
-    value = row.get(column)
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-        raise UserError(f"{where}: {column} is {value!r}; write text or a whole number")
-    return str(value).strip()
+def _two_words(line: str) -> list[str]:
+    """Parted at the first tab, or else at the first blanks; other blanks of Unicode belong to a name."""
+    return line.strip().split("\t", 1) if "\t" in line.strip() else line.strip().split(" ", 1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distillcli.sources.draws import uniform
 from distillcli.sources.source import Source
+from distillcli.sources.tree import quoted_names
 
 UNLABELLED = -1
 
@@ -31,6 +33,27 @@ def keep_labels(source: Source, share: float, seed: int) -> Source:
         source,
         train=dataclasses.replace(source.train, labels=labels),
         fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
+    )
+
+
+def with_class_names(source: Source, names: Sequence[str]) -> Source:
+    """``source`` with its labels among the classes ``names``, if it has no others; else, or without names, the same.
+
+    A set that is only evaluated may lack classes of the model, or have its folders in another order.
+    """
+    if tuple(names) == source.classes or not source.classes or not set(source.classes) <= set(names):
+        return source
+    places = np.array([*(names.index(name) for name in source.classes), UNLABELLED])  # the last one is that of -1
+    splits = {part: dataclasses.replace(split, labels=places[split.labels]) for part, split in source.parts.items()}
+    absent = [name for name in names if name not in source.classes]
+    note = f"{source.name}: has no image of {len(absent)} of the {len(names)} classes ({quoted_names(absent)})"
+    return dataclasses.replace(
+        source,
+        classes=tuple(names),
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        notes=(*source.notes, *([note] if absent else [])),
     )
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
+from distillcli.sources.overlap import overlap_notes
 from distillcli.sources.source import EncodedImages, Source, Split
-from distillcli.sources.tree import quoted_names
+from distillcli.sources.tree import PARTS, quoted_names
 
 SAMPLED_FILES = 64  # whose content enters the fingerprint
 
@@ -44,20 +45,29 @@ def listed_source(
 
     ``images``: from names to images. ``where``: the name of the data in messages. All parts have the same classes.
     """
-    train, val, test = (parts.get(part) for part in ("train", "val", "test"))
-    assert train is not None
-    if val is None:
+
+    def compared(listings: Mapping[str, Listing], held_out: bool = False) -> list[str]:
+        splits = {part: Split(images(listing.names), listing.labels) for part, listing in listings.items()}
+        sizes = {part: listing.sizes.tolist() for part, listing in listings.items()}
+        return overlap_notes(where, splits, sizes, held_out)
+
+    train = parts["train"]
+    listings, notes = dict(parts), compared(parts)
+    if "val" not in parts and config.val_fraction > 0:
         kept, held = hold_out(train.labels, train.classes, config.val_fraction, config.split_seed, where)
-        train, val = train.take(kept), train.take(held)
-    listings = [train, val] if test is None else [train, val, test]
-    splits = [Split(images(listing.names), listing.labels) for listing in listings]
+        sides = {"train": train.take(kept), "val": train.take(held)}
+        listings |= sides
+        notes += compared(sides, held_out=True)
+    splits = {part: Split(images(listings[part].names), listings[part].labels) for part in PARTS if part in listings}
+    sizes = {part: listings[part].sizes for part in splits}
     return Source(
         name=name,
         classes=train.classes,
-        train=splits[0],
-        val=splits[1],
-        test=splits[2] if test is not None else None,
-        fingerprint=file_fingerprint(kind, train.classes, splits, [listing.sizes for listing in listings]),
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        fingerprint=file_fingerprint(kind, train.classes, splits, sizes),
+        notes=tuple(notes),
     )
 
 
@@ -147,19 +157,27 @@ def hold_out(
     return np.sort(np.concatenate(kept)), np.sort(np.concatenate(held))
 
 
+def split_kind(kind: str, splits: Mapping[str, Split]) -> str:
+    """``kind`` for a fingerprint: the parts follow each other there, so a missing val must not pass for a test."""
+    return kind if "val" in splits else f"{kind} without val"
+
+
 def file_fingerprint(
-    kind: str, classes: Sequence[str], splits: Sequence[Split], sizes: Sequence[NDArray[np.int64]] | None = None
+    kind: str,
+    classes: Sequence[str],
+    splits: Mapping[str, Split],
+    sizes: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> str:
     """32 hex digits over class names, image names, sizes, labels, and the content of up to 64 evenly spaced images.
 
     Absolute paths and times do not enter, so a copy of the data elsewhere has the same fingerprint. The splits must
     contain EncodedImages; ``sizes``: one array of bytes per split. Raises UserError if a sampled image cannot be read.
     """
-    digest = hashlib.sha256(json.dumps([kind, list(classes)]).encode())
+    digest = hashlib.sha256(json.dumps([split_kind(kind, splits), list(classes)]).encode())
     files: list[tuple[EncodedImages, int]] = []
-    for number, split in enumerate(splits):
+    for part, split in splits.items():
         assert isinstance(split.images, EncodedImages)
-        lengths = sizes[number].tolist() if sizes is not None else None
+        lengths = sizes[part].tolist() if sizes is not None else None
         digest.update(json.dumps([list(split.images.names), split.labels.tolist(), lengths]).encode())
         files += [(split.images, row) for row in range(len(split.images))]
     for position in np.unique(np.linspace(0, len(files) - 1, num=SAMPLED_FILES).astype(int)) if files else ():

@@ -13,6 +13,7 @@ are never unpickled.
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from distillcli.errors import UserError
 from distillcli.sources.builtin import array_fingerprint
 from distillcli.sources.decode import show_path
 from distillcli.sources.listing import hold_out, index_labels
+from distillcli.sources.overlap import array_overlap_notes
 from distillcli.sources.source import ArrayImages, Source, Split
 
 _SPELLINGS = {
@@ -38,7 +40,7 @@ def open_npz(config: DatasetConfig) -> Source:
     """The arrays in ``config.root``. Raises UserError for names, shapes and types that could be misread."""
     if not config.root:
         raise UserError("dataset=npz needs dataset.root=FILE.npz")
-    file = Path(config.root).expanduser()
+    file = Path(config.root)
     arrays = _load(file)
     parts = {part: pair for part in _SPELLINGS if (pair := _find(file, arrays, part)) is not None}
     if "train" not in parts:
@@ -54,26 +56,53 @@ def open_npz(config: DatasetConfig) -> Source:
                 " every image needs one"
             )
     classes, rows = index_labels(show_path(file), values, names)
-    if "val" not in parts:
+    notes = array_overlap_notes(show_path(file), _splits(file, pixels, rows))
+    if "val" not in parts and config.val_fraction > 0:
         kept, held = hold_out(rows["train"], classes, config.val_fraction, config.split_seed, show_path(file))
         pixels |= {"train": pixels["train"][kept], "val": pixels["train"][held]}
         rows |= {"train": rows["train"][kept], "val": rows["train"][held]}
-    splits = {part: Split(ArrayImages(pixels[part], f"{file.stem}/{part}"), rows[part]) for part in pixels}
-    fingerprint = array_fingerprint("npz", classes, [splits[part] for part in _SPELLINGS if part in splits])
-    return Source(file.stem, classes, splits["train"], splits["val"], splits.get("test"), fingerprint)
+        sides = {part: pixels[part] for part in ("train", "val")}
+        notes += array_overlap_notes(show_path(file), _splits(file, sides, rows), held_out=True)
+    splits = _splits(file, pixels, rows)
+    return Source(
+        name=file.stem,
+        classes=classes,
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        fingerprint=array_fingerprint("npz", classes, splits),
+        notes=tuple(notes),
+    )
+
+
+def _splits(file: Path, pixels: dict[str, NDArray[np.uint8]], labels: dict[str, NDArray[np.int64]]) -> dict[str, Split]:
+    found = [part for part in _SPELLINGS if part in pixels]
+    return {part: Split(ArrayImages(pixels[part], f"{file.stem}/{part}"), labels[part]) for part in found}
 
 
 def _load(file: Path) -> dict[str, NDArray[Any]]:
     try:
         with file.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as archive:
+            _check_size(file, archive.zip)
             return {name: archive[name] for name in archive.files}
     except OSError as error:
         raise UserError(f"dataset.root={show_path(file)}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         detail = " ".join(str(error).split())
         raise UserError(
             f"dataset.root={show_path(file)}: is not an .npz file of plain arrays ({detail}); write it with numpy.savez"
         ) from error
+
+
+def _check_size(file: Path, archive: zipfile.ZipFile) -> None:
+    """A small archive can unpack to any size: refused where the machine could not hold it."""
+    unpacked = sum(entry.file_size for entry in archive.infolist())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if unpacked > memory:
+        raise UserError(
+            f"dataset.root={show_path(file)}: unpacks to {unpacked / 1e9:.1f} GB, and this machine has"
+            f" {memory / 1e9:.1f} GB of memory; make the arrays smaller, or save the images as files"
+        )
 
 
 def _find(file: Path, arrays: dict[str, NDArray[Any]], part: str) -> tuple[str, str] | None:

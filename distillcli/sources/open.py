@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 
 import numpy as np
@@ -11,6 +12,7 @@ from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.channels import with_channels
 from distillcli.sources.labels import keep_labels
+from distillcli.sources.remarks import absent_classes, dark_images
 from distillcli.sources.source import Source
 from distillcli.sources.verify import without_unreadable
 
@@ -22,11 +24,23 @@ def open_source(config: DatasetConfig) -> Source:
     """
     module, function = known_dataset(config.name).reader.split(".")
     read = getattr(importlib.import_module(f"distillcli.sources.{module}"), function)
-    source = with_channels(read(config), config.channels)
+    source = read(config)
+    source = dataclasses.replace(source, notes=(*source.notes, *dark_images(source)))
+    source = with_channels(source, config.channels)
     if config.on_error == "skip":
         source = without_unreadable(source)
     check_source(source)
+    source = dataclasses.replace(source, notes=(*source.notes, *absent_classes(source)))
     return keep_labels(source, config.labelled, config.split_seed)
+
+
+def check_reported(source: Source) -> None:
+    """Raise UserError where a run would have no data to report on."""
+    if source.evaluated_on == "all":
+        raise UserError(
+            f"dataset.val_fraction=0: {source.name} has neither a test nor a val part, so there would be nothing to "
+            "report on; add one, or hold some images out with e.g. dataset.val_fraction=0.1"
+        )
 
 
 def check_source(source: Source) -> None:
@@ -41,9 +55,7 @@ def check_source(source: Source) -> None:
     if len(set(source.classes)) < count:
         twice = sorted(name for name in set(source.classes) if source.classes.count(name) > 1)
         raise UserError(f"{source.name}: two classes are named {twice[0]!r}; rename one")
-    for part, split in (("train", source.train), ("val", source.val), ("test", source.test)):
-        if split is None:
-            continue
+    for part, split in source.parts.items():
         if len(split.images) != len(split.labels):
             raise UserError(
                 f"{source.name}: the {part} part has {len(split.images)} images but {len(split.labels)} labels;"

@@ -1,4 +1,4 @@
-"""What every data set looks like to other rooms: classes, three splits of images with labels, and a fingerprint.
+"""What every data set looks like to other rooms: classes, up to three splits of images with labels, and a fingerprint.
 
 Nothing here imports torch, so that a missing folder or an empty class is reported within a second.
 """
@@ -82,22 +82,33 @@ class Split:
 class Source:
     """A data set. Training never sees ``val`` or ``test``; ``val`` chooses the best epoch; ``test`` is reported.
 
-    Without a test part, ``test`` is None, and results are reported on ``val``, as every table says.
+    Without a test part, ``test`` is None, and results are reported on ``val``, as every table says. Without a part for
+    validation and with ``dataset.val_fraction=0``, ``val`` is None: nothing chooses an epoch. A set that has neither
+    can only be evaluated, as a whole.
     """
 
     name: str
     classes: tuple[str, ...]
     train: Split
-    val: Split
+    val: Split | None
     test: Split | None
     fingerprint: str  # over class names, image names, sizes or pixels, and labels: equal data has equal fingerprints
     skipped: tuple[str, ...] = ()  # what dataset.on_error=skip left out, and why
+    ignored: tuple[str, ...] = ()  # files that look like images and are not read, and why
+    notes: tuple[str, ...] = ()  # what else was left aside or looks wrong, a line each
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """The splits there are, by name: ``train``, and perhaps ``val`` and ``test``."""
+        known = {"train": self.train, "val": self.val, "test": self.test}
+        return {part: split for part, split in known.items() if split is not None}
 
     @property
     def evaluated_on(self) -> str:
-        return "val" if self.test is None else "test"
+        """``test``, ``val``, or ``all`` where the set has no parts."""
+        return "test" if self.test is not None else "val" if self.val is not None else "all"
 
     @property
     def evaluation(self) -> Split:
         """The split on which results are reported."""
-        return self.val if self.test is None else self.test
+        return self.test or self.val or self.train

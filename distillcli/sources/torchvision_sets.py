@@ -60,21 +60,21 @@ def open_torchvision(config: DatasetConfig) -> Source:
             )
 
     splits = {part: _split(config.name, part, record, dataset, root) for part, dataset in datasets.items()}
-    if "val" not in splits:
+    if "val" not in splits and config.val_fraction > 0:
         train = splits["train"]
         kept, held = hold_out(train.labels, classes, config.val_fraction, config.split_seed, config.name)
         splits |= {"train": _take(train, kept, f"{config.name}/train"), "val": _take(train, held, f"{config.name}/val")}
     if record.pixels is not None:
         return array_source(config.name, classes, splits)
-    fingerprint = file_fingerprint(config.name, classes, list(splits.values()))
-    return Source(config.name, classes, splits["train"], splits["val"], splits.get("test"), fingerprint)
+    fingerprint = file_fingerprint(config.name, classes, splits)
+    return Source(config.name, classes, splits["train"], splits.get("val"), splits.get("test"), fingerprint)
 
 
 def _check_available(config: DatasetConfig, record: TorchvisionSet) -> Path:
     """The root, after the checks that do not need torch."""
     if not config.root:
         raise UserError(f"dataset={config.name} needs dataset.root=PATH, the folder of its files")
-    root = Path(config.root).expanduser()
+    root = Path(config.root)
     if root.exists() and not root.is_dir():
         raise UserError(
             f"dataset.root={show_path(root)}: is a file, not a folder; give the folder that contains the files"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from distillcli.errors import UserError
 from distillcli.sources.source import ArrayImages, Images, MinimumSize, Source, Split
-from distillcli.sources.tree import quoted_names
+from distillcli.sources.tree import PARTS, quoted_names
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,27 @@ def without_unreadable(source: Source) -> Source:
 
     Raises UserError if a class has no training image left. The fingerprint changes only if something was left out.
     """
-    train, broken_train = _readable(source.train)
-    val, broken_val = _readable(source.val)
-    test, broken_test = _readable(source.test) if source.test is not None else (None, {})
-    broken = [broken_train, broken_val, broken_test]
-    skipped = tuple(problem for problems in broken for problem in problems.values())
+    readable = {part: _readable(split) for part, split in source.parts.items()}
+    broken = {part: readable[part][1] if part in readable else {} for part in PARTS}
+    skipped = tuple(problem for problems in broken.values() for problem in problems.values())
     if not skipped:
         return source
-    empty = sorted({source.classes[label] for label in np.setdiff1d(source.train.labels, train.labels) if label >= 0})
+    splits = {part: split for part, (split, _) in readable.items()}
+    lost = np.setdiff1d(source.train.labels, splits["train"].labels)
+    empty = sorted({source.classes[label] for label in lost if label >= 0})
     if empty:
-        example = next(iter(broken_train.values()))
+        example = next(iter(broken["train"].values()))
         raise UserError(f"{source.name}: no training image of {quoted_names(empty)} can be decoded; {example}")
-    rows = json.dumps([source.fingerprint, [list(problems) for problems in broken]])
+    rows = json.dumps([source.fingerprint, [list(problems) for problems in broken.values()]])
     fingerprint = hashlib.sha256(rows.encode()).hexdigest()[:32]
-    return dataclasses.replace(source, train=train, val=val, test=test, fingerprint=fingerprint, skipped=skipped)
+    return dataclasses.replace(
+        source,
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        fingerprint=fingerprint,
+        skipped=skipped,
+    )
 
 
 def _readable(split: Split) -> tuple[Split, dict[int, str]]:

@@ -110,7 +110,7 @@ def fit(fit: Fit, session: Session) -> Fitted:
             row |= {"images_per_second": shown / elapsed, "seconds": elapsed}
             numbers = _validate(fit, loop, runtime)
             keeper.epoch_done(epoch, row, numbers)
-            watcher.epoch(row, {"split": "val", **numbers})
+            watcher.epoch(row, {} if numbers is None else {"split": "val", **numbers})
             if session.is_stopping():
                 raise session.interruption()
     if loop.teacher is not None and loop.teacher.repaired:
@@ -168,8 +168,11 @@ def _smaller_step(fit: Fit) -> str:
     )
 
 
-def _validate(fit: Fit, loop: Loop, runtime: Runtime) -> dict[str, float]:
+def _validate(fit: Fit, loop: Loop, runtime: Runtime) -> dict[str, float] | None:
+    """The numbers of the validation data; None where there are none."""
     share_buffers(loop.state.deployed, runtime)
+    if fit.data.val is None:
+        return None
     # Without labels only the teacher can tell how good an epoch is; where there are some, it costs time.
     judge = None if loop.teacher is None or fit.data.val.has_labels else loop.teacher.live
     return evaluate(loop.state.deployed, fit.data.val, teacher=judge)

@@ -41,7 +41,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class Fitted:
-    """``best`` and ``last``: epoch and validation numbers; the images a second are those of training alone."""
+    """``best`` and ``last``: epoch and validation numbers; without validation data ``best`` is empty.
+
+    The images a second are those of training alone.
+    """
 
     backbone: Backbone
     best: dict[str, float]

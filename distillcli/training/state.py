@@ -32,7 +32,7 @@ class State:
     update: Update
     ema: ModelEmaV3 | None
     step: int = 0
-    best: dict[str, float] = field(default_factory=dict)  # epoch and numbers of the validation data
+    best: dict[str, float] = field(default_factory=dict)  # epoch and numbers of the validation data; empty without
     last: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -150,20 +150,25 @@ class Keeper:
             save_last(self.folder, self.state.everything() | self.identity)
         self.saved_at = time.monotonic()
 
-    def epoch_done(self, epoch: int, train: dict[str, Any], numbers: dict[str, float]) -> None:
-        """Record an epoch. Raises NumericError, before anything is written, if it is not finite."""
-        state = self.state
+    def epoch_done(self, epoch: int, train: dict[str, Any], numbers: dict[str, float] | None) -> None:
+        """Record an epoch. Raises NumericError, before anything is written, if it is not finite.
+
+        ``numbers``: of the validation data; None where there are none, and no epoch is the best.
+        """
+        state, validated = self.state, numbers is not None
         check_weights(state.tensors, self.fit, state.step, self.runtime)
-        check_numbers(numbers, self.fit, epoch)
-        state.last = {"epoch": epoch, **numbers}
-        is_best = not state.best or merit(state.last) > merit(state.best)
+        check_numbers(numbers or {}, self.fit, epoch)
+        state.last = {"epoch": epoch, **(numbers or {})}
+        is_best = validated and (not state.best or merit(state.last) > merit(state.best))
         state.best = state.last if is_best else state.best
         if self.runtime.is_main:
             if is_best:
                 content = state.weights() | self.identity | {"epoch": epoch}
                 save_checkpoint(self.folder / "checkpoints" / "best.pt", content)
             append_metrics(self.folder, train)
-            append_metrics(self.folder, {"kind": "eval", "epoch": epoch, "step": state.step, "split": "val", **numbers})
+            if validated:
+                row = {"kind": "eval", "epoch": epoch, "step": state.step, "split": "val"}
+                append_metrics(self.folder, row | state.last)
         self.save()
 
 

@@ -80,6 +80,8 @@ def _can_belong(shape: Sequence[int], parameter: Sequence[int]) -> bool:
 
 
 def _check_numbers(numbers: dict[str, Any], last: dict[str, Any], name: str, epochs: int) -> None:
+    if not numbers and last.keys() <= {"epoch"}:
+        return  # without validation data no epoch is the best
     if numbers.keys() != last.keys() or not all(isinstance(value, int | float) for value in numbers.values()):
         raise ValueError(f"the numbers of its {name} epoch are broken")
     if numbers and not (type(numbers["epoch"]) is int and 1 <= numbers["epoch"] <= epochs):

@@ -118,8 +118,8 @@ class Data:
 
     source: Source
     train: Loader
-    val: Loader
-    evaluation: Loader  # the split that is reported: test, or val when there is no test part
+    val: Loader | None  # chooses the best epoch; None where nothing is held out for that
+    evaluation: Loader  # the split that is reported: test, or val when there is no test part, or all that there is
 
     @property
     def inputs(self) -> Inputs:
@@ -130,12 +130,13 @@ class Data:
 
 def open_data(source: Source, config: DatasetConfig, workers: int, runtime: Runtime) -> Data:
     """Loaders for the parts of ``source``; each part takes its share of ``dataset.memory_gb``."""
-    total = len(source.train.labels) + len(source.val.labels) + (len(source.test.labels) if source.test else 0)
+    total = sum(len(split.labels) for split in source.parts.values())
 
     def loader(split: Split) -> Loader:
         share = config.memory_gb * 1e9 * len(split.labels) / total
         store = open_store(split.images, config, workers, runtime, share)
         return Loader(store, torch.from_numpy(split.labels).to(runtime.device), config, runtime, len(source.classes))
 
-    train, val = loader(source.train), loader(source.val)
-    return Data(source, train, val, val if source.test is None else loader(source.test))
+    loaders = {part: loader(split) for part, split in source.parts.items()}
+    reported = next(loaders[part] for part in ("test", "val", "train") if part in loaders)
+    return Data(source, loaders["train"], loaders.get("val"), reported)
