@@ -72,9 +72,9 @@ def test_config_is_shown_without_torch(light: Distill) -> None:
     [
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
         (["--halp"], "unknown flag '--halp'"),
-        (["train", "distill.temprature=2"], "unknown key distill.temprature; did you mean distill.temperature?"),
-        (["train", "+distill.temprature=2"], "unknown key distill.temprature; did you mean distill.temperature?"),
-        (["train", "temperature=2"], "did you mean distill.temperature?"),
+        (["train", "distill.temprature=2"], "unknown key distill.temprature=2; did you mean distill.temperature=2?"),
+        (["train", "+distill.temprature=2"], "unknown key distill.temprature=2; did you mean distill.temperature=2?"),
+        (["train", "temperature=2"], "did you mean distill.temperature=2?"),
         (["train", "student.name=resnt18"], "did you mean 'resnet18'"),
         (["train", "dataset=folder"], "dataset.root is missing"),
         (["train", "dataset=folder", "dataset.root=nowhere"], "dataset.root=nowhere: does not exist"),

@@ -27,6 +27,18 @@ def dotted_keys(schema: type) -> dict[str, str]:
     return found
 
 
+def element_keys(schema: type) -> dict[str, dict[str, str]]:
+    """The dotted keys of lists of configs, as ``teacher.members``, each with the keys of its elements."""
+    found: dict[str, dict[str, str]] = {}
+    for name, annotation in typing.get_type_hints(schema).items():
+        nested = schema_of(annotation)
+        if nested:
+            found |= {f"{name}.{key}": inner for key, inner in element_keys(nested).items()}
+        elif typing.get_origin(annotation) is list and (element := schema_of(typing.get_args(annotation)[0])):
+            found[name] = dotted_keys(element)
+    return found
+
+
 def _word(annotation: Any) -> str:
     if typing.get_origin(annotation) is dict:
         return "mapping"

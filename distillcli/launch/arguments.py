@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from distillcli.config.mistakes import flag_instead
 from distillcli.errors import UserError, did_you_mean
 
 _ALIASES = {"-m": "--multirun", "-c": "--cfg", "-i": "--info", "-p": "--package", "-cd": "--config-dir"}
@@ -39,13 +40,21 @@ def parse_arguments(arguments: list[str]) -> Arguments:
         flag, equals, value = word.partition("=")
         flag = _ALIASES.get(flag, flag)
         if flag not in FLAGS:
-            raise UserError(f"unknown flag {flag}{did_you_mean(flag, [*FLAGS, *_ALIASES])}")
+            raise UserError(_unknown_flag(word, rest))
         if flag in _WITH_VALUE and not equals:
             value = _take_value(flag, rest)
         _add(found, flag, value)
     if found.multirun and found.inspect:
         raise UserError("--cfg and --info show one config; leave -m out")
     return found
+
+
+def _unknown_flag(word: str, rest: list[str]) -> str:
+    flag, _, value = word.partition("=")
+    if not value and rest and not rest[0].startswith("-") and "=" not in rest[0]:
+        value = rest[0]
+    known = did_you_mean(flag, [*FLAGS, *_ALIASES])
+    return f"unknown flag {word}{flag_instead(flag, value) or known or '; see distill COMMAND --help'}"
 
 
 def _take_value(flag: str, rest: list[str]) -> str:
