@@ -11,6 +11,7 @@ from typing import NoReturn
 from distillcli import __version__
 from distillcli.commands.table import COMMANDS
 from distillcli.errors import Interrupted, NumericError, UserError, did_you_mean
+from distillcli.report.format import clean
 
 FLAGS_HELP = """flags:
   -m, --multirun      sweep: every combination of comma-separated values
@@ -36,7 +37,7 @@ def run(argv: list[str]) -> int:
     except NumericError as error:
         return _fail(error, 1)
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        print(clean(stop), file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -66,7 +67,8 @@ def _bug() -> int:
 
 def _fail(error: Exception | str, code: int) -> int:
     rank = os.environ.get("RANK", "0")  # torchrun shows the output of all its processes
-    print("error:" if rank == "0" else f"error: rank {rank}:", " ".join(str(error).split()), file=sys.stderr)
+    line = " ".join(clean(error).split())
+    print("error:" if rank == "0" else f"error: rank {rank}:", line, file=sys.stderr)
     return code
 
 

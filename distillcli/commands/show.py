@@ -12,6 +12,7 @@ from typing import Any
 from distillcli.config import search
 from distillcli.config.terms import KNOWN_TERMS, KnownTerm
 from distillcli.errors import UserError, did_you_mean
+from distillcli.report.format import clean
 from distillcli.runs.result import Measured, Result, read_result
 
 Rows = list[tuple[str, ...]]
@@ -53,7 +54,7 @@ def _wild(pattern: str) -> str:
 
 def print_table(headers: tuple[str, ...], rows: Rows) -> None:
     """A rich table on a terminal; aligned text for files and pipes, never truncated."""
-    rows = [tuple(_printable(cell) for cell in row) for row in rows]
+    rows = [tuple("\n".join(clean(line) for line in cell.split("\n")) for cell in row) for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -76,11 +77,6 @@ def print_table(headers: tuple[str, ...], rows: Rows) -> None:
                 for cell, width in zip(cells, widths, strict=True)
             ]
             print("  ".join(parts).rstrip())
-
-
-def _printable(text: str) -> str:
-    """File and class names come from outside: no escape codes reach the terminal."""
-    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
 def _comment(file: Path) -> str:

@@ -22,7 +22,7 @@ from distillcli.config.check_models import (
 )
 from distillcli.config.job import is_main_process
 from distillcli.config.model_names import SCHEDULES, optimizer_names
-from distillcli.config.ranges import above_zero, at_least, check_known, one_of, path_exists
+from distillcli.config.ranges import above_zero, at_least, check_known, check_two_shares, one_of, path_exists
 from distillcli.config.schema import (
     DistillConfig,
     EvalConfig,
@@ -139,6 +139,8 @@ def _check_trainer(config: TrainerConfig) -> None:
     above_zero("trainer.checkpoint_minutes", config.checkpoint_minutes)
     if config.threads is not None:
         at_least("trainer.threads", config.threads, 1)
+    if config.progressive is not None:
+        check_two_shares("trainer.progressive", config.progressive)
     if config.clip_grad is not None:
         above_zero("trainer.clip_grad", config.clip_grad)
     if config.ema is not None and not 0 < config.ema < 1:

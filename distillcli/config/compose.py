@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 from hydra import compose as hydra_compose
@@ -79,11 +79,16 @@ def typed_config(primary: str, config: DictConfig) -> object:
         result: Any = OmegaConf.to_object(config)
     except OverflowError as error:  # a whole number of hundreds of digits, where a number is wanted
         raise UserError(f"a number is too large: {' '.join(str(error).split())}") from error
-    content = dataclasses.asdict(result)
-    check_finite(content)
-    PRIMARIES[primary].check(result)
-    check_highest(content)
+    check(primary, result)
     return result
+
+
+def check(primary: str, config: Any) -> None:
+    """Raise UserError for the first number, path or combination in a typed config that cannot work."""
+    content = dataclasses.asdict(config)
+    check_finite(content)
+    PRIMARIES[primary].check(config)
+    check_highest(content)
 
 
 def register_schemas() -> None:
@@ -117,7 +122,7 @@ def _check_override(primary: str, override: Override, groups: dict[str, dict[str
     if key in groups and (key in known or PRIMARIES[primary].overlays):
         option = override.value()
         if not override.is_delete() and option not in list(groups[key]):
-            raise UserError(unknown_option(key, "null" if option is None else str(option)))
+            raise UserError(unknown_option(key, split_override(override.input_line or key)[2].strip("'\"")))
     elif key not in known and not is_open(key, known):
         raise UserError(unknown_key(key, known, split_override(override.input_line or key)[2]))
 
@@ -156,12 +161,10 @@ def _message(primary: str, overrides: list[str], error: Exception, groups: dict[
                 return f"{key}: no {group} is chosen; choose one first, e.g. {_example(group)}"
     detail = str(cause) if isinstance(cause, OmegaConfBaseException) else text
     full_key = re.search(r"full_key: (\S+)", detail)
-    kind = re.search(r"object_type=(\w+)", detail)
-    for whole, keys in element_keys(PRIMARIES[primary].schema).items() if full_key and kind else ():
-        if whole in map(key_of, overrides) and "not in" in detail and full_key[1] not in keys:
-            return (
-                f"unknown key {whole}[].{full_key[1]}{did_you_mean(full_key[1], keys) or '; it has ' + ', '.join(keys)}"
-            )
+    unknown = re.search(r"Key '(.*?)' not in", detail)
+    for whole, keys in element_keys(PRIMARIES[primary].schema).items() if unknown else ():
+        if unknown and unknown[1] not in keys and whole in map(key_of, overrides):
+            return f"unknown key {whole}[].{unknown[1]}{did_you_mean(unknown[1], keys) or _it_has(keys)}"
     if full_key:
         return _named_by(text, _bad_value(primary, full_key[1], detail, text, set(groups)), primary)
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
@@ -202,8 +205,12 @@ def _bad_element(primary: str, key: str, element: re.Match[str], detail: str) ->
     if inner is None:
         return f"{key}{shown}: each entry is a mapping, e.g. '{whole}=[{{name: resnet18}}]'"
     if inner not in keys:
-        return f"unknown key {key}{did_you_mean(inner, keys) or '; it has ' + ', '.join(keys)}"
+        return f"unknown key {key}{did_you_mean(inner, keys) or _it_has(keys)}"
     return f"{key}{shown}: expected {keys[inner]}"
+
+
+def _it_has(keys: Iterable[str]) -> str:
+    return f"; it has {', '.join(keys)}"
 
 
 def _unresolved(config: DictConfig, plain: dict[str, Any]) -> str:

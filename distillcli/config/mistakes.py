@@ -11,7 +11,8 @@ from pathlib import Path
 from distillcli.config import search
 from distillcli.config.keys import dotted_keys
 from distillcli.config.model_names import HUB_PREFIXES, model_names
-from distillcli.config.schema import AugmentConfig, EvalConfig, TrainConfig
+from distillcli.config.primaries import PRIMARIES
+from distillcli.config.schema import AugmentConfig
 from distillcli.config.terms import KNOWN_TERMS
 from distillcli.errors import did_you_mean
 
@@ -128,8 +129,7 @@ def _word_instead(primary: str, word: str) -> str:
         return f"to continue a run write resume={word}, to measure it distill eval checkpoint={word}"
     if word.endswith((".yaml", ".yml")):
         return f"put it into a folder as experiment/{Path(word).name} and write --config-dir FOLDER experiment=NAME"
-    known = dotted_keys(TrainConfig)
-    if word in known or word in search.groups():
+    if word in dotted_keys(PRIMARIES[primary].schema) or word in search.groups():
         return f"write {word}=VALUE"
     found = [f"{group}={word}" for group, options in search.groups().items() if word in options]
     if not found and word in model_names():
@@ -142,7 +142,7 @@ def _word_instead(primary: str, word: str) -> str:
 def flag_instead(flag: str, value: str) -> str:
     """``"; write trainer.epochs=10"`` for ``--epochs 10``; empty if no key is meant."""
     name = flag.lstrip("-").replace("-", "_")
-    known = [*dotted_keys(TrainConfig), *dotted_keys(EvalConfig), "experiment"]
+    known = ["experiment", *(key for primary in PRIMARIES.values() for key in dotted_keys(primary.schema))]
     near = sorted((key for key in known if key.rsplit(".", 1)[-1] == name or key == name), key=_depth)
     near = near or [key for key, others in _OTHER_NAMES.items() if name in others]
     if not near and name in _NO_KEY:

@@ -68,7 +68,8 @@ def check_known(key: str, value: str, choices: Collection[str]) -> None:
 def check_existing(key: str, value: str, shown: str | None = None, others: Collection[str] = ()) -> None:
     path = Path(value).expanduser()
     if not path_exists(path):
-        raise UserError(f"{key}={shown or value}: does not exist{nearest_path(path, others)}")
+        slashes = "; paths are written with / here" if "\\" in value else ""
+        raise UserError(f"{key}={shown or value}: does not exist{nearest_path(path, others)}{slashes}")
 
 
 def path_exists(path: str | Path) -> bool:

@@ -71,7 +71,7 @@ def check_all_read(jobs: Sequence[tuple[object, Sequence[Given]]]) -> None:
         for one in given:
             _check_label(one)
             reason = next((reason for reason in unread if reason.holds(one.key)), None)
-            if reason is None or _is_default(config, one.key) or (one.file and _is_typed(reason.by, given)):
+            if reason is None or _is_default(config, one.key) or _is_overruled(one, reason.by, given):
                 read.add(one.key)
             else:
                 refusals.setdefault(one.key, f"{one.where}{one.key}={one.value}: not used, as {reason.why}")
@@ -95,9 +95,13 @@ def compose_for_user(primary: str, overrides: list[str]) -> object:
     return config
 
 
-def _is_typed(key: str, given: Iterable[Given]) -> bool:
-    """Whether what decides was typed: it then overrules a file that was written for another choice."""
-    return any(not one.file and (one.key == key or one.key.startswith(f"{key}.")) for one in given)
+def _is_overruled(one: Given, by: str, given: Iterable[Given]) -> bool:
+    """Whether a file sets a key for a choice that the command line then makes otherwise."""
+    if one.file is None:
+        return False
+    own = Given(one.file.parent.name, one.file.stem)  # schedule=slow chooses schedule/slow.yaml itself
+    typed = [other for other in given if other.file is None and other != own]
+    return any(other.key == by or other.key.startswith(f"{by}.") for other in typed)
 
 
 def _is_default(config: object, key: str) -> bool:
