@@ -122,5 +122,5 @@ def command_help(name: str) -> str:
     lines += [f"  {example}" for example in command.examples]
     lines += ["", f"usage: distill {name} {command.usage}".rstrip()]
     if command.primary is not None:
-        lines += ["", FLAGS_HELP, "", f"All keys with their values: distill {name} --cfg job"]
+        lines += ["", FLAGS_HELP, "", f"All keys: distill show keys; with their values: distill {name} --cfg job"]
     return "\n".join(lines)

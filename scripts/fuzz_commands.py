@@ -1,8 +1,8 @@
 """Random command lines against the checks of the config: python scripts/fuzz_commands.py --count 500 --seed 0
 
-Every line must end with exit code 0 or 2, and with 2 say why in one line that begins with "error: ". Nothing is trained:
-what a command does after its checks is left out. Each line runs in a process of its own, so that a crash, a hang or
-more memory than a check may need counts as a fault and not as the end of the script. Needs no torch.
+Every line must end with exit code 0 or 2, and with 2 say why in one line that begins with "error: ". Nothing is
+trained: what a command does after its checks is left out. Each line runs in a process of its own, so that a crash, a
+hang or more memory than a check may need counts as a fault and not as the end of the script. Needs no torch.
 """
 
 from __future__ import annotations
@@ -34,40 +34,8 @@ from distillcli.config.terms import KNOWN_TERMS
 SECONDS = 30  # of one line, on a slow machine
 MEMORY = 3 * 2**30
 
-NUMBERS = [
-    "0",
-    "1",
-    "-1",
-    "2",
-    "0.5",
-    "1e9",
-    "1e30",
-    "-1e30",
-    "nan",
-    "inf",
-    "-inf",
-    "1" + "0" * 400,
-    "0x10",
-    "1_0",
-    "007",
-]
-WORDS = [
-    "null",
-    "true",
-    "false",
-    "auto",
-    "kd",
-    "resnet18",
-    "digits",
-    "folder",
-    "photos",
-    "~x",
-    "~",
-    "/",
-    ".",
-    "hot",
-    "résumé",
-]
+NUMBERS = ["0", "1", "-1", "2", "0.5", "1e9", "1e30", "-1e30", "nan", "inf", "-inf", "1" + "0" * 400, "0x10", "1_0"]
+WORDS = ["null", "true", "false", "auto", "kd", "resnet18", "digits", "folder", "photos", "~x", "~", "/", ".", "hot"]
 ODD = [
     "",
     " ",
@@ -87,7 +55,6 @@ ODD = [
     "{",
     "}",
     "(",
-    ")",
 ]
 ODD += [
     "${seed}",
@@ -104,8 +71,6 @@ ODD += [
     "!",
     "%s",
     "{0}",
-    "@",
-    ":",
 ]
 SHAPES = [
     "[{0}]",
@@ -116,23 +81,21 @@ SHAPES = [
     "{0},{1}",
     "'{0}'",
     '"{0}"',
+    "int({0})",
+]
+SHAPES += [
+    "range(0,{0})",
+    "glob({0})",
+    "[[[{0}]]]",
+    "{{{0}:{1}}}",
+    "{0}:{1}",
+    "{0} {1}",
     "choice({0},{1})",
+    "sort({0},{1})",
 ]
-SHAPES += ["range(0,{0})", "glob({0})", "[[[{0}]]]", "{{{0}:{1}}}", "{0}:{1}", "{0} {1}", "int({0})", "sort({0},{1})"]
-FLAGS = [
-    "-m",
-    "--multirun",
-    "--cfg",
-    "--cfg=job",
-    "job",
-    "--info",
-    "--package",
-    "--resolve",
-    "--config-dir",
-    "photos",
-    "--help",
-]
+FLAGS = ["-m", "--multirun", "--cfg", "--cfg=job", "job", "--info", "--package", "--resolve", "--config-dir", "photos"]
 FLAGS += [
+    "--help",
     "--epochs",
     "10",
     "--lr=1",
@@ -141,7 +104,6 @@ FLAGS += [
     "-",
     "=",
     "--config-dir=mine",
-    "--cfg",
     "all",
     "hydra",
     "--json",
@@ -184,7 +146,14 @@ class Grammar:
 
     def line(self) -> list[str]:
         command = self.random.choice(
-            ["train", "train", "train", "eval", "bench", self.random.choice([*COMMANDS, *ODD])]
+            [
+                "train",
+                "train",
+                "train",
+                "eval",
+                "bench",
+                self.random.choice(["show", "configs", "cache", "completion", "help", *ODD]),
+            ]
         )
         words = [self.override() for _ in range(self.random.randrange(4))]
         if command == "eval":

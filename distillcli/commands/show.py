@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from distillcli.config import search
+from distillcli.config.keys import dotted_keys, key_notes
+from distillcli.config.schema import TrainConfig
 from distillcli.config.terms import KNOWN_TERMS, KnownTerm
 from distillcli.errors import UserError, did_you_mean
 from distillcli.report.format import clean
@@ -212,6 +214,13 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}%"
 
 
+def _keys() -> tuple[tuple[str, ...], Rows]:
+    notes = key_notes(TrainConfig)
+    words = dotted_keys(TrainConfig)
+    rows: Rows = [(key, words[key], default, comment) for key, (default, comment) in notes.items()]
+    return ("key", "type", "default", "what it is"), rows
+
+
 TOPICS: dict[str, Callable[[], tuple[tuple[str, ...], Rows]]] = {
     "experiments": _experiments,
     "teachers": lambda: _models_of("teacher"),
@@ -220,6 +229,7 @@ TOPICS: dict[str, Callable[[], tuple[tuple[str, ...], Rows]]] = {
     "terms": _terms,
     "runs": _runs,
     "models": _models,
+    "keys": _keys,
 }
 _EMPTY = {"runs": "no runs here yet; start one with distill train"}
 _FOOTERS = {
@@ -227,5 +237,6 @@ _FOOTERS = {
     "teachers": "choose: teacher=NAME, or any timm model: teacher.name=MODEL (distill show models)",
     "students": "choose: student=NAME, or any timm model: student.name=MODEL (distill show models)",
     "datasets": "choose: dataset=NAME",
+    "keys": "set one: KEY=VALUE; those of a group: distill show keys trainer",
     "terms": "add or change one: distill.terms.NAME.OPTION=VALUE; remove one: '~distill.terms.NAME'",
 }

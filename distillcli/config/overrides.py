@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from distillcli.config import guard
 from distillcli.config.keys import dotted_keys, is_open
 from distillcli.config.mistakes import bare_word
 from distillcli.config.primaries import PRIMARIES
-from distillcli.config.ranges import path_exists
+from distillcli.config.ranges import expand_home, path_exists
 from distillcli.errors import UserError
 
 PATH_KEYS = frozenset(
@@ -102,19 +101,6 @@ def path_value(key: str, value: str, multirun: bool = False) -> str:
         if "," in value:
             return ",".join(path_value(key, part.strip()) for part in value.split(","))
     return path if _PLAIN.fullmatch(path) else quote_value(path)
-
-
-def expand_home(key: str, path: str) -> str:
-    """``~`` and ``~user`` at the start of a path replaced. Raises UserError if there is no such user."""
-    if not path.startswith("~"):
-        return path
-    try:
-        return str(Path(path).expanduser())
-    except RuntimeError as error:
-        raise UserError(
-            f"{key}={path}: there is no home folder of {path.split('/')[0]}; for a name that begins with ~ write "
-            f"{key}=./{path}"
-        ) from error
 
 
 def _text_value(value: str, multirun: bool) -> str:

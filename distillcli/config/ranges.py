@@ -80,6 +80,19 @@ def path_exists(path: str | Path) -> bool:
         return False
 
 
+def expand_home(key: str, path: str) -> str:
+    """``~`` and ``~user`` at the start of a path replaced. Raises UserError if there is no such user."""
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise UserError(
+            f"{key}={path}: there is no home folder of {path.split('/')[0]}; for a name that begins with ~ write "
+            f"{key}=./{path}"
+        ) from error
+
+
 def nearest_path(path: Path, others: Collection[str] = ()) -> str:
     """``"; did you mean ...?"`` with the nearest names beside a path that does not exist, or where the path ends."""
     parent = path.parent

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from distillcli.config.ranges import expand_home, path_exists
 from distillcli.config.yaml_files import check_size
 from distillcli.errors import UserError
 
@@ -32,8 +33,8 @@ def use(folders: Iterable[str]) -> None:
     sources += [(ENVIRONMENT_VARIABLE, folder) for folder in from_environment]
     found = []
     for origin, folder in sources:
-        path = Path(folder).expanduser().absolute()
-        if not path.is_dir():
+        path = Path(expand_home(origin, folder)).absolute()
+        if not path_exists(path) or not path.is_dir():
             raise UserError(f"{origin}: {folder} is not a folder; it should hold configs as GROUP/NAME.yaml")
         for file in path.rglob("*.yaml"):
             check_size(file)

@@ -41,9 +41,17 @@ def parse_arguments(arguments: list[str]) -> Arguments:
         flag = _ALIASES.get(flag, flag)
         if flag not in FLAGS:
             raise UserError(_unknown_flag(word, rest))
-        if flag in _WITH_VALUE and not equals:
-            value = _take_value(flag, rest)
+        if flag in _WITH_VALUE:
+            value = _take_value(flag, [value] if equals else rest)
+        elif equals:
+            raise UserError(f"{word}: {flag} takes no value; write {flag} alone")
         _add(found, flag, value)
+    shown = [flag for flag in ("--cfg", "--info") if flag in found.flags]
+    if len(shown) > 1:
+        raise UserError("--cfg and --info show different things; use one of them")
+    for flag in ("--resolve", "--package"):
+        if flag in found.flags and "--cfg" not in found.flags:
+            raise UserError(f"{flag} says how --cfg shows a config; add --cfg job")
     if found.multirun and found.inspect:
         raise UserError("--cfg and --info show one config; leave -m out")
     return found
