@@ -145,16 +145,8 @@ class Grammar:
         return f"{prefix}{key}{equals}{self.value()}"
 
     def line(self) -> list[str]:
-        command = self.random.choice(
-            [
-                "train",
-                "train",
-                "train",
-                "eval",
-                "bench",
-                self.random.choice(["show", "configs", "cache", "completion", "help", *ODD]),
-            ]
-        )
+        other = self.random.choice(["show", "configs", "cache", "completion", "help", *ODD])
+        command = self.random.choice(["train", "train", "train", "eval", "bench", other])
         words = [self.override() for _ in range(self.random.randrange(4))]
         if command == "eval":
             words.append("checkpoint=resnet18")

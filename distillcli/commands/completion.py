@@ -35,6 +35,7 @@ compdef _distill distill
 """
 _FISH = """complete -c distill -f -a '(distill complete (commandline -cp) 2>/dev/null)'
 """
+_TERMS = "distill.terms."
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
@@ -120,10 +121,10 @@ def _term_keys(typed: str) -> list[str]:
     """The options of every term, once somebody asks for ``distill.terms.``."""
     from distillcli.config.terms import KNOWN_TERMS
 
-    if not typed.startswith("distill.terms."):
+    if not typed.startswith(_TERMS[:9]):
         return []
     return [
-        f"distill.terms.{name}.{option.name}"
+        f"{_TERMS}{name}.{option.name}"
         for name, known in KNOWN_TERMS.items()
         for option in dataclasses.fields(known.options)
     ]

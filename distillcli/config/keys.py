@@ -50,7 +50,7 @@ def _word(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Union:
         return f"{_word(plain[0])} or null"
     if typing.get_origin(annotation) is list:
-        return f"list of {_word(plain[0])}s"
+        return "list of mappings" if schema_of(plain[0]) else f"list of {_word(plain[0])}s"
     words = {"bool": "true or false", "int": "whole number", "float": "number", "str": "text"}
     return words.get(annotation.__name__, str(annotation.__name__))
 
