@@ -40,7 +40,7 @@ def run(argv: list[str]) -> int:
     except NumericError as error:
         return _fail(error, 1)
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        print(clean(stop), file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -73,7 +73,8 @@ def _bug() -> int:
 
 def _fail(error: Exception | str, code: int) -> int:
     rank = os.environ.get("RANK", "0")  # torchrun shows the output of all its processes
-    print("error:" if rank == "0" else f"error: rank {rank}:", " ".join(clean(error).split()), file=sys.stderr)
+    line = " ".join(clean(error).split())
+    print("error:" if rank == "0" else f"error: rank {rank}:", line, file=sys.stderr)
     return code
 
 
@@ -127,5 +128,5 @@ def command_help(name: str) -> str:
     lines += [f"  {example}" for example in command.examples]
     lines += ["", f"usage: distill {name} {command.usage}".rstrip()]
     if command.primary is not None:
-        lines += ["", FLAGS_HELP, "", f"All keys with their values: distill {name} --cfg job"]
+        lines += ["", FLAGS_HELP, "", f"All keys: distill show keys; with their values: distill {name} --cfg job"]
     return "\n".join(lines)

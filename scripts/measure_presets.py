@@ -41,7 +41,7 @@ who learns fastest, and not who ends best.
 
 
 def sweep_arguments(presets: list[str], seeds: str, runs: Path, jobs: int) -> list[str]:
-    choices = [f"distill={','.join(presets)}", f"seed={seeds}"]
+    choices = [f"distill=choice({','.join(presets)})", f"seed={seeds}"]  # choice: a sweep, of one preset as well
     if jobs > 1:
         choices += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}", "trainer.threads=1"]
     return ["train", "-m", "experiment=presets", *choices, f"runs={runs}", f"out={runs / 'sweep'}"]

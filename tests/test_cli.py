@@ -72,20 +72,20 @@ def test_config_is_shown_without_torch(light: Distill) -> None:
     [
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
         (["--halp"], "unknown flag '--halp'"),
-        (["train", "distill.temprature=2"], "unknown key distill.temprature; did you mean distill.temperature?"),
-        (["train", "+distill.temprature=2"], "unknown key distill.temprature; did you mean distill.temperature?"),
-        (["train", "temperature=2"], "did you mean distill.temperature?"),
+        (["train", "distill.temprature=2"], "unknown key distill.temprature=2; did you mean distill.temperature=2?"),
+        (["train", "+distill.temprature=2"], "unknown key distill.temprature=2; did you mean distill.temperature=2?"),
+        (["train", "temperature=2"], "did you mean distill.temperature=2?"),
         (["train", "student.name=resnt18"], "did you mean 'resnet18'"),
         (["train", "dataset=folder"], "dataset.root is missing"),
         (["train", "dataset=folder", "dataset.root=nowhere"], "dataset.root=nowhere: does not exist"),
         (["train", "distill.terms.kll.weight=2"], "distill.terms.kll: no such term; did you mean 'kl'?"),
-        (["train", "distill.terms.kl.weigt=2"], "unknown key distill.terms.kl.weigt; did you mean 'weight'?"),
+        (["train", "distill.terms.kl.weigt=2"], "unknown key distill.terms.kl.weigt=2; did you mean 'weight'?"),
         (["train", "distill.terms.kl.weight=high"], "distill.terms.kl.weight=high: expected float"),
         (["train", "distill=at", "distill.terms.at.power=0"], "distill.terms.at.power=0: must be above 0"),
         (["train", "distill=at", "distill.terms.at.form=cod"], "one of code, paper; did you mean 'code'?"),
         (["train", "distill.alpha=0", "distill.terms.ce.weight=0"], "every term has weight 0"),
-        (["bench", "distill.terms.kl.weigt=2"], "unknown key distill.terms.kl.weigt; did you mean 'weight'?"),
-        (["show", "views", "distill.terms.kl.weigt=2"], "unknown key distill.terms.kl.weigt; did you mean 'weight'?"),
+        (["bench", "distill.terms.kl.weigt=2"], "unknown key distill.terms.kl.weigt=2; did you mean 'weight'?"),
+        (["show", "views", "distill.terms.kl.weigt=2"], "unknown key distill.terms.kl.weigt=2; did you mean 'weight'?"),
         (["train", "distill.temperature=hot"], "distill.temperature=hot: expected number"),
         (["train", "seed=1.5"], "seed=1.5: expected whole number"),
         (["train", "seed=${oc.env:DISTILL_ABSENT}"], "seed: "),
@@ -124,7 +124,7 @@ def test_a_misspelt_option_of_a_term_leaves_the_runs_as_they_were(light: Distill
     for out in (["out=typo"], []):
         answer = light("train", "experiment=smoke", "distill.terms.kl.weigt=2", *out)
         assert (answer.code, answer.stdout) == (2, "")
-        assert answer.stderr == "error: unknown key distill.terms.kl.weigt; did you mean 'weight'?\n"
+        assert answer.stderr == "error: unknown key distill.terms.kl.weigt=2; did you mean 'weight'?\n"
     assert [path.name for path in runs.parent.parent.iterdir()] == ["runs"]
     assert {path.name for path in runs.iterdir()} == {"before", "latest"}
     assert (runs / "latest").readlink() == Path("before")

@@ -32,9 +32,10 @@ def overrides_of(option: Path, folder: Path) -> list[str]:
     """``group=option``, and what only the user can give: a folder of images, a decay for the average, a checkpoint."""
     group, name = option.parent.as_posix(), option.stem
     (folder / "class").mkdir(exist_ok=True)
+    root = [f"dataset.root={folder}"] if group == "dataset" and "root" in DATASETS[name].keys else []
     given = {"teacher/mean.yaml": ["trainer.ema=0.99"], "experiment/embedding.yaml": [f"teacher.checkpoint={folder}"]}
     needed = given.get(option.as_posix(), [])
-    return [f"experiment={name}" if group == "experiment" else f"{group}={name}", f"dataset.root={folder}", *needed]
+    return [f"experiment={name}" if group == "experiment" else f"{group}={name}", *root, *needed]
 
 
 def composed(overrides: list[str]) -> TrainConfig:

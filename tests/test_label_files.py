@@ -145,7 +145,7 @@ def test_a_key_that_nothing_reads_is_refused_at_once(distill: Any, tmp_path: Pat
     (tmp_path / "labels.csv").write_text("file,label\n")
     answer = distill("train", "dataset=fake", "dataset.labels=labels.csv")
     assert answer.code == 2
-    assert answer.stderr.strip().endswith("dataset.labels=labels.csv: not used by dataset=fake; remove it")
+    assert answer.stderr.strip().endswith("dataset=folder, archive, or leave it out")
 
 
 # --- what other programs write -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 from distillcli.commands import completion, configs, show
 from distillcli.commands.completion import candidates
 from distillcli.commands.show_views import label_words
+from distillcli.config.keys import dotted_keys
+from distillcli.config.schema import TrainConfig
 from distillcli.errors import UserError
 from distillcli.terms import TERMS
 
@@ -157,11 +160,37 @@ def test_a_config_is_copied_once(capsys: pytest.CaptureFixture[str]) -> None:
         (["eval"], "format=", "format=json"),
         (["train"], "out=./mo", "out=./model_dir/"),
         (["configs", "cp"], "distill/", "distill/kd"),
+        (["train"], "+experi", "+experiment="),
+        (["train"], "+experiment=smo", "+experiment=smoke"),
+        (["train"], "distill.te", "distill.terms.kl.weight="),
+        (["train"], "distill.terms.at.", "distill.terms.at.power="),
+        (["train"], "resume=", "resume=runs/mine/one"),
+        (["eval"], "checkpoint=runs/sw", "checkpoint=runs/sweeps/one/0"),
+        (["cache"], "v", "verify"),
+        (["cache", "verify"], "", "runs/mine/one"),
+        (["cache", "clear"], "ab", "abc"),
+        (["show"], "ke", "keys"),
     ],
 )
+@pytest.mark.fault("F6.26")
 def test_completion_knows(words: list[str], current: str, expected: str) -> None:
     Path("model_dir").mkdir()
+    for file in ("runs/mine/one/config.yaml", "runs/sweeps/one/0/config.yaml", "runs/cache/abc/key.json"):
+        Path(file).parent.mkdir(parents=True)
+        Path(file).touch()
     assert expected in candidates(words, current)
+
+
+@pytest.mark.fault("F6.28")
+def test_every_key_is_shown_with_its_comment(capsys: pytest.CaptureFixture[str]) -> None:
+    show.run(["keys"])
+    told = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert set(told) >= {key for key, word in dotted_keys(TrainConfig).items() if word != "config"}
+    assert "decay of an exponential moving average of the weights" in told["trainer.ema"]
+    assert re.search(r"text +auto +auto [|] cpu", told["trainer.device"])
+    assert "further arguments of timm.create_model" in told["teacher.args"]
+    show.run(["keys", "optimizer"])
+    assert "trainer.ema" not in capsys.readouterr().out
 
 
 def test_completion_keeps_to_what_was_typed(capsys: pytest.CaptureFixture[str]) -> None:

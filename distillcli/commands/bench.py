@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from distillcli.config import search
-from distillcli.config.compose import compose
 from distillcli.config.schema import TrainConfig
+from distillcli.config.unread import compose_for_user
 from distillcli.errors import UserError
 from distillcli.launch.arguments import parse_arguments
 from distillcli.report.bench import as_json, grid, summary
@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> None:
     if parsed.multirun or parsed.inspect:
         raise UserError("distill bench times one config: no -m, --cfg or --info")
     search.use(parsed.config_folders)
-    config = compose("train", parsed.overrides)
+    config = compose_for_user("train", parsed.overrides)
     assert isinstance(config, TrainConfig)
     if config.resume is not None:
         raise UserError("resume= continues a training; distill bench takes the config alone")

@@ -5,6 +5,7 @@ Hydra's own completion does not know our commands, our spelling of ``experiment=
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterable
@@ -34,6 +35,7 @@ compdef _distill distill
 """
 _FISH = """complete -c distill -f -a '(distill complete (commandline -cp) 2>/dev/null)'
 """
+_TERMS = "distill.terms."
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
@@ -79,6 +81,14 @@ def _plain(words: list[str]) -> list[str]:
             return list(SCRIPTS)
         case ["runs"]:
             return ["ls", "show", "rm", "prune"]
+        case ["runs", "show" | "rm" | "prune", *_]:
+            return _runs()
+        case ["cache"]:
+            return ["ls", "verify", "clear"]
+        case ["cache", "verify"]:
+            return _runs()
+        case ["cache", "clear"]:
+            return ["all", *(file.parent.name for file in sorted(Path("runs/cache").glob("*/key.json")))]
         case ["configs"]:
             return ["ls", "cp"]
         case ["configs", "cp"]:
@@ -99,12 +109,35 @@ def _hydra(primary: str, words: list[str], current: str) -> list[str]:
     known = dotted_keys(PRIMARIES[primary].schema)
     overlays = PRIMARIES[primary].overlays
     groups = {name: options for name, options in search.groups().items() if name in known or overlays}
-    key, equals, value = current.partition("=")
+    typed, equals, value = current.partition("=")
+    key = typed.lstrip("+")
     if not equals:
-        keys = [f"{name}=" for name, word in known.items() if word not in ("config", "mapping")]
-        return [*keys, *(f"{name}=" for name in groups)]
-    values = _values(key.lstrip("+"), groups, known.get(key, ""), value if key in PATH_KEYS else None)
-    return [f"{key}={option}" for option in values]
+        keys = [name for name, word in known.items() if word not in ("config", "mapping")]
+        terms = _term_keys(key) if "distill.terms" in known else []
+        return [f"{typed[: len(typed) - len(key)]}{name}=" for name in (*keys, *groups, *terms)]
+    if key in ("resume", "checkpoint") and not value.startswith(("/", "~", ".")):
+        return [f"{typed}={option}" for option in (*_paths(value), *_runs())]
+    values = _values(key, groups, known.get(key, ""), value if key in PATH_KEYS else None)
+    return [f"{typed}={option}" for option in values]
+
+
+def _term_keys(typed: str) -> list[str]:
+    """The options of every term, once somebody asks for ``distill.terms.``."""
+    from distillcli.config.terms import KNOWN_TERMS
+
+    if not typed.startswith(_TERMS[:9]):
+        return []
+    return [
+        f"{_TERMS}{name}.{option.name}"
+        for name, known in KNOWN_TERMS.items()
+        for option in dataclasses.fields(known.options)
+    ]
+
+
+def _runs() -> list[str]:
+    """The run folders below ``runs``, those of fitted teachers and sweeps included."""
+    found = sorted(Path("runs").glob("*/*/config.yaml")) + sorted(Path("runs").glob("sweeps/*/*/config.yaml"))
+    return [str(file.parent) for file in found]
 
 
 def _values(key: str, groups: dict[str, dict[str, Path]], word: str, path: str | None) -> Iterable[str]:

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from distillcli.config import search
+from distillcli.config.home import expand_home
 from distillcli.errors import UserError, did_you_mean
 
 USAGE = "usage: distill configs ls, or distill configs cp NAME DIR (e.g. distill configs cp distill/kd my_configs)"
@@ -17,7 +18,7 @@ def run(arguments: list[str]) -> None:
         case ["ls"]:
             _list()
         case ["cp", name, folder]:
-            _copy(name, Path(folder).expanduser())
+            _copy(name, Path(expand_home("DIR", folder)))
         case _:
             raise UserError(USAGE)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from distillcli.config import search
+from distillcli.config.keys import dotted_keys, key_notes
+from distillcli.config.schema import TrainConfig
 from distillcli.config.terms import KNOWN_TERMS, KnownTerm
 from distillcli.errors import UserError, did_you_mean
 from distillcli.report.listing import Rows, print_listing
@@ -154,6 +156,13 @@ def _runs() -> tuple[tuple[str, ...], Rows]:
     return HEADERS, [row_of(run) for run in find_runs(Path("runs"))]
 
 
+def _keys() -> tuple[tuple[str, ...], Rows]:
+    notes = key_notes(TrainConfig)
+    words = dotted_keys(TrainConfig)
+    rows: Rows = [(key, words[key], default, comment) for key, (default, comment) in notes.items()]
+    return ("key", "type", "default", "what it is"), rows
+
+
 TOPICS: dict[str, Callable[[], tuple[tuple[str, ...], Rows]]] = {
     "experiments": _experiments,
     "teachers": lambda: _models_of("teacher"),
@@ -162,6 +171,7 @@ TOPICS: dict[str, Callable[[], tuple[tuple[str, ...], Rows]]] = {
     "terms": _terms,
     "runs": _runs,
     "models": _models,
+    "keys": _keys,
 }
 _EMPTY = {"runs": "no runs here yet; start one with distill train"}
 _FOOTERS = {
@@ -170,5 +180,6 @@ _FOOTERS = {
     "students": "choose: student=NAME, or any timm model: student.name=MODEL (distill show models)",
     "datasets": "choose: dataset=NAME",
     "runs": "one of them: distill runs show RUN; filter, sort, delete: distill runs --help",
+    "keys": "set one: KEY=VALUE; those of a group: distill show keys trainer",
     "terms": "add or change one: distill.terms.NAME.OPTION=VALUE; remove one: '~distill.terms.NAME'",
 }

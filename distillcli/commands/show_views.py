@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distillcli.config.compose import compose
 from distillcli.config.schema import AugmentConfig, TrainConfig
+from distillcli.config.unread import compose_for_user
 from distillcli.report.console import say
 from distillcli.sources.open import open_source
 from distillcli.views.epochs import view_size
@@ -26,7 +26,7 @@ def run(overrides: list[str]) -> None:
 
     ``overrides``: as for ``distill train``. Raises UserError for a config or data that cannot be trained on.
     """
-    config = compose("train", overrides)
+    config = compose_for_user("train", overrides)
     assert isinstance(config, TrainConfig)
     source = open_source(config.dataset)
 

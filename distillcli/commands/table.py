@@ -57,11 +57,12 @@ COMMANDS = {
         (
             "distill show experiments",
             "distill show terms",
+            "distill show keys optimizer",
             "distill show models 'mobilenet*'",
             "distill show runs",
             "distill show views experiment=resnet50_to_mobilenet augment=randaugment",
         ),
-        "experiments|teachers|students|datasets|terms|runs|models [PATTERN] | views [group=option ...] [key=value ...]",
+        "experiments|teachers|students|datasets|terms|runs|models|keys [PATTERN] | views [group=option] [key=value]",
     ),
     "runs": Command(
         "distillcli.commands.runs",

@@ -6,7 +6,6 @@ Every refusal is a UserError of one line: key, value, fix.
 from __future__ import annotations
 
 from distillcli.config.job import process_count
-from distillcli.config.ranges import check_two_shares
 from distillcli.config.schema import TrainConfig
 from distillcli.config.terms import KNOWN_TERMS, active_terms, remembering_terms, whole_batch_terms
 from distillcli.errors import UserError
@@ -56,7 +55,6 @@ def _check_terms(config: TrainConfig) -> None:
 
 
 def _check_growth(config: TrainConfig, shares: list[float]) -> None:
-    check_two_shares("trainer.progressive", shares)
     if round(shares[0] * config.dataset.image_size) < 8:
         raise UserError(
             f"trainer.progressive={list(shares)}: with dataset.image_size={config.dataset.image_size} the first views "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distillcli.config.datasets import DATASETS, OPTIONAL_KEYS, known_dataset
+from distillcli.config.datasets import DATASETS, known_dataset
 from distillcli.config.ranges import at_least, check_ascending, check_existing, check_share, one_of
 from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.errors import UserError
@@ -38,11 +38,8 @@ def check_dataset(config: DatasetConfig) -> None:
     at_least("dataset.memory_gb", config.memory_gb, 0)
     at_least("dataset.classes", config.classes, 2)
     at_least("dataset.samples", config.samples, 2)
-    for key in sorted(OPTIONAL_KEYS - set(known.keys)):
-        if getattr(config, key) is not None:
-            raise UserError(f"dataset.{key}={getattr(config, key)}: not used by dataset={config.name}; remove it")
     for key, path in (("root", config.root), ("labels", config.labels), ("class_map", config.class_map)):
-        if path is not None and (known.local or key != "root"):
+        if path is not None and key in known.keys and (known.local or key != "root"):
             check_existing(f"dataset.{key}", path)
     if config.name == "folder":
         _check_image_folder(config)

@@ -77,10 +77,12 @@ def check_teacher(config: TeacherConfig) -> None:
         check_model(f"teacher.members[{number}]", member)
         above_zero(f"teacher.members[{number}].weight", member.weight)
         above_zero(f"teacher.members[{number}].temperature", member.temperature)
+        _check_seed(f"teacher.members[{number}].seed", member.seed)
         _check_class_map(f"teacher.members[{number}]", member, config.fit.mode)
     _check_class_map("teacher", config, config.fit.mode)
     for number, assistant in enumerate(config.assistants):
         check_model(f"teacher.assistants[{number}]", assistant)
+        _check_seed(f"teacher.assistants[{number}].seed", assistant.seed)
     one_of("teacher.precision", config.precision, PRECISIONS)
     one_of("teacher.fit.mode", config.fit.mode, FIT_MODES)
     at_least("teacher.fit.epochs", config.fit.epochs, 1)
@@ -90,6 +92,11 @@ def check_teacher(config: TeacherConfig) -> None:
     one_of("teacher.cache.mode", config.cache.mode, CACHE_MODES)
     at_least("teacher.cache.views", config.cache.views, 0)
     above_zero("teacher.cache.max_gb", config.cache.max_gb)
+
+
+def _check_seed(key: str, seed: int | None) -> None:
+    if seed is not None:
+        at_least(key, seed, 0)
 
 
 def _check_class_map(key: str, config: TeacherConfig | MemberConfig, fit_mode: str) -> None:

@@ -6,6 +6,7 @@ Every refusal is a UserError of one line: key, value, fix.
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 from distillcli.config.check_batches import check_batches
@@ -21,7 +22,7 @@ from distillcli.config.check_models import (
 )
 from distillcli.config.job import is_main_process
 from distillcli.config.model_names import SCHEDULES, optimizer_names
-from distillcli.config.ranges import above_zero, at_least, check_known, one_of
+from distillcli.config.ranges import above_zero, at_least, check_known, check_two_shares, one_of, path_exists
 from distillcli.config.schema import (
     DistillConfig,
     EvalConfig,
@@ -34,6 +35,7 @@ from distillcli.config.terms import check_terms
 from distillcli.errors import UserError, did_you_mean
 
 FORMATS = ("table", "json")
+LONGEST_NAME = 200  # bytes; file systems take 255
 
 
 def check_train(config: TrainConfig) -> None:
@@ -69,8 +71,12 @@ def check_eval(config: EvalConfig) -> None:
 
 
 def _check_run_name(name: str) -> None:
-    if not re.fullmatch(r"[\w.+-]+", name, re.ASCII) or name.startswith("."):
+    """Letters and digits of any script, with their accents (category M), as what becomes a folder's name."""
+    plain = all(char.isalnum() or char in "._+-" or unicodedata.category(char).startswith("M") for char in name)
+    if not name or not plain or name.startswith("."):
         raise UserError(f"name={name!r}: becomes a folder name; use letters, digits and . _ + -")
+    if len(name.encode()) > LONGEST_NAME:
+        raise UserError(f"name={name[:20]}...: becomes a folder name; use at most {LONGEST_NAME} bytes")
 
 
 def _check_distill(config: DistillConfig) -> None:
@@ -133,6 +139,8 @@ def _check_trainer(config: TrainerConfig) -> None:
     above_zero("trainer.checkpoint_minutes", config.checkpoint_minutes)
     if config.threads is not None:
         at_least("trainer.threads", config.threads, 1)
+    if config.progressive is not None:
+        check_two_shares("trainer.progressive", config.progressive)
     if config.clip_grad is not None:
         above_zero("trainer.clip_grad", config.clip_grad)
     if config.ema is not None and not 0 < config.ema < 1:
@@ -143,8 +151,8 @@ def _check_folders(config: TrainConfig) -> None:
     if config.resume is not None or not is_main_process():  # by now the main process has claimed the folder
         return
     for key, value in (("out", config.out), ("runs", config.runs)):
-        if value is not None and Path(value).exists() and not Path(value).is_dir():
+        if value is not None and path_exists(value) and not Path(value).is_dir():
             raise UserError(f"{key}={value}: is a file; name a folder")
-    if config.out is not None and Path(config.out).is_dir() and any(Path(config.out).iterdir()):
+    if config.out is not None and path_exists(config.out) and any(Path(config.out).iterdir()):
         fix = f"continue it with resume={config.out}, or name another folder"
         raise UserError(f"out={config.out}: the folder exists and is not empty; {fix}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 from hydra import compose as hydra_compose
@@ -20,8 +20,10 @@ from yaml import YAMLError
 
 from distillcli.config import guard, search
 from distillcli.config.home import expand_homes
-from distillcli.config.keys import dotted_keys, is_open
-from distillcli.config.overrides import key_of, normalise_overrides, quote_value, split_override, unknown_key
+from distillcli.config.keys import dotted_keys, element_keys, is_open
+from distillcli.config.limits import check_highest
+from distillcli.config.mistakes import unknown_key, unknown_option
+from distillcli.config.overrides import key_of, normalise_overrides, quote_value, split_override
 from distillcli.config.primaries import PRIMARIES
 from distillcli.config.ranges import check_finite
 from distillcli.errors import UserError, did_you_mean
@@ -63,7 +65,7 @@ def typed_config(primary: str, config: DictConfig) -> object:
     OmegaConf.set_struct(config, False)
     config.pop("hydra", None)
     plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
-    guard.check_targets(plain)
+    guard.check_content(plain)
     for key in _keys(plain):
         if key not in known and not is_open(key, known):
             raise UserError(unknown_key(key, known))
@@ -74,10 +76,20 @@ def typed_config(primary: str, config: DictConfig) -> object:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(_missing(missing[0], search.groups()))
-    result: Any = expand_homes(OmegaConf.to_object(config))
-    check_finite(dataclasses.asdict(result))
-    PRIMARIES[primary].check(result)
+    try:
+        result: Any = expand_homes(OmegaConf.to_object(config))
+    except OverflowError as error:  # a whole number of hundreds of digits, where a number is wanted
+        raise UserError(f"a number is too large: {' '.join(str(error).split())}") from error
+    check(primary, result)
     return result
+
+
+def check(primary: str, config: Any) -> None:
+    """Raise UserError for the first number, path or combination in a typed config that cannot work."""
+    content = dataclasses.asdict(config)
+    check_finite(content)
+    PRIMARIES[primary].check(config)
+    check_highest(content)
 
 
 def register_schemas() -> None:
@@ -111,15 +123,9 @@ def _check_override(primary: str, override: Override, groups: dict[str, dict[str
     if key in groups and (key in known or PRIMARIES[primary].overlays):
         option = override.value()
         if not override.is_delete() and option not in list(groups[key]):
-            raise UserError(_unknown_option(key, "null" if option is None else str(option), list(groups[key])))
+            raise UserError(unknown_option(key, split_override(override.input_line or key)[2].strip("'\"")))
     elif key not in known and not is_open(key, known):
-        raise UserError(unknown_key(key, known))
-
-
-def _unknown_option(group: str, option: str, options: list[str]) -> str:
-    hint = did_you_mean(option, options)
-    models = " (any timm model: " + group + ".name=NAME)" if group in ("teacher", "student") else ""
-    return f"unknown {group} {option!r}{hint or ';'} available: {', '.join(sorted(options))}{models}"
+        raise UserError(unknown_key(key, known, split_override(override.input_line or key)[2]))
 
 
 def _keys(node: dict[str, Any], path: str = "") -> Iterator[str]:
@@ -147,7 +153,7 @@ def _message(primary: str, overrides: list[str], error: Exception, groups: dict[
         if lost and lost[1] in ("hydra/launcher", "hydra/sweeper"):
             return f"{lost[1]}={lost[2]} is not installed; launchers: pip install 'distillcli[joblib]' or [submitit]"
         if lost and lost[1] in groups:
-            return _named_by(text, _unknown_option(lost[1], lost[2], list(groups[lost[1]])), primary)
+            return _named_by(text, unknown_option(lost[1], lost[2]), primary)
     if isinstance(error, AssertionError):
         optional = {field.name for field in dataclasses.fields(PRIMARIES[primary].schema) if field.default is None}
         for key in map(key_of, overrides):
@@ -156,6 +162,10 @@ def _message(primary: str, overrides: list[str], error: Exception, groups: dict[
                 return f"{key}: no {group} is chosen; choose one first, e.g. {_example(group)}"
     detail = str(cause) if isinstance(cause, OmegaConfBaseException) else text
     full_key = re.search(r"full_key: (\S+)", detail)
+    unknown = re.search(r"Key '(.*?)' not in", detail)
+    for whole, keys in element_keys(PRIMARIES[primary].schema).items() if unknown else ():
+        if unknown and unknown[1] not in keys and whole in map(key_of, overrides):
+            return f"unknown key {whole}[].{unknown[1]}{did_you_mean(unknown[1], keys) or _it_has(keys)}"
     if full_key:
         return _named_by(text, _bad_value(primary, full_key[1], detail, text, set(groups)), primary)
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
@@ -173,6 +183,9 @@ def _named_by(text: str, message: str, primary: str) -> str:
 
 def _bad_value(primary: str, key: str, detail: str, text: str, groups: set[str]) -> str:
     known = dotted_keys(PRIMARIES[primary].schema)
+    element = re.fullmatch(r"(.+?)\[\d+\](?:\.(.+))?", key)
+    if element:
+        return _bad_element(primary, key, element, detail)
     if key not in known and not is_open(key, known):
         if key in groups:
             return f"{key}.* is not part of the schema; the file needs '# @package _global_' as its first line"
@@ -180,6 +193,25 @@ def _bad_value(primary: str, key: str, detail: str, text: str, groups: set[str])
     value = re.search(r"Value '(.*?)' (?:of type|is not)", detail) or re.search(r"override [^=\s]+=(.*)", text)
     shown = f"={value[1]}" if value else ""
     return f"{key}{shown}: expected {known.get(key, 'another type')}"
+
+
+def _bad_element(primary: str, key: str, element: re.Match[str], detail: str) -> str:
+    """The message for a mistake within a list: of configs, as ``teacher.members``, or of plain values."""
+    whole, inner = element.groups()
+    value = re.search(r"Value '(.*?)' (?:of type|is not)", detail)
+    shown = f"={value[1]}" if value else ""
+    keys = element_keys(PRIMARIES[primary].schema).get(whole)
+    if keys is None:
+        return f"{key}{shown}: expected {dotted_keys(PRIMARIES[primary].schema).get(whole, 'another type')}"
+    if inner is None:
+        return f"{key}{shown}: each entry is a mapping, e.g. '{whole}=[{{name: resnet18}}]'"
+    if inner not in keys:
+        return f"unknown key {key}{did_you_mean(inner, keys) or _it_has(keys)}"
+    return f"{key}{shown}: expected {keys[inner]}"
+
+
+def _it_has(keys: Iterable[str]) -> str:
+    return f"; it has {', '.join(keys)}"
 
 
 def _unresolved(config: DictConfig, plain: dict[str, Any]) -> str:

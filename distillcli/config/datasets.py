@@ -10,7 +10,7 @@ from distillcli.errors import UserError, did_you_mean
 @dataclass(frozen=True)
 class KnownDataset:
     reader: str  # module and function in distillcli.sources: DatasetConfig -> Source
-    keys: tuple[str, ...] = ()  # the optional dataset.* keys that it reads; given to another data set, they are refused
+    keys: tuple[str, ...] = ()  # the dataset.* keys that it reads and others do not
     local: bool = False  # dataset.root must exist: nothing downloads it
     any_channels: bool = False  # reads images of other channels than 1 or 3
 
@@ -21,19 +21,20 @@ _TORCHVISION_SETS = (
     *("country211", "sun397", "caltech101", "caltech256", "places365", "imagenette", "imagenet"),
 )
 
+_HELD_OUT = ("val_fraction", "split_seed")  # of those that may come without a validation part
+_FILES = ("root", "on_error", *_HELD_OUT)
+
 DATASETS: dict[str, KnownDataset] = {
     "digits": KnownDataset("builtin.open_digits"),
-    "fake": KnownDataset("builtin.open_fake"),
-    "folder": KnownDataset("folder.open_folder", keys=("labels", "class_map"), local=True),
-    "archive": KnownDataset("archive.open_archive", keys=("labels", "class_map"), local=True),
-    "npz": KnownDataset("npz.open_npz", local=True, any_channels=True),
-    "webdataset": KnownDataset("webdataset.open_webdataset", keys=("class_map",), local=True),
-    "unlabeled": KnownDataset("unlabeled.open_unlabeled", local=True),
-    "hf": KnownDataset("hf.open_hf", keys=("path", "image_column", "label_column")),
-    **dict.fromkeys(_TORCHVISION_SETS, KnownDataset("torchvision_sets.open_torchvision")),
+    "fake": KnownDataset("builtin.open_fake", keys=("classes", "samples")),
+    "folder": KnownDataset("folder.open_folder", keys=(*_FILES, "labels", "class_map"), local=True),
+    "archive": KnownDataset("archive.open_archive", keys=(*_FILES, "labels", "class_map"), local=True),
+    "npz": KnownDataset("npz.open_npz", keys=("root", *_HELD_OUT), local=True, any_channels=True),
+    "webdataset": KnownDataset("webdataset.open_webdataset", keys=(*_FILES, "class_map"), local=True),
+    "unlabeled": KnownDataset("unlabeled.open_unlabeled", keys=_FILES, local=True),
+    "hf": KnownDataset("hf.open_hf", keys=("path", "image_column", "label_column", "on_error", *_HELD_OUT)),
+    **dict.fromkeys(_TORCHVISION_SETS, KnownDataset("torchvision_sets.open_torchvision", keys=(*_FILES, "download"))),
 }
-
-OPTIONAL_KEYS = frozenset(key for known in DATASETS.values() for key in known.keys)
 
 
 def known_dataset(name: str) -> KnownDataset:

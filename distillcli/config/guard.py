@@ -5,6 +5,7 @@ So the composed ``hydra`` node is compared with the few things that may be set i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,16 @@ _FIXED: dict[str, Any] = {
 _FIXED_JOB: dict[str, Any] = {"chdir": (None, False), "env_set": ({},), "env_copy": ([],)}
 # Submitit's own ways of running shell commands and another Python.
 _COMMANDS = ("setup", "teardown", "python", "srun_args")
-_ALLOWED = ("hydra.launcher.", "hydra.sweeper.", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+# Folders that Hydra and its launchers would create wherever they are told to. (node, key): what distill gives.
+_FOLDERS: dict[tuple[str, str], Any] = {
+    ("run", "dir"): ".",
+    ("sweep", "dir"): "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}",
+    ("sweep", "subdir"): "${hydra.job.num}",
+    ("launcher", "submitit_folder"): "${hydra.sweep.dir}/.submitit/%j",
+    ("launcher", "temp_folder"): None,
+}
+_SECRET = re.compile(r"token|secret|password|api_?key", re.IGNORECASE)
+_ALLOWED = ("hydra.launcher.", "hydra.sweeper.", "hydra.sweep.dir", "hydra.sweep.subdir")
 _ALLOWED_GROUPS = ("hydra/launcher", "hydra/sweeper")
 
 
@@ -44,7 +54,15 @@ def check_override(key: str) -> None:
         raise UserError(f"{key}: _target_ is not used here; parts are chosen by name, and configs run no code")
     of_hydra = key.split(".")[0].split("/")[0].split("@")[0] == "hydra"
     if of_hydra and key not in _ALLOWED_GROUPS and not key.startswith(_ALLOWED):
-        raise UserError(f"{key}: only launcher, sweeper, run.dir and sweep.dir of hydra.* may be set")
+        raise UserError(f"{key}: only launcher and sweeper of hydra.* may be set; out=FOLDER names the run folder")
+
+
+def check_secret(key: str) -> None:
+    """Raise UserError, without the value, for a key that seems to hold what must not be saved."""
+    if _SECRET.search(key):
+        raise UserError(
+            f"{key}: secrets do not belong in configs, which are saved; use the environment variable HF_TOKEN"
+        )
 
 
 def check_hydra(node: dict[str, Any]) -> None:
@@ -57,25 +75,35 @@ def check_hydra(node: dict[str, Any]) -> None:
     for key, allowed in _FIXED_JOB.items():
         if node["job"][key] not in allowed:
             raise UserError(f"hydra.job.{key}: a config sets it to {node['job'][key]!r}, which is not allowed")
-    for path, value in _targets(node, "hydra"):
-        if value not in _PLUGINS:
+    for (part, key), own in _FOLDERS.items():
+        if key in node[part] and node[part][key] != own:
+            raise UserError(
+                f"hydra.{part}.{key}: a config sets it to {node[part][key]!r}, but only out=FOLDER on the command line "
+                "says where to write"
+            )
+    for path, value in _leaves(node, "hydra"):
+        if path.endswith("._target_") and value not in _PLUGINS:
             raise UserError(f"{path}: {value!r} is not a launcher or sweeper that distill knows; configs run no code")
     for key in _COMMANDS:
         if node["launcher"].get(key):
             raise UserError(f"hydra.launcher.{key}: a config may not name commands to run; set it to null")
 
 
-def check_targets(config: dict[str, Any]) -> None:
-    """Raise UserError for any ``_target_`` in the config itself."""
-    for path, value in _targets(config, ""):
-        raise UserError(f"{path}: {value!r} is refused; parts are chosen by name, and configs run no code")
+def check_content(config: dict[str, Any]) -> None:
+    """Raise UserError for any ``_target_`` in the config itself, and for text under a key that names a secret."""
+    for path, value in _leaves(config, ""):
+        if path.split(".")[-1] == "_target_":
+            raise UserError(f"{path}: {value!r} is refused; parts are chosen by name, and configs run no code")
+        if isinstance(value, str):
+            check_secret(path)
 
 
-def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every value that is no mapping or list, under its dotted path; mappings named ``_target_`` as well."""
     pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in pairs:
         inner = f"{path}.{key}" if path else str(key)
-        if key == "_target_":
+        if key == "_target_" or not isinstance(value, (dict, list)):
             yield inner, value
         else:
-            yield from _targets(value, inner)
+            yield from _leaves(value, inner)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 import types
 import typing
 from typing import Any
+
+from omegaconf import MISSING
 
 
 def schema_of(annotation: Any) -> type | None:
@@ -27,6 +31,18 @@ def dotted_keys(schema: type) -> dict[str, str]:
     return found
 
 
+def element_keys(schema: type) -> dict[str, dict[str, str]]:
+    """The dotted keys of lists of configs, as ``teacher.members``, each with the keys of its elements."""
+    found: dict[str, dict[str, str]] = {}
+    for name, annotation in typing.get_type_hints(schema).items():
+        nested = schema_of(annotation)
+        if nested:
+            found |= {f"{name}.{key}": inner for key, inner in element_keys(nested).items()}
+        elif typing.get_origin(annotation) is list and (element := schema_of(typing.get_args(annotation)[0])):
+            found[name] = dotted_keys(element)
+    return found
+
+
 def _word(annotation: Any) -> str:
     if typing.get_origin(annotation) is dict:
         return "mapping"
@@ -34,9 +50,42 @@ def _word(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Union:
         return f"{_word(plain[0])} or null"
     if typing.get_origin(annotation) is list:
-        return f"list of {_word(plain[0])}s"
+        return "list of mappings" if schema_of(plain[0]) else f"list of {_word(plain[0])}s"
     words = {"bool": "true or false", "int": "whole number", "float": "number", "str": "text"}
     return words.get(annotation.__name__, str(annotation.__name__))
+
+
+def key_notes(schema: type) -> dict[str, tuple[str, str]]:
+    """Dotted key of every value -> its default as in YAML and the comment that stands beside it in the schema."""
+    found: dict[str, tuple[str, str]] = {}
+    hints = typing.get_type_hints(schema)
+    comments = _comments(schema)
+    for field in dataclasses.fields(schema):
+        nested = schema_of(hints[field.name])
+        if nested:
+            found |= {f"{field.name}.{key}": note for key, note in key_notes(nested).items()}
+        else:
+            found[field.name] = (_default(field), comments[field.name])
+    return found
+
+
+def _comments(schema: type) -> dict[str, str]:
+    """The comments behind the fields of a dataclass and of those it derives from."""
+    found: dict[str, str] = {}
+    for part in reversed(schema.__mro__[:-1]):
+        for line in inspect.getsource(part).splitlines():
+            declared = re.match(r" {4}(\w+): [^#]*(?:# (.*))?$", line)
+            if declared:
+                found[declared[1]] = declared[2] or ""
+    return found
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    made = field.default_factory
+    value = field.default if made is dataclasses.MISSING else made()
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else str(value).lower()
+    return "" if value == MISSING else str(value)
 
 
 def is_open(key: str, known: dict[str, str]) -> bool:

@@ -11,6 +11,7 @@ _MODEL = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE
 _TAGGED = re.compile(r"""^\s+['"](\w+)\.(\w*)['"]: *_?\w+\(""", re.MULTILINE)
 _DEPRECATED = re.compile(r"register_model_deprecations\(__name__, \{(.*?)\}\)", re.DOTALL)
 _OPTIMIZER = re.compile(r"^\s+name='(\w+)'", re.MULTILINE)
+_OPTIMIZER_ENTRY = re.compile(r"^ +OptimInfo\(\n(.*?)^ +\),", re.MULTILINE | re.DOTALL)
 
 # timm builds these names in a loop, so its source does not spell them out.
 _LOOPED_OPTIMIZERS = {"nesterov", "nesterovw", "bnblion", "bnblion8bit", "bnbademamix", "bnbademamix8bit"}
@@ -56,10 +57,22 @@ def deprecated_names() -> frozenset[str]:
 
 
 @functools.cache
-def optimizer_names() -> tuple[str, ...]:
-    """Every optimizer of the installed timm, sorted; empty if they cannot be read."""
+def _optimizer_source() -> str:
     folder = _timm_folder()
     factory = folder / "optim" / "_optim_factory.py" if folder else None
-    if factory is None or not factory.exists():
-        return ()
-    return tuple(sorted({*_OPTIMIZER.findall(factory.read_text("utf-8")), *_LOOPED_OPTIMIZERS}))
+    return factory.read_text("utf-8") if factory and factory.exists() else ""
+
+
+@functools.cache
+def optimizer_names() -> tuple[str, ...]:
+    """Every optimizer of the installed timm, sorted; empty if they cannot be read."""
+    found = _OPTIMIZER.findall(_optimizer_source())
+    return tuple(sorted({*found, *_LOOPED_OPTIMIZERS})) if found else ()
+
+
+@functools.cache
+def optimizers_without_momentum() -> frozenset[str]:
+    """Those that timm gives no ``momentum``; of names that timm builds in a loop nothing is known."""
+    entries = _OPTIMIZER_ENTRY.findall(_optimizer_source())
+    without = [entry for entry in entries if "has_momentum=True" not in entry]
+    return frozenset(name for entry in without for name in _OPTIMIZER.findall(entry))

@@ -11,19 +11,21 @@ from distillcli.errors import UserError, did_you_mean
 
 
 def check_finite(config: dict[str, Any]) -> None:
-    for key, value in _numbers(config):
-        if not math.isfinite(value):
+    for key, value in numbers(config):
+        if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value}: must be a finite number")
 
 
-def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in pairs:
-        inner = f"{path}.{key}" if path else str(key)
-        if isinstance(value, float):
-            yield inner, value
-        else:
-            yield from _numbers(value, inner)
+def numbers(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a config as a plain dict, under its dotted key: ``teacher.members[0].weight``."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from numbers(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for place, value in enumerate(node):
+            yield from numbers(value, f"{path}[{place}]")
+    elif isinstance(node, (int, float)) and not isinstance(node, bool):
+        yield path, node
 
 
 def at_least(key: str, value: float, low: float) -> None:
@@ -65,8 +67,17 @@ def check_known(key: str, value: str, choices: Collection[str]) -> None:
 
 def check_existing(key: str, value: str, shown: str | None = None, others: Collection[str] = ()) -> None:
     path = Path(value)
-    if not path.exists():
-        raise UserError(f"{key}={shown or value}: does not exist{nearest_path(path, others)}")
+    if not path_exists(path):
+        slashes = "; paths are written with / here" if "\\" in value else ""
+        raise UserError(f"{key}={shown or value}: does not exist{nearest_path(path, others)}{slashes}")
+
+
+def path_exists(path: str | Path) -> bool:
+    """``Path.exists``, also for a name too long for the file system, which cannot exist."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
 
 
 def nearest_path(path: Path, others: Collection[str] = ()) -> str:

@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from distillcli.config.home import expand_home
+from distillcli.config.ranges import path_exists
+from distillcli.config.yaml_files import check_size
 from distillcli.errors import UserError
 
 ENVIRONMENT_VARIABLE = "DISTILL_CONFIG_DIR"
@@ -24,16 +27,18 @@ def builtin_folder() -> Path:
 def use(folders: Iterable[str]) -> None:
     """Set the user's folders, as given with ``--config-dir``; those of the environment come after them.
 
-    Raises UserError for a folder that does not exist.
+    Raises UserError for a folder that does not exist, and for a file that would expand without end.
     """
     from_environment = [part for part in os.environ.get(ENVIRONMENT_VARIABLE, "").split(os.pathsep) if part]
     sources = [("--config-dir", folder) for folder in folders]
     sources += [(ENVIRONMENT_VARIABLE, folder) for folder in from_environment]
     found = []
     for origin, folder in sources:
-        path = Path(folder).expanduser().absolute()
-        if not path.is_dir():
+        path = Path(expand_home(origin, folder)).absolute()
+        if not path_exists(path) or not path.is_dir():
             raise UserError(f"{origin}: {folder} is not a folder; it should hold configs as GROUP/NAME.yaml")
+        for file in path.rglob("*.yaml"):
+            check_size(file)
         found.append(path)
     _user_folders[:] = found
 

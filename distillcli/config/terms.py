@@ -225,7 +225,9 @@ class CRDOptions(TermOptions):
 
 @dataclass(frozen=True)
 class QueueKLOptions(TermOptions):
-    size: int | None = None  # None: by the number of training images, 8192 from 20480 on
+    size: int | None = field(  # None: by the number of training images, 8192 from 20480 on
+        default=None, metadata=_must(lambda value: value is None or value >= 1, "1 or more, or null")
+    )
     tau: float = field(default=0.07, metadata=_above_zero("; 0.07 is usual"))
 
 
@@ -307,7 +309,7 @@ def parse_options(name: str, given: dict[str, Any]) -> TermOptions:
     for key in given:
         if key not in fields:
             hint = did_you_mean(key, fields) or f"; it has {','.join(fields)}"
-            raise UserError(f"unknown key distill.terms.{name}.{key}{hint}")
+            raise UserError(f"unknown key distill.terms.{name}.{key}={given[key]}{hint}")
     for key, value in given.items():
         try:
             OmegaConf.merge(OmegaConf.structured(schema), {key: value})

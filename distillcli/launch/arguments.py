@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from distillcli.config.mistakes import flag_instead
 from distillcli.errors import UserError, did_you_mean
 
 _ALIASES = {"-m": "--multirun", "-c": "--cfg", "-i": "--info", "-p": "--package", "-cd": "--config-dir"}
@@ -39,13 +40,29 @@ def parse_arguments(arguments: list[str]) -> Arguments:
         flag, equals, value = word.partition("=")
         flag = _ALIASES.get(flag, flag)
         if flag not in FLAGS:
-            raise UserError(f"unknown flag {flag}{did_you_mean(flag, [*FLAGS, *_ALIASES])}")
-        if flag in _WITH_VALUE and not equals:
-            value = _take_value(flag, rest)
+            raise UserError(_unknown_flag(word, rest))
+        if flag in _WITH_VALUE:
+            value = _take_value(flag, [value] if equals else rest)
+        elif equals:
+            raise UserError(f"{word}: {flag} takes no value; write {flag} alone")
         _add(found, flag, value)
+    shown = [flag for flag in ("--cfg", "--info") if flag in found.flags]
+    if len(shown) > 1:
+        raise UserError("--cfg and --info show different things; use one of them")
+    for flag in ("--resolve", "--package"):
+        if flag in found.flags and "--cfg" not in found.flags:
+            raise UserError(f"{flag} says how --cfg shows a config; add --cfg job")
     if found.multirun and found.inspect:
         raise UserError("--cfg and --info show one config; leave -m out")
     return found
+
+
+def _unknown_flag(word: str, rest: list[str]) -> str:
+    flag, _, value = word.partition("=")
+    if not value and rest and not rest[0].startswith("-") and "=" not in rest[0]:
+        value = rest[0]
+    known = did_you_mean(flag, [*FLAGS, *_ALIASES])
+    return f"unknown flag {word}{flag_instead(flag, value) or known or '; see distill COMMAND --help'}"
 
 
 def _take_value(flag: str, rest: list[str]) -> str:

@@ -15,12 +15,16 @@ from distillcli.config import search
 from distillcli.config.compose import compose_raw, parse_override, register_schemas, typed_config
 from distillcli.config.job import Job, is_main_process, process_count
 from distillcli.config.keys import dotted_keys
-from distillcli.config.overrides import key_of, normalise_overrides, quote_value, unknown_key
+from distillcli.config.mistakes import unknown_key
+from distillcli.config.origin import Given, given_keys
+from distillcli.config.overrides import key_of, normalise_overrides, quote_value
 from distillcli.config.primaries import PRIMARIES
 from distillcli.config.schema import RunConfig
+from distillcli.config.unread import check_all_read, compose_for_user
 from distillcli.errors import NumericError, UserError
 from distillcli.launch.arguments import Arguments, parse_arguments
 from distillcli.launch.resume import NEUTRAL_KEYS, check_unchanged, merge_overrides, recorded_overrides
+from distillcli.report.format import clean
 from distillcli.runs.folder import claim_new
 from distillcli.runs.result import Result, read_result, write_result
 
@@ -45,7 +49,7 @@ def launch(primary: str, arguments: list[str], action: Action) -> None:
     elif any(key_of(override) == "resume" for override in overrides):
         _run_single(primary, parsed, _resumed(primary, overrides), command, action)
     else:
-        typed_config(primary, compose_raw(primary, overrides))
+        compose_for_user(primary, overrides)
         _run_single(primary, parsed, overrides, command, action)
 
 
@@ -77,7 +81,7 @@ def _resumed(primary: str, overrides: list[str]) -> list[str]:
     assert isinstance(config, RunConfig)
     for line in check_unchanged(run, config):
         if is_main_process():
-            print(f"resuming with {line}", file=sys.stderr)
+            print(f"resuming with {clean(line)}", file=sys.stderr)
     return overrides
 
 
@@ -86,6 +90,8 @@ def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: s
         raise UserError("resume= continues a single run; to continue a sweep, repeat its command with out=SWEEP_FOLDER")
     if process_count() > 1:
         raise UserError("-m starts many runs, torchrun the processes of one; start torchrun once per run")
+    from hydra.core.hydra_config import HydraConfig
+
     overrides, folder = _take_folder(overrides)
     jobs = _jobs(primary, overrides)
     first = _preflight(primary, jobs, [override for override in overrides if _is_hydra(override)])
@@ -97,6 +103,8 @@ def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: s
     _check_old_jobs(folder, jobs)
 
     def task(composed: DictConfig) -> None:
+        number = HydraConfig.get().job.num
+        print(f"[{number + 1}/{len(jobs)}] {clean(' '.join(_varying(jobs, number)))}", flush=True)
         _run_job(primary, composed, command, folder, action)
 
     print(
@@ -114,6 +122,11 @@ def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: s
         raise SystemExit(1)
 
 
+def _varying(jobs: list[list[str]], number: int) -> list[str]:
+    """What a job has and not every other one."""
+    return [override for override in jobs[number] if any(override not in job for job in jobs)]
+
+
 def _run_job(primary: str, composed: DictConfig, command: str, sweep_folder: Path, action: Action) -> None:
     """One job of a sweep. An error ends this job only; an interruption ends the sweep."""
     from hydra.core.hydra_config import HydraConfig
@@ -122,7 +135,7 @@ def _run_job(primary: str, composed: DictConfig, command: str, sweep_folder: Pat
     folder = sweep_folder / str(HydraConfig.get().job.num)
     old = read_result(folder)
     if old is not None and old.finished:
-        print(f"job {folder.name}: already done, skipped ({shlex.join(overrides)})", flush=True)
+        print(f"job {folder.name}: already done, skipped", flush=True)
         return
     try:
         config = typed_config(primary, composed)
@@ -130,7 +143,7 @@ def _run_job(primary: str, composed: DictConfig, command: str, sweep_folder: Pat
             config.resume = str(folder)
         action(config, Job(overrides, command, sweep_folder, folder))
     except (UserError, NumericError) as error:
-        print(f"error: job {folder.name}: {error}", file=sys.stderr)
+        print(f"error: job {folder.name}: {clean(error)}", file=sys.stderr)
         _record_failure(folder, str(error), overrides, old)
     except Exception as error:
         traceback.print_exc()
@@ -169,6 +182,10 @@ def _jobs(primary: str, overrides: list[str]) -> list[list[str]]:
     jobs = _product(overrides)
     # A config may define a sweep of its own; typed overrides take precedence.
     params = compose_raw(primary, normalise_overrides(primary, jobs[0])).hydra.sweeper.params if jobs else None
+    if not params and not any(parse_override(override).is_sweep_override() for override in overrides):
+        raise UserError(
+            "-m: nothing is swept; give a key several values, e.g. distill.temperature=1,2,4, or leave -m out"
+        )
     return _product([*(f"{key}={value}" for key, value in params.items()), *overrides]) if params else jobs
 
 
@@ -196,15 +213,16 @@ def _product(overrides: list[str]) -> list[list[str]]:
 def _preflight(primary: str, jobs: list[list[str]], hydra_overrides: list[str]) -> object:
     """Compose and check jobs until every swept value has been seen: the sum of the values, not their product."""
     seen: set[str] = set()
-    first: object = None
+    checked: list[tuple[object, list[Given]]] = []
     for job in jobs:
-        if first is None or not seen.issuperset(job):
-            config = typed_config(primary, compose_raw(primary, [*normalise_overrides(primary, job), *hydra_overrides]))
-            first = first or config
+        if not checked or not seen.issuperset(job):
+            typed = [*normalise_overrides(primary, job), *hydra_overrides]
+            checked.append((typed_config(primary, compose_raw(primary, typed)), given_keys(primary, typed)))
             seen.update(job)
-    if first is None:
+    if not checked:
         raise UserError("the sweep has no jobs, because a glob matches nothing; see distill configs ls")
-    return first
+    check_all_read(checked)
+    return checked[0][0]
 
 
 def _check_old_jobs(folder: Path, jobs: list[list[str]]) -> None:

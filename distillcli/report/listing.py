@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from distillcli.report.format import clean
+
 Rows = list[tuple[str, ...]]
 
 
 def print_listing(headers: tuple[str, ...], rows: Rows) -> None:
     """A rich table on a terminal; aligned text for files and pipes, never truncated."""
-    rows = [tuple(_printable(cell) for cell in row) for row in rows]
+    rows = [tuple("\n".join(clean(line) for line in cell.split("\n")) for cell in row) for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -32,8 +34,3 @@ def print_listing(headers: tuple[str, ...], rows: Rows) -> None:
                 for cell, width in zip(cells, widths, strict=True)
             ]
             print("  ".join(parts).rstrip())
-
-
-def _printable(text: str) -> str:
-    """File and class names come from outside: no escape codes reach the terminal."""
-    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
