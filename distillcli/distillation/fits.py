@@ -17,6 +17,7 @@ from distillcli.distillation.recipes import Above, Recipe, recipe_fingerprint
 from distillcli.distillation.results import result_of_fit
 from distillcli.distillation.students import export_for_timm, new_backbone
 from distillcli.runs.folder import describe_folder, locked
+from distillcli.runs.predictions import write_predictions
 from distillcli.runs.result import read_result, write_result
 from distillcli.runtime import any_rank, barrier, seed_everything
 from distillcli.teachers.cached import with_cache
@@ -77,8 +78,10 @@ def _carry_out(wanted: Fit, session: Session) -> None:
     if runtime.is_main:
         describe_folder(wanted.folder, dataclasses.asdict(config), session.command, [], classes)
     fitted = fit(wanted, session)
-    result = result_of_fit(wanted, fitted)
+    result, predictions = result_of_fit(wanted, fitted)
     if runtime.is_main:
+        if predictions is not None:
+            write_predictions(wanted.folder, predictions)
         export_for_timm(fitted.backbone, wanted.folder / "student", wanted.data)
         seconds = time.monotonic() - started
         write_result(wanted.folder, dataclasses.replace(result, command=session.command, seconds=seconds))

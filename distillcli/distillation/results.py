@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from distillcli.runs.folder import versions
+from distillcli.runs.predictions import Predictions
 from distillcli.runs.result import DatasetFacts, EpochNumbers, Fingerprints, Measured, Result
 from distillcli.sources.source import Source
 from distillcli.teachers.frozen import FrozenTeacher
@@ -13,14 +14,14 @@ from distillcli.training.evaluation import evaluate, measure
 from distillcli.training.fit import Fit, Fitted
 
 
-def result_of_fit(fit: Fit, fitted: Fitted, teacher: FrozenTeacher | None = None) -> Result:
+def result_of_fit(fit: Fit, fitted: Fitted, teacher: FrozenTeacher | None = None) -> tuple[Result, Predictions | None]:
     """Measure what was fitted, at its last and at its best epoch. ``teacher``: what it is compared with.
 
     The caller adds what else belongs to the run: its command, its teacher, its control.
     """
     config, data = fit.config, fit.data
-    student = measure(fitted.backbone, data, teacher=teacher)
-    return Result(
+    student, predictions = measure(fitted.backbone, data, teacher=teacher)
+    result = Result(
         status="ok",
         role=fit.role,
         name=config.name,
@@ -39,6 +40,7 @@ def result_of_fit(fit: Fit, fitted: Fitted, teacher: FrozenTeacher | None = None
         versions=versions(),
         fingerprints=Fingerprints(data.source.fingerprint, fit.fingerprint),
     )
+    return result, predictions
 
 
 def _best_epoch(fit: Fit, fitted: Fitted, student: Measured, teacher: FrozenTeacher | None) -> EpochNumbers:
