@@ -14,6 +14,7 @@ PARTS = {
     result.Measured: "One model: `student`, `teacher`, `baseline`, and each of `chain` and `peers`",
     result.ClassAccuracy: "One class of `per_class`",
     result.EpochNumbers: "One epoch: `best` and `last`",
+    result.Verdict: "`verdict`",
     result.DatasetFacts: "`dataset`",
     result.Fingerprints: "`fingerprints`",
 }

@@ -27,6 +27,7 @@ from PIL import Image
 from tiny import digest, files, last
 
 from distillcli.runs.folder import read_metrics
+from distillcli.runs.predictions import read_predictions
 from distillcli.runs.result import read_result, to_json
 
 pytestmark = pytest.mark.slow
@@ -122,6 +123,23 @@ def test_the_result_says_everything(work: Path, smoke: Path) -> None:
     assert f"{content['student']['top1']:.1f}" in said
     assert "control (no teacher)" in said
     assert "timm.create_model('local-dir:" in said
+
+
+def test_the_verdict_rests_on_the_predictions_that_the_run_keeps(smoke: Path) -> None:
+    result = read_result(smoke)
+    assert result is not None
+    assert result.student is not None
+    assert result.baseline is not None
+    assert result.verdict is not None
+    student, control = read_predictions(smoke), read_predictions(Path(str(result.baseline.run)))
+    assert student is not None
+    assert control is not None
+    assert [100 * answers.hits.mean() for answers in (student, control)] == pytest.approx(
+        [result.student.top1, result.baseline.top1]
+    )
+    assert -np.log(student.likelihood).mean() == pytest.approx(result.student.nll, rel=1e-4)
+    assert result.verdict.difference == pytest.approx(100 * (student.hits.mean() - control.hits.mean()))
+    assert result.verdict.images == len(student.labels) == 16
 
 
 def test_the_exported_student_is_the_trained_one(smoke: Path) -> None:

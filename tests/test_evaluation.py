@@ -43,13 +43,18 @@ def measured(
     classes = student.shape[1]
     values = torch.from_numpy(np.concatenate([student, student if teacher is None else teacher], axis=1))
     batches = [
-        Batch(values[start : start + size, None, None], torch.from_numpy(labels[start : start + size]), torch.zeros(1))
+        Batch(
+            values[start : start + size, None, None],
+            torch.from_numpy(labels[start : start + size]),
+            torch.arange(len(labels))[start : start + size],
+        )
         for start in range(0, len(labels), size)
     ]
     frozen = None if teacher is None else FrozenTeacher(Echo(classes, classes), "fp32", LOGITS_ONLY)  # type: ignore[arg-type]
     loader: Any = SimpleNamespace(
         plain=lambda: iter(batches),
         labels=torch.from_numpy(labels),
+        shown=np.arange(len(labels)),
         has_labels=bool((labels >= 0).any()),
         runtime=Runtime(CPU),
     )
@@ -158,6 +163,7 @@ def test_the_model_is_evaluated_in_eval_mode_and_returns_to_its_own(training: bo
     loader: Any = SimpleNamespace(
         plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))]),
         labels=torch.zeros(4, dtype=torch.long),
+        shown=np.arange(4),
         has_labels=True,
         runtime=Runtime(CPU),
     )
@@ -174,6 +180,7 @@ def test_evaluation_makes_no_graph() -> None:
     loader: Any = SimpleNamespace(
         plain=lambda: iter([Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))]),
         labels=torch.zeros(4, dtype=torch.long),
+        shown=np.arange(4),
         has_labels=True,
         runtime=Runtime(CPU),
     )

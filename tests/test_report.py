@@ -34,7 +34,7 @@ from distillcli.report.sections import (
     load_expression,
     report_sections,
 )
-from distillcli.report.sentences import best_sentence, exported_sentence, gap_sentence
+from distillcli.report.sentences import best_sentence, exported_sentence, gap_sentence, verdict_sentence
 from distillcli.runs.result import DatasetFacts, Measured, Result, from_json
 
 EVIL = [
@@ -508,6 +508,53 @@ def test_escaping_leaves_model_names_readable_and_fences_closed() -> None:
     assert escaped("mobilenetv3_small_100") == "mobilenetv3_small_100"
     assert escaped("_a_ *b*") == "\\_a\\_ \\*b\\*"
     assert fenced("a ``` b").splitlines()[0] == "````"
+
+
+def verdict(conclusion: str, difference: float, low: float, high: float, needed: int | None) -> dict[str, Any]:
+    numbers = {"difference": difference, "low": low, "high": high, "images_to_settle": needed}
+    return {"conclusion": conclusion, "images": 300, "p_value": 0.0123, "gap_low": 0.2, "gap_high": 0.8, **numbers}
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (
+            verdict("helps", 2.5, 0.4, 4.6, 250),
+            "Distilling helps: +2.5 points to the control, 95 % interval +0.4 to +4.6 over 300 test images "
+            "(McNemar p = 0.012).",
+        ),
+        (
+            verdict("hurts", -2.5, -4.6, -0.4, 250),
+            "Distilling hurts: -2.5 points to the control, 95 % interval -4.6 to -0.4 over 300 test images "
+            "(McNemar p = 0.012).",
+        ),
+        (
+            verdict("not settled", 1.0, -1.5, 3.6, 1130),
+            "Not settled whether distilling helps: +1.0 points to the control, 95 % interval -1.5 to +3.6 over 300 "
+            "test images. About 1,100 test images would settle a difference of this size, or the same over several "
+            "seeds: -m seed=0,1,2,3,4.",
+        ),
+        (
+            verdict("not settled", 0.0, -1.5, 1.5, None),
+            "Not settled whether distilling helps: +0.0 points to the control, 95 % interval -1.5 to +1.5 over 300 "
+            "test images. No test set would settle a difference of zero; try the same over several seeds: "
+            "-m seed=0,1,2,3,4.",
+        ),
+    ],
+)
+def test_the_verdict_says_how_sure_it_is_and_what_would_settle_it(found: dict[str, Any], words: str) -> None:
+    assert verdict_sentence(from_json({**make_result(), "verdict": found})) == words
+
+
+@pytest.mark.fault("F6.2")
+def test_the_share_of_the_gap_carries_its_uncertainty() -> None:
+    sure, unsure = verdict("helps", 2.5, 0.4, 4.6, 250), verdict("not settled", 2.5, -1, 6, 250) | {"gap_low": None}
+    assert "closed 50 % (95 % interval 20 % to 80 %) of the gap" in gap_sentence(
+        from_json({**make_result(), "verdict": sure})
+    )
+    assert "closed 50 % (a gap that so few images do not settle) of the gap" in gap_sentence(
+        from_json({**make_result(), "verdict": unsure})
+    )
 
 
 @pytest.mark.fault("F6.4")

@@ -22,6 +22,7 @@ from distillcli.runs.result import (
     Fingerprints,
     Measured,
     Result,
+    Verdict,
     from_json,
     read_result,
     to_json,
@@ -50,6 +51,7 @@ FULL = Result(
     peers=(STUDENT,),
     baseline=dataclasses.replace(STUDENT, run="runs/controls/x", best=EPOCH, knn_top1=70.0, probe_top1=75.0),
     gap_closed=0.5,
+    verdict=Verdict("helps", 2.5, 0.4, 4.6, 0.01, 20, 5, 300, 250, 0.2, 0.8),
     best=EPOCH,
     last=EPOCH,
     epochs=3,
@@ -181,5 +183,5 @@ def test_the_document_says_what_every_key_means() -> None:
     assert document == made, "run python scripts/document_result.py"
     parts = document.split("\n## ")[1:]
     documented = [re.findall(r"^\| `(\w+)` \| [^|]+ \| .{5,} \|$", part, re.MULTILINE) for part in parts]
-    kinds = (Result, Measured, ClassAccuracy, EpochNumbers, DatasetFacts, Fingerprints)
+    kinds = (Result, Measured, ClassAccuracy, EpochNumbers, Verdict, DatasetFacts, Fingerprints)
     assert documented == [[entry.name for entry in dataclasses.fields(kind)] for kind in kinds]

@@ -55,7 +55,7 @@ def run(config: EvalConfig, job: Job) -> None:
         if trained is not None and run_folder is not None:
             teacher = reopen_teacher(run_folder, trained, with_classes(source, trained), runtime)
         data = open_data(source, dataset, config.trainer.workers, runtime)
-        numbers = measure(backbone, data, teacher=teacher)
+        numbers, _ = measure(backbone, data, teacher=teacher)
         if not runtime.is_main:
             return
     images, total = len(source.evaluation.labels), sum(len(split.labels) for split in source.parts.values())

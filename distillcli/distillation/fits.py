@@ -21,6 +21,7 @@ from distillcli.errors import UserError
 from distillcli.models.card import read_card
 from distillcli.models.weights import check_file
 from distillcli.runs.folder import describe_folder, locked, writable
+from distillcli.runs.predictions import write_predictions
 from distillcli.runs.result import read_result, write_result
 from distillcli.runtime import any_rank, barrier, seed_everything
 from distillcli.teachers.cached import with_cache
@@ -103,8 +104,10 @@ def _carry_out(wanted: Fit, session: Session) -> None:
         describe_folder(wanted.folder, dataclasses.asdict(config), session.command, [], classes)
         write_data_record(wanted.folder, wanted.data.source)
     fitted = fit(wanted, session)
-    result = result_of_fit(wanted, fitted, session.warn)
+    result, predictions = result_of_fit(wanted, fitted, session.warn)
     if runtime.is_main:
+        if predictions is not None:
+            write_predictions(wanted.folder, predictions)
         export_for_timm(fitted.backbone, wanted.folder / "student", wanted.data)
         seconds = time.monotonic() - started
         write_result(wanted.folder, dataclasses.replace(result, command=session.command, seconds=seconds))

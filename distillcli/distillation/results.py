@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from distillcli.errors import UserError
 from distillcli.runs.folder import versions
+from distillcli.runs.predictions import Predictions
 from distillcli.runs.reading import reading
 from distillcli.runs.result import DatasetFacts, EpochNumbers, Fingerprints, Measured, Result
 from distillcli.sources.source import Source
@@ -19,17 +20,17 @@ from distillcli.training.soundness import check_numbers
 
 def result_of_fit(
     fit: Fit, fitted: Fitted, warn: Callable[[str], None], teacher: FrozenTeacher | None = None
-) -> Result:
+) -> tuple[Result, Predictions | None]:
     """Measure what was fitted, at its last and at its best epoch. ``teacher``: what it is compared with.
 
     Raises NumericError when the outputs are not finite. The caller adds what else belongs to the run: its command, its
     teacher, its control.
     """
     config, data = fit.config, fit.data
-    student = measure(fitted.backbone, data, teacher=teacher)
+    student, predictions = measure(fitted.backbone, data, teacher=teacher)
     measured = {"nll": student.nll, "kl_to_teacher": student.kl_to_teacher}
     check_numbers({name: n for name, n in measured.items() if n is not None}, fit, config.trainer.epochs)
-    return Result(
+    result = Result(
         status="ok",
         role=fit.role,
         name=config.name,
@@ -48,6 +49,7 @@ def result_of_fit(
         versions=versions(),
         fingerprints=Fingerprints(data.source.fingerprint, fit.fingerprint),
     )
+    return result, predictions
 
 
 def _best_epoch(

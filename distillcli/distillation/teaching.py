@@ -12,6 +12,7 @@ from distillcli.distillation.fits import fit_once, open_cache_or_warn
 from distillcli.distillation.kinds import kind_of
 from distillcli.distillation.recipes import assistant_recipes, recipe_to_fit
 from distillcli.errors import NumericError
+from distillcli.runs.predictions import Predictions
 from distillcli.runs.result import Measured
 from distillcli.sources.source import Source
 from distillcli.teachers.frozen import FrozenTeacher, Teacher, members_of, open_single, open_teacher
@@ -26,15 +27,17 @@ class Teaching:
     """The teacher of a run. The defaults describe a run without a fixed teacher.
 
     ``teacher``: the configured one. ``nearest``: the one the student learns from: the last assistant, or the teacher.
-    ``targets``: the outputs of ``nearest``, cached as ``cache_format`` where they can be. ``facts`` and ``chain``: the
-    numbers of the teacher and of its assistants for ``result.json``. ``timings``: seconds of finding each.
+    ``targets``: the outputs of ``nearest``, cached as ``cache_format`` where they can be. ``numbers`` and ``chain``: of
+    the teacher and of its assistants, for ``result.json``. ``predictions``: the teacher's, None without a head.
+    ``timings``: seconds of finding each.
     """
 
     teacher: FrozenTeacher | None = None
     nearest: FrozenTeacher | None = None
     targets: Teacher | None = None
     cache_format: str = "off"
-    facts: Measured | None = None
+    numbers: Measured | None = None
+    predictions: Predictions | None = None
     chain: tuple[Measured, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -50,26 +53,26 @@ def find_teaching(config: TrainConfig, data: Data, taps: Taps, session: Session)
     begun = time.monotonic()
     teacher, runs = find_teacher(config, data, taps, session)
     timings = {"teacher": time.monotonic() - begun}
-    facts = measure(teacher.backbone, data, teacher.precision)
-    facts = dataclasses.replace(facts, run=runs[0] if len(runs) == 1 else None, runs=tuple(runs))
-    if facts.nll is not None and not math.isfinite(facts.nll):
+    numbers, predictions = measure(teacher.backbone, data, teacher.precision)
+    numbers = dataclasses.replace(numbers, run=runs[0] if len(runs) == 1 else None, runs=tuple(runs))
+    if numbers.nll is not None and not math.isfinite(numbers.nll):
         raise NumericError(
             f"teacher {config.teacher.name}: its outputs are not finite, so nothing can be learned from it"
         )
     if config.teacher.head:
-        session.say(f"teacher: {_accuracy(facts, data.source)}")
+        session.say(f"teacher: {_accuracy(numbers, data.source)}")
     # 2. Its assistants, each the teacher of the next.
     begun, nearest, chain = time.monotonic(), teacher, list[Measured]()
     for nearest, run in train_assistants(config, data, teacher, session):
-        numbers = measure(nearest.backbone, data, nearest.precision, teacher)
-        chain.append(dataclasses.replace(numbers, run=run))
+        assistant, _ = measure(nearest.backbone, data, nearest.precision, teacher)
+        chain.append(dataclasses.replace(assistant, run=run))
         session.say(f"assistant: {_accuracy(chain[-1], data.source)}")
     if chain:
         timings["assistants"] = time.monotonic() - begun
     # 3. The model nearest to the student outputs what the objective compares.
     nearest = dataclasses.replace(nearest, taps=taps)
     targets, cache_format = open_cache_or_warn(config, data, nearest, session)
-    return Teaching(teacher, nearest, targets, cache_format, facts, tuple(chain), timings)
+    return Teaching(teacher, nearest, targets, cache_format, numbers, predictions, tuple(chain), timings)
 
 
 def find_teacher(
@@ -96,7 +99,7 @@ def train_assistants(
     return chain
 
 
-def _accuracy(facts: Measured, source: Source) -> str:
-    if facts.top1 is None:
+def _accuracy(numbers: Measured, source: Source) -> str:
+    if numbers.top1 is None:
         return f"top-1 not known, the {source.evaluated_on} part has no labels"
-    return f"top-1 {facts.top1:.2f} on {source.evaluated_on}"
+    return f"top-1 {numbers.top1:.2f} on {source.evaluated_on}"

@@ -21,6 +21,7 @@ from distillcli.distillation.results import dataset_facts, result_of_fit
 from distillcli.distillation.same_data import write_data_record
 from distillcli.distillation.students import export_for_timm, new_backbone, new_peers, with_teachers_head
 from distillcli.distillation.teaching import Teaching, find_teaching
+from distillcli.distillation.verdict import verdict_of
 from distillcli.errors import Interrupted
 from distillcli.models.backbone import Backbone, place
 from distillcli.models.memory_layout import settle_layout
@@ -28,7 +29,8 @@ from distillcli.report.console import LOG, Opening, Progress, closing_table, ope
 from distillcli.report.curves import draw_curves
 from distillcli.report.markdown import write_report
 from distillcli.runs.folder import describe_folder, point_latest
-from distillcli.runs.result import Measured, Result, read_result, top1_of, write_result
+from distillcli.runs.predictions import read_predictions, write_predictions
+from distillcli.runs.result import Measured, Result, Verdict, read_result, top1_of, write_result
 from distillcli.runtime import Runtime, from_main, resolve_precision, start
 from distillcli.signals import listening
 from distillcli.training.engine import fit
@@ -129,7 +131,7 @@ def distill(plan: Plan, job: Job, folder: Path, session: Session) -> Result:
     control = _find_control(plan.config, data, session) if plan.config.baseline and plan.teachers else None
     timings |= {} if control is None else {"control": time.monotonic() - begun}
     # 4. The evidence.
-    result = dataclasses.replace(result, teacher=teaching.facts, chain=teaching.chain, baseline=control)
+    result = dataclasses.replace(result, teacher=teaching.numbers, chain=teaching.chain, baseline=control)
     if plan.with_probe and runtime.is_main:
         result = _with_probes(result, plan.config, data, student, teaching, runtime)
     for warning in comparison_warnings(result):
@@ -140,6 +142,7 @@ def distill(plan: Plan, job: Job, folder: Path, session: Session) -> Result:
         command=job.command,
         overrides=job.overrides,
         gap_closed=gap_closed(result),
+        verdict=None if control is None else _verdict(folder, control, teaching),
         cache=teaching.cache_format,
         warnings=tuple(warnings),
         timings=timings,
@@ -176,9 +179,11 @@ def _fit_student(
     )
     fitted = fit(wanted, session)
     # 3. What came of it. The classes that are reported are those of the data, also where the student has no head.
-    result = result_of_fit(dataclasses.replace(wanted, data=data), fitted, session.warn, teaching.teacher)
-    result = dataclasses.replace(result, peers=tuple(measure(peer, data) for peer in peers))
+    result, predictions = result_of_fit(dataclasses.replace(wanted, data=data), fitted, session.warn, teaching.teacher)
+    result = dataclasses.replace(result, peers=tuple(measure(peer, data)[0] for peer in peers))
     if runtime.is_main:
+        if predictions is not None:
+            write_predictions(folder, predictions)
         export_for_timm(fitted.backbone, folder / "student", student_data)
         for number, peer in enumerate(peers, 1):
             export_for_timm(peer, folder / "peers" / str(number), data)
@@ -188,11 +193,11 @@ def _fit_student(
 def _start_warnings(plan: Plan, student: Backbone, data: Data, teaching: Teaching, runtime: Runtime) -> list[str]:
     """A student that does not start from scratch is measured before its first step."""
     config = plan.config
-    if teaching.facts is None or not (config.student.pretrained or config.student.checkpoint):
+    if teaching.numbers is None or not (config.student.pretrained or config.student.checkpoint):
         return []
     place(student, runtime.device, config.trainer.channels_last)
     before = evaluate(student, data.evaluation).get("top1")
-    return start_warnings(before, teaching.facts.top1, plan.source.evaluated_on)
+    return start_warnings(before, teaching.numbers.top1, plan.source.evaluated_on)
 
 
 def _find_control(config: TrainConfig, data: Data, session: Session) -> Measured | None:
@@ -205,6 +210,11 @@ def _find_control(config: TrainConfig, data: Data, session: Session) -> Measured
     assert result is not None
     assert result.student is not None
     return dataclasses.replace(result.student, run=str(folder), best=result.best)
+
+
+def _verdict(folder: Path, control: Measured, teaching: Teaching) -> Verdict | None:
+    assert control.run is not None
+    return verdict_of(read_predictions(folder), read_predictions(Path(control.run)), teaching.predictions)
 
 
 def _with_probes(

@@ -21,6 +21,7 @@ from distillcli.report.sentences import (
     heading,
     status_sentence,
     time_sentence,
+    verdict_sentence,
 )
 from distillcli.runs.reading import try_json
 from distillcli.runs.result import Result
@@ -85,7 +86,8 @@ def report_sections(result: Result, folder: Path) -> list[Section]:
         _section(
             "Result",
             Table(closing_grid(result)),
-            Sentence(gap_sentence(result), "strong"),
+            Sentence(verdict_sentence(result), "strong"),
+            Sentence(gap_sentence(result)),
             Sentence(exported_sentence(result)),
             Sentence(best_sentence(result)),
             Sentence(time_sentence(result)),

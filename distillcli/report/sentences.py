@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from distillcli.report.format import fixed, percent, seconds, share
+from distillcli.report.format import fixed, percent, seconds, share, significant
 from distillcli.runs.result import DatasetFacts, EpochNumbers, Result, top1_of
 
 # The arrow and the dash are meant.
 
 _SAME_STUDENT = "the same student trained without a teacher"
+LEVEL = "95 %"
 QUALITY_WORDS = (
     "Balanced: the mean over the classes of their top-1. NLL: negative log-likelihood of the labels, nats per image. "
     "ECE: expected calibration error, 0 to 1. KL to teacher: nats per image."
@@ -69,9 +70,44 @@ def gap_sentence(result: Result) -> str:
         )
     closed = result.gap_closed if result.gap_closed is not None else (student - control) / (teacher - control)
     return (
-        f"Distillation closed {share(closed)} of the gap between the control ({percent(control)}, {_SAME_STUDENT}) "
-        f"and the teacher ({percent(teacher)})."
+        f"Distillation closed {share(closed)}{_gap_interval(result)} of the gap between the control "
+        f"({percent(control)}, {_SAME_STUDENT}) and the teacher ({percent(teacher)})."
     )
+
+
+def _gap_interval(result: Result) -> str:
+    """How sure the share of the gap is; nothing for a result that has no predictions to tell."""
+    verdict = result.verdict
+    if verdict is None:
+        return ""
+    if verdict.gap_low is None or verdict.gap_high is None:
+        return " (a gap that so few images do not settle)"
+    return f" ({LEVEL} interval {share(verdict.gap_low)} to {share(verdict.gap_high)})"
+
+
+def verdict_sentence(result: Result) -> str:
+    """Whether distilling helped, how sure that is, and what would settle it. Empty where it was not compared."""
+    found = result.verdict
+    if found is None or found.difference is None or found.low is None or found.high is None:
+        return ""
+    numbers = f"{found.difference:+.1f} points to the control, {LEVEL} interval {found.low:+.1f} to {found.high:+.1f}"
+    where = f"{numbers} over {found.images:,} {result.evaluated_on} images"
+    if found.conclusion in ("helps", "hurts"):
+        return f"Distilling {found.conclusion}: {where} (McNemar p = {significant(found.p_value, 2)})."
+    return f"Not settled whether distilling helps: {where}. {_settling(result)}"
+
+
+def _rounded(images: int) -> int:
+    """Two digits: more would look as if they were known."""
+    return round(images, 2 - len(str(images)))
+
+
+def _settling(result: Result) -> str:
+    needed = None if result.verdict is None else result.verdict.images_to_settle
+    seeds = "the same over several seeds: -m seed=0,1,2,3,4"
+    if needed is None:
+        return f"No test set would settle a difference of zero; try {seeds}."
+    return f"About {_rounded(needed):,} test images would settle a difference of this size, or {seeds}."
 
 
 def _without_accuracy(result: Result) -> str:

@@ -86,6 +86,26 @@ class Fingerprints:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """Student against control, image by image, on the labelled images of the evaluated part.
+
+    The intervals are over images: that another seed would train another student is not in them.
+    """
+
+    conclusion: str | None = None  # "helps", "hurts" or "not settled"
+    difference: float | None = None  # student less control in top-1, points
+    low: float | None = None  # lower end of the 95 % interval of the difference (Bonett and Price 2012)
+    high: float | None = None  # upper end
+    p_value: float | None = None  # of the exact test of McNemar
+    gained: int | None = None  # images that only the student gets right
+    lost: int | None = None  # images that only the control gets right
+    images: int | None = None  # labelled images compared
+    images_to_settle: int | None = None  # about how many images would settle such a difference; null if it is zero
+    gap_low: float | None = None  # the same for gap_closed (paired bootstrap); null where the gap itself is in doubt
+    gap_high: float | None = None  # upper end
+
+
+@dataclass(frozen=True)
 class Result:
     """What ``result.json`` holds. Percent are between 0 and 100; times are in seconds unless the key says otherwise.
 
@@ -106,6 +126,7 @@ class Result:
     peers: tuple[Measured, ...] = ()  # the models that were trained together with the student
     baseline: Measured | None = None  # the control: the same student trained as long without a teacher
     gap_closed: float | None = None  # (student - control) / (teacher - control) in top-1; null if there is no gap
+    verdict: Verdict | None = None  # whether distilling helped; null without a control or labels
     best: EpochNumbers | None = None  # the epoch that was best on the validation part; null without one
     last: EpochNumbers | None = None  # the last epoch
     epochs: int | None = None  # how many were asked for

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassCalibrationError
 
 from distillcli.models.ensemble import Classifier
+from distillcli.runs.predictions import Predictions
 from distillcli.runs.result import ClassAccuracy, Measured
 from distillcli.runtime import autocast, sum_over_ranks
 from distillcli.teachers.frozen import FrozenTeacher
@@ -21,13 +23,24 @@ ECE_BINS = 15
 LATENCY_RUNS = 30
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """``numbers``: as far as they are known. ``by_class``: for each class that occurs, its top-1 in percent and how
+    many images it has. ``predictions``: of all images that were shown, None for a model without a head.
+    """
+
+    numbers: dict[str, float]
+    by_class: dict[int, tuple[float, int]]
+    predictions: Predictions | None
+
+
 def measure(
     backbone: Classifier, data: Data, precision: str = "fp32", teacher: FrozenTeacher | None = None
-) -> Measured:
-    """All numbers of one model on the evaluated part of ``data``; unknown ones are None."""
-    numbers, by_class = evaluate_by_class(backbone, data.evaluation, precision, teacher)
-    names = data.source.classes
-    return Measured(
+) -> tuple[Measured, Predictions | None]:
+    """All numbers of one model on the evaluated part of ``data``, unknown ones None, and what they are made of."""
+    found = evaluate_by_class(backbone, data.evaluation, precision, teacher)
+    numbers, names = found.numbers, data.source.classes
+    measured = Measured(
         model=backbone.spec.name,
         params=backbone.spec.params,
         macs=backbone.spec.macs,
@@ -38,22 +51,23 @@ def measure(
         ece=numbers.get("ece"),
         agreement=numbers.get("agreement"),
         kl_to_teacher=numbers.get("kl_to_teacher"),
-        per_class={names[k]: ClassAccuracy(top1, count) for k, (top1, count) in by_class.items()} or None,
+        per_class={names[k]: ClassAccuracy(top1, count) for k, (top1, count) in found.by_class.items()} or None,
         latency_ms=latency(backbone, data.evaluation.runtime.device),
     )
+    return measured, found.predictions
 
 
 def evaluate(
     backbone: Classifier, loader: Loader, precision: str = "fp32", teacher: FrozenTeacher | None = None
 ) -> dict[str, float]:
     """The numbers of ``evaluate_by_class`` alone."""
-    return evaluate_by_class(backbone, loader, precision, teacher)[0]
+    return evaluate_by_class(backbone, loader, precision, teacher).numbers
 
 
 @torch.no_grad()
 def evaluate_by_class(
     backbone: Classifier, loader: Loader, precision: str, teacher: FrozenTeacher | None
-) -> tuple[dict[str, float], dict[int, tuple[float, int]]]:
+) -> Evaluation:
     """Every image of ``loader`` once, over all ranks.
 
     ``top1``, ``top5`` and ``agreement`` (share of images where student and teacher decide alike) in percent, top-5
@@ -61,12 +75,10 @@ def evaluate_by_class(
     ``kl_to_teacher`` = KL(teacher || student) at temperature 1 in nats, mean per image; ``ece`` of 15 equal bins, in
     [0, 1]. An unknown number is left out: ``agreement`` and ``kl_to_teacher`` need a ``teacher`` with a
     head, the others labels, and count the labelled images alone. A student without a head has no number.
-
-    Also returns, for each class that occurs, its top-1 in percent and how many images it has.
     """
     classes, runtime = backbone.spec.classes, loader.runtime
     if classes == 0:
-        return {}, {}
+        return Evaluation({}, {}, None)
     if teacher is not None and teacher.backbone.spec.classes == 0:
         teacher = None
     ece = MulticlassCalibrationError(classes, n_bins=ECE_BINS).to(runtime.device)
@@ -80,12 +92,16 @@ def evaluate_by_class(
     ece.update(torch.zeros(0, classes, device=runtime.device), no_targets)
     for mean in (top1, top5, nll, agreement, divergence):
         mean.update(no_targets.float())
+    predicted = torch.zeros(len(loader.labels), dtype=torch.int64, device=runtime.device)
+    likelihood = torch.zeros(len(loader.labels), device=runtime.device)
     was_training = backbone.training
     backbone.eval()
     for batch in loader.plain():
         with autocast(runtime.device, precision):
             logits = backbone(batch.images).logits.float()
-        known = batch.targets >= 0
+        known, rows = batch.targets >= 0, batch.index.to(runtime.device)
+        predicted[rows] = logits.argmax(dim=1)
+        likelihood[rows[known]] = logits[known].softmax(dim=1).gather(1, batch.targets[known][:, None])[:, 0]
         of_known, labels = logits[known], batch.targets[known]
         hits = of_known.topk(min(5, classes)).indices == labels[:, None]
         top1.update(hits[:, 0].float())
@@ -110,7 +126,11 @@ def evaluate_by_class(
         numbers |= {"nll": nll.compute(), "ece": ece.compute()}
     if teacher is not None:
         numbers |= {"agreement": 100 * agreement.compute(), "kl_to_teacher": divergence.compute()}
-    return {name: value.item() for name, value in numbers.items()}, by_class
+    # Each rank has filled in the rows of its own images.
+    shown = torch.from_numpy(loader.shown).to(runtime.device)
+    answers = (loader.labels, sum_over_ranks(predicted, runtime), sum_over_ranks(likelihood, runtime))
+    predictions = Predictions(*(values[shown].cpu().numpy() for values in answers))
+    return Evaluation({name: value.item() for name, value in numbers.items()}, by_class, predictions)
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""What can be concluded from the predictions of several models for the same images."""
