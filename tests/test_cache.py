@@ -78,6 +78,7 @@ def test_topk_rows_are_distributions_with_the_largest_classes_kept_and_the_rest_
     assert all(len(np.unique(decoded[row][rest[row]])) == 1 for row in range(16))
 
 
+@pytest.mark.fault("R38")
 def test_a_damaged_or_torn_row_is_absent_and_counted(tmp_path: Path) -> None:
     cache = RowCache(tmp_path, FORMATS["float16"], CLASSES, IMAGES)
     cache.write(1, np.arange(16), rows(4))
@@ -92,6 +93,7 @@ def test_a_damaged_or_torn_row_is_absent_and_counted(tmp_path: Path) -> None:
     assert again.damaged == 2
 
 
+@pytest.mark.fault("R38")
 def test_a_truncated_file_is_made_anew(tmp_path: Path) -> None:
     cache = RowCache(tmp_path, FORMATS["float16"], CLASSES, IMAGES)
     cache.write(1, np.arange(16), rows(4))
@@ -265,6 +267,7 @@ def test_views_come_again_after_a_cycle(tmp_path: Path) -> None:
     assert len(calls) == 8
 
 
+@pytest.mark.fault("R39")
 def test_everything_that_can_change_a_row_changes_the_key(tmp_path: Path) -> None:
     config = tiny(f"runs={tmp_path}")
     teacher, data = cached(config)
@@ -336,6 +339,7 @@ def test_the_live_teacher_agrees_with_its_cache_until_a_row_is_false(tmp_path: P
     assert largest > allowed
 
 
+@pytest.mark.fault("R37")
 def test_a_folder_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     with pytest.raises(OSError, match="cache"):

@@ -106,6 +106,7 @@ def test_config_is_shown_without_torch(light: Distill) -> None:
         (["completion", "tcsh"], "bash, zsh, fish"),
     ],
 )
+@pytest.mark.fault("R1", "R2")
 def test_a_mistake_is_one_line_and_two(light: Distill, arguments: list[str], expected: str, tmp_path: Path) -> None:
     answer = light(*arguments)
     assert answer.code == 2, answer
@@ -117,6 +118,7 @@ def test_a_mistake_is_one_line_and_two(light: Distill, arguments: list[str], exp
     assert list((tmp_path / "work").iterdir()) == []
 
 
+@pytest.mark.fault("F2.4")
 def test_a_misspelt_option_of_a_term_leaves_the_runs_as_they_were(light: Distill, tmp_path: Path) -> None:
     runs = tmp_path / "work" / "runs" / "smoke"
     (runs / "before").mkdir(parents=True)
@@ -166,6 +168,7 @@ def test_a_config_error_is_quick(distill_process: Distill) -> None:
     assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < 1.5
 
 
+@pytest.mark.fault("R66")
 def test_a_closed_pipe_is_silent(tmp_path: Path) -> None:
     line = f"{sys.executable} -m distillcli show models | head -1"
     done = subprocess.run(

@@ -159,6 +159,7 @@ def test_experiment_given_twice_is_refused() -> None:
     assert "2 times" in refused("experiment=a", "+experiment=b")
 
 
+@pytest.mark.fault("R1")
 def test_unknown_experiment_names_the_nearest() -> None:
     search.use([write("experiment/quick_trial", "# @package _global_\nseed: 7\n")])
     assert "did you mean 'quick_trial'?" in refused("experiment=quick_trail")
@@ -240,16 +241,19 @@ def test_home_is_expanded_and_sweeps_of_paths_stay_sweeps(monkeypatch: pytest.Mo
         ("teacher@x=resnet50", "@"),
     ],
 )
+@pytest.mark.fault("R3", "R4", "R5", "R7")
 def test_ranges_and_choices(override: str, expected: str) -> None:
     assert expected in refused(override)
 
 
+@pytest.mark.fault("R13")
 def test_a_missing_checkpoint_names_its_nearest_neighbour(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "teacher.safetensors").touch()
     assert "did you mean 'weights/teacher.safetensors'?" in refused("teacher.checkpoint=weights/teacher.safetensor")
 
 
+@pytest.mark.fault("R50")
 def test_a_full_out_folder_offers_resume(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     train("out=old")
@@ -268,12 +272,14 @@ def test_a_user_folder_wins_and_the_built_ins_stay(monkeypatch: pytest.MonkeyPat
     assert train("teacher=resnet18").distill.name == "first"
 
 
+@pytest.mark.fault("R2")
 def test_a_typo_in_a_yaml_names_the_file() -> None:
     search.use([write("distill/mine", "name: mine\ntemprature: 3\n")])
     message = refused("distill=mine")
     assert "mine/distill/mine.yaml: unknown key distill.temprature; did you mean distill.temperature?" in message
 
 
+@pytest.mark.fault("R3")
 def test_a_wrong_type_in_a_yaml_names_the_file() -> None:
     search.use([write("distill/mine", "name: mine\ntemperature: hot\n")])
     assert "mine.yaml: distill.temperature=hot: expected number" in refused("distill=mine")
@@ -310,6 +316,7 @@ HOSTILE_TERM = "# @package _global_\ndistill:\n  terms:\n    kl: {_target_: temp
 @pytest.mark.parametrize(
     "how", [["experiment=bad"], ["-m", "experiment=good,bad"], ["-m", "experiment=bad", "seed=1,2"]]
 )
+@pytest.mark.fault("R63")
 def test_no_code_from_a_yaml(text: str, how: list[str], tmp_path: Path) -> None:
     write("experiment/good", "# @package _global_\nseed: 3\n")
     folder = write("experiment/bad", text)
@@ -335,6 +342,7 @@ def test_no_code_from_a_yaml(text: str, how: list[str], tmp_path: Path) -> None:
         "student.args={a:{_target_:os.getcwd}}",
     ],
 )
+@pytest.mark.fault("R63")
 def test_no_code_from_the_command_line(override: str) -> None:
     refused(override)
 
@@ -378,6 +386,7 @@ def test_a_mistake_in_one_swept_value_stops_the_sweep_before_it_starts(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("R51")
 def test_a_failing_job_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     action = Recorder()
 
@@ -437,6 +446,7 @@ def test_a_launcher_that_is_not_installed() -> None:
         launch("train", ["-m", "seed=0,1", "hydra/launcher=nowhere"], Recorder())
 
 
+@pytest.mark.fault("R52")
 def test_an_interrupted_job_ends_the_sweep_and_resumes_later() -> None:
     def stop(config: TrainConfig, job: Job) -> None:
         assert job.folder is not None
@@ -482,6 +492,7 @@ def test_resume_takes_the_recorded_overrides(old_run: Path, capsys: pytest.Captu
         (["distill.terms.dkd.weight=2"], "distill.terms.dkd.weight: 1 -> 2"),
     ],
 )
+@pytest.mark.fault("R44")
 def test_resume_refuses_another_run(old_run: Path, typed: list[str], expected: str) -> None:
     with pytest.raises(UserError, match="start a new run") as caught:
         launch("train", [f"resume={old_run}", *typed], Recorder())

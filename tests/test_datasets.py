@@ -156,6 +156,7 @@ def test_the_table_matches_torchvision() -> None:
         ([0, 1], "3 images but 2 labels"),
     ],
 )
+@pytest.mark.fault("R27")
 def test_stray_labels_are_refused_with_their_row(labels: list[int], said: str) -> None:
     images = ArrayImages(np.zeros((3, 2, 2, 3), np.uint8), "x")
     good = Split(images, np.array([0, 1, 0]))

@@ -198,6 +198,7 @@ def test_a_sweep_fits_teacher_and_control_once(tmp_path: Path, run: Run) -> None
     assert json.loads((sweep / "sweep.json").read_text())
 
 
+@pytest.mark.fault("R51")
 def test_a_failing_job_ends_only_itself(tmp_path: Path, run: Run) -> None:
     swept = ("distill=hint", "distill.terms.hint.stage=-1,9,-2")
     code, _, err = run(tmp_path, "train", "-m", *SMOKE[1:], "baseline=false", f"out={tmp_path / 'sweep'}", *swept)
@@ -234,6 +235,7 @@ def status(folder: Path) -> Any:
     return result and result.status
 
 
+@pytest.mark.fault("R47")
 def test_ctrl_c_saves_and_the_run_can_go_on(tmp_path: Path, run: Run) -> None:
     long = ("trainer.epochs=15", "teacher.fit.epochs=1", "++student.args.drop_rate=0.3")
     code, err = interrupt(tmp_path, signal.SIGINT, "stopped/metrics.jsonl", "out=stopped", *long)
@@ -256,6 +258,7 @@ def test_ctrl_c_saves_and_the_run_can_go_on(tmp_path: Path, run: Run) -> None:
     assert "seed: 0 -> 1" in err
 
 
+@pytest.mark.fault("R47")
 def test_sigterm_while_the_teacher_is_fitted(tmp_path: Path, run: Run) -> None:
     long = ("teacher.fit.epochs=15", "out=stopped")
     code, err = interrupt(tmp_path, signal.SIGTERM, "runs/teachers/*/metrics.jsonl", *long)
@@ -294,6 +297,7 @@ def images(folder: Path, classes: int = 2, each: int = 8) -> Path:
     return folder
 
 
+@pytest.mark.fault("R50")
 def test_an_existing_folder_is_not_touched(work: Path, smoke: Path, run: Run) -> None:
     before = files(smoke)
     refused(run(work, *SMOKE, f"out={smoke}"), f"out={smoke}", f"resume={smoke}")
@@ -337,6 +341,7 @@ def test_a_mistake_that_needs_the_models(arguments: list[str], expected: list[st
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+@pytest.mark.fault("R32")
 def test_a_device_that_is_absent(device: str, tmp_path: Path, run: Run) -> None:
     refused(run(tmp_path, *SMOKE, f"trainer.device={device}"), f"trainer.device={device}", "which has cpu")
 
@@ -352,6 +357,7 @@ def test_broken_images(tmp_path: Path, run: Run) -> None:
     refused(run(tmp_path, *SMOKE, *folder), "class1")
 
 
+@pytest.mark.fault("R8")
 def test_a_teacher_of_other_classes(work: Path, smoke: Path, tmp_path: Path, run: Run) -> None:
     root = images(tmp_path / "images", classes=4)
     teacher = ("teacher.name=test_efficientnet", f"teacher.checkpoint={smoke}")

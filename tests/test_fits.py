@@ -256,6 +256,7 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+@pytest.mark.fault("R49")
 def test_a_folder_belongs_to_one_process(tmp_path: Path) -> None:
     with holder(tmp_path) as first:
         assert line(first) == "held"

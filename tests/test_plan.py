@@ -83,6 +83,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.fault("F2.3")
 def test_it_is_refused_in_one_line_and_nothing_is_left(
     case: str, other_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +120,7 @@ def test_an_exported_model_under_another_name_is_refused_by_its_card(what: str, 
     tiny("student.name=test_vit.r160_in1k", checkpoint)
 
 
+@pytest.mark.fault("R64")
 def test_published_weights_are_not_refused_where_some_were_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def test_ranks_speak_to_each_other(tmp_path: Path) -> None:
     assert on_two_ranks(work, tmp_path) == [[rank, "from the main one", True, False] for rank in (0, 1)]
 
 
+@pytest.mark.fault("R53")
 def test_two_ranks_take_the_steps_of_one(tmp_path: Path) -> None:
     """Without batch norm the gradient of the halves is the gradient of the whole, up to rounding."""
 
@@ -114,6 +115,7 @@ def writes(event: str, args: tuple[Any, ...]) -> bool:
 
 
 @pytest.mark.parametrize("samples", [72, 64 + 4, 7])
+@pytest.mark.fault("R53")
 def test_evaluation_counts_every_image_once(samples: int, tmp_path: Path) -> None:
     """An odd number of images, batch norm, and with 7 samples a single image for two ranks."""
     config = tiny(f"dataset.samples={samples}")
@@ -147,6 +149,7 @@ def test_the_numbers_are_those_of_the_weights(ema: str, tmp_path: Path) -> None:
         assert answer == pytest.approx({"epoch": 2, **alone}, rel=1e-5)
 
 
+@pytest.mark.fault("R47")
 def test_a_signal_on_one_rank_stops_both(tmp_path: Path) -> None:
     def work(runtime: Runtime, folder: Path) -> Any:
         watch = Watch(runtime=runtime, stop_after=3 if runtime.rank == 1 else None, exit_code=143)
@@ -161,6 +164,7 @@ def test_a_signal_on_one_rank_stops_both(tmp_path: Path) -> None:
     assert last(tmp_path / "run")["step"] == 3
 
 
+@pytest.mark.fault("R30")
 def test_nan_on_one_rank_ends_both(tmp_path: Path) -> None:
     def work(runtime: Runtime, folder: Path) -> Any:
         original = Objective.forward

@@ -157,7 +157,7 @@ def test_what_is_cut_short_has_no_checksum_rather_than_a_false_one(tmp_path: Pat
         compare(tmp_path / "b")
 
 
-@pytest.mark.fault("F6.12")
+@pytest.mark.fault("F6.15")
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_exported_weights_have_the_mode_of_other_files(umask: int, tmp_path: Path) -> None:
     before = os.umask(umask)
@@ -400,7 +400,7 @@ def test_a_senseless_checkpoint_falls_back_to_the_one_before(
     assert digest(last(folder)) == finished
 
 
-@pytest.mark.fault("F6.10")
+@pytest.mark.fault("F6.9")
 def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(
     stopped: Path, finished: str, tmp_path: Path
 ) -> None:

@@ -252,6 +252,7 @@ def test_missing_numbers_are_dashes(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 @pytest.mark.parametrize("evil", EVIL)
+@pytest.mark.fault("R29")
 def test_user_text_reaches_the_terminal_as_text(evil: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = console.Opening(evil, 1, 1, evil, 2, 2, DatasetFacts(evil, 10, 1, 1, 1, 0), evil, "cpu", "fp32", evil)
     console.opening(facts)
@@ -341,12 +342,14 @@ print("finished", file=sys.stderr)
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
 @pytest.mark.parametrize("redirect", ["| head -n 1", ">&-", "> /dev/null"])
+@pytest.mark.fault("R66")
 def test_a_run_goes_on_when_nobody_reads_its_output(redirect: str) -> None:
     command = f"{{ '{sys.executable}' -c \"$SCRIPT\"; echo code $? >&2; }} {redirect}"
     done = subprocess.run(["sh", "-c", command], env={**os.environ, "SCRIPT": SCRIPT}, capture_output=True, text=True)
     assert done.stderr.split() == ["finished", "code", "0"]
 
 
+@pytest.mark.fault("R66")
 def test_a_terminal_without_unicode_gets_plain_letters() -> None:
     env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     script = "from distillcli.report.console import say; say('13.5\\xd7 \\u2013 \\xb1 \\u2192 \\u4e2d')"
@@ -429,6 +432,7 @@ def test_report_holds_the_numbers_the_picture_and_the_way_to_use_it(tmp_path: Pa
     assert report.count("distill train +experiment=resnet50_to_mobilenet") == 2
 
 
+@pytest.mark.fault("R68")
 def test_report_of_a_torn_result_says_incomplete(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", None)
     (folder / "result.json").write_text('{"status": "ok", "stu', encoding="utf-8")
@@ -436,6 +440,7 @@ def test_report_of_a_torn_result_says_incomplete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("evil", EVIL)
+@pytest.mark.fault("R29")
 def test_user_text_is_text_in_the_report(evil: str, tmp_path: Path) -> None:
     result = make_result()
     result["name"] = result["dataset"]["name"] = result["student"]["model"] = evil

@@ -94,6 +94,7 @@ def test_unkeyed_randomness_would_be_noticed(whole: Path, tmp_path: Path, monkey
     [[1], [STEPS - 1], [STEPS], [STEPS + 2], [2 * STEPS], [3 * STEPS - 1], [3 * STEPS], [2, 1, 5]],
     ids=str,
 )
+@pytest.mark.fault("R40", "R43")
 def test_a_stop_anywhere_changes_nothing(stops: list[int], whole: Path, tmp_path: Path) -> None:
     for after in stops:
         stopped(tmp_path, after)
@@ -108,6 +109,7 @@ def test_a_stop_anywhere_changes_nothing(stops: list[int], whole: Path, tmp_path
     assert rows(tmp_path, "eval") == rows(whole, "eval")
 
 
+@pytest.mark.fault("R43")
 def test_a_finished_run_is_not_trained_again(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "copy")
     before, watch = files(tmp_path / "copy"), Watch()
@@ -117,6 +119,7 @@ def test_a_finished_run_is_not_trained_again(whole: Path, tmp_path: Path) -> Non
     assert (fitted.best, fitted.last) == (last(whole)["best"], last(whole)["last"])
 
 
+@pytest.mark.fault("R42")
 def test_workers_may_change_between(tmp_path: Path) -> None:
     train(tiny(*RECIPE, STREAMED), tmp_path / "whole")
     stopped(tmp_path / "parts", 2, STREAMED, "trainer.workers=2")
@@ -125,6 +128,7 @@ def test_workers_may_change_between(tmp_path: Path) -> None:
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
 
 
+@pytest.mark.fault("R40")
 def test_a_kill_goes_back_to_the_last_checkpoint(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is saved at the kill: the epoch begins again, and the rows of a half-recorded epoch are replaced."""
 
@@ -150,6 +154,7 @@ def test_a_kill_goes_back_to_the_last_checkpoint(whole: Path, tmp_path: Path, mo
     assert [row["epoch"] for row in rows(tmp_path, "train")] == [1, 2, 3]
 
 
+@pytest.mark.fault("R43")
 def test_the_best_epoch_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch after the resume that is worse does not take the place of the best one."""
     scores = iter([70.0, 90.0, 80.0, 85.0])
@@ -184,6 +189,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.fault("R15")
 def test_a_flipped_bit_falls_back_to_the_older_checkpoint(whole: Path, tmp_path: Path) -> None:
     stopped(tmp_path, STEPS + 2)
     flip(tmp_path / "checkpoints" / "last.pt")
@@ -223,6 +229,7 @@ def keep_saving(folder: Path, first: int, saved: Connection) -> None:
         saved.send(number)
 
 
+@pytest.mark.fault("R41")
 def test_a_kill_at_any_moment_leaves_a_checkpoint(tmp_path: Path) -> None:
     """kill -9 during save_last, over and over: what was confirmed is there, whole, or something newer."""
     torch.set_num_threads(1)  # a forked process must not wait for threads that it does not have
@@ -294,6 +301,7 @@ def test_a_crash_between_two_system_calls_leaves_a_checkpoint(
 
 
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.fault("R34")
 def test_a_full_disk_keeps_the_old_files(reason: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in (1, 2):
         save_last(tmp_path, content_of(number))
@@ -310,6 +318,7 @@ def test_a_full_disk_keeps_the_old_files(reason: int, tmp_path: Path, monkeypatc
         assert files(tmp_path) == before
 
 
+@pytest.mark.fault("R34")
 def test_a_real_limit_of_the_file_size_is_a_full_disk(tmp_path: Path) -> None:
     """The operating system ends the write in the middle, and torch wraps the error in its own."""
     save_last(tmp_path, content_of(1))

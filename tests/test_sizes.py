@@ -60,6 +60,7 @@ def test_cost_and_stages_are_those_of_the_models_own_size(name: str) -> None:
     assert stage.shape[1:] == own.stage_shapes[-1]
 
 
+@pytest.mark.fault("R60")
 def test_a_size_that_does_not_suit_the_model_names_the_key() -> None:
     with pytest.raises(UserError, match=r"images of 8 pixels.*student\.image_size"):
         build(ModelConfig(name="vgg11", image_size=8), Inputs(5, 32), "student")

@@ -127,6 +127,7 @@ def test_jobs_are_read_in_their_order(tmp_path: Path) -> None:
     assert len(read_jobs(tmp_path)) == 5
 
 
+@pytest.mark.fault("R68")
 def test_failed_interrupted_torn_and_missing_jobs_are_listed_last(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +186,7 @@ def test_narrow_terminals_lose_columns_and_say_so(
 
 
 @pytest.mark.parametrize("evil", EVIL)
+@pytest.mark.fault("R29")
 def test_user_text_is_neutral_on_screen_and_in_every_file(
     evil: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -517,6 +517,7 @@ def test_the_value_of_kl_does_not_depend_on_the_weight_of_ce() -> None:
     assert parts_of({"kl": {}})[1]["kl"] == values[0]
 
 
+@pytest.mark.fault("R6")
 def test_a_term_without_weight_is_not_built_and_taps_nothing() -> None:
     built = objective({"ce": {}, "hint": {"stage": 99, "weight": 0.0}, "rkd": {"weight": 0.0}})
     assert list(built.terms) == ["ce"]

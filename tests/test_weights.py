@@ -113,6 +113,7 @@ NAMELESS = {form for form in FORMS if form.startswith(("state", "nested", "timm"
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.fault("R12")
 def test_every_form_gives_the_same_logits(form: str, tmp_path: Path) -> None:
     weights = read_weights(str(FORMS[form](tmp_path)))
     model = backbone(seed=1)
@@ -173,6 +174,7 @@ def test_arguments_travel_with_a_checkpoint(tmp_path: Path) -> None:
 # --- classes ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("R9")
 def test_the_same_classes_in_another_order_are_refused(tmp_path: Path) -> None:
     weights = read_weights(str(our_checkpoint(tmp_path / "last.pt")))
     with pytest.raises(UserError, match="another order") as caught:
@@ -181,6 +183,7 @@ def test_the_same_classes_in_another_order_are_refused(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("R11")
 def test_other_classes_are_not_known_and_get_a_new_head_on_the_old_body(tmp_path: Path) -> None:
     weights = read_weights(str(our_checkpoint(tmp_path / "last.pt")))
     for classes in (("ant", "bee", "cat", "dog", "fox"), ("ant", "bee")):
@@ -203,6 +206,7 @@ def test_without_names_the_number_of_classes_decides(tmp_path: Path) -> None:
 # --- what does not fit --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("R10")
 def test_another_architecture_is_refused_with_the_first_tensor(tmp_path: Path) -> None:
     weights, model = read_weights(str(our_checkpoint(tmp_path / "last.pt"))), backbone(name="test_vit")
     before = {name: value.clone() for name, value in model.net.state_dict().items()}
@@ -274,6 +278,7 @@ SUFFIXES = pytest.mark.parametrize("suffix", [".pt", ".pth.tar", ".safetensors"]
     ],
     ids=["empty", "html", "html after blanks", "lfs", "text", "zeros"],
 )
+@pytest.mark.fault("R14")
 def test_a_file_that_is_no_checkpoint_is_refused_by_name(
     content: bytes, said: str, suffix: str, tmp_path: Path
 ) -> None:
@@ -284,6 +289,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_name(
 
 @SUFFIXES
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+@pytest.mark.fault("R14")
 def test_a_truncated_file_is_refused(share: float, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"weights{suffix}"
     whole = (safe(path, state()) if suffix == ".safetensors" else saved(path, state())).read_bytes()
@@ -291,6 +297,7 @@ def test_a_truncated_file_is_refused(share: float, suffix: str, tmp_path: Path) 
     refused(path, "truncated")
 
 
+@pytest.mark.fault("R15")
 def test_one_flipped_bit_within_a_tensor_is_found(tmp_path: Path) -> None:
     path = our_checkpoint(tmp_path / "last.pt")
     content = bytearray(path.read_bytes())
@@ -313,6 +320,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.fault("R16")
 def test_a_hostile_pickle_is_refused_and_nothing_of_it_runs(nested: bool, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     hostile = Hostile(marker)
