@@ -15,6 +15,7 @@ import torch
 from timm.layers import ConvNormAct
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_model_input_args
 from torch import Tensor, nn
+from torch.nn import functional
 
 from distillcli.config.schema import ModelConfig
 
@@ -31,7 +32,8 @@ class Parts:
     """What is joined: ``body`` and ``head`` are names of timm models, with their further arguments.
 
     The projector between them has three convolutions, 1 x 1, 3 x 3 and 1 x 1, the first two of 1 / ``reduction`` of the
-    channels, each with batch norm and ReLU; the last ReLU only with ``relu``.
+    channels, each with batch norm and ReLU; the last ReLU only with ``relu``. ``largest``: height and width, as of the
+    head's own features, to which larger maps of the body are averaged before it; None leaves them as they are.
     """
 
     body: str
@@ -40,6 +42,7 @@ class Parts:
     head_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     reduction: int = 2
     relu: bool = True
+    largest: list[int] | None = None
 
 
 class ReusedHead(nn.Module):
@@ -60,6 +63,7 @@ class ReusedHead(nn.Module):
             timm.create_model(joined.head, num_classes=num_classes, **joined.head_args)
         )
         self.num_classes, self.in_chans = num_classes, in_chans
+        self.largest = joined.largest
         self.num_features, self.head_hidden_size = self.teacher_head.num_features, self.teacher_head.head_hidden_size
         middle = max(1, self.num_features // joined.reduction)
         self.projector = nn.Sequential(
@@ -87,7 +91,14 @@ class ReusedHead(nn.Module):
         taken = sorted({*wanted, last})
         maps = self.body.forward_intermediates(images, indices=taken, intermediates_only=True)
         by_number = dict(zip(taken, maps, strict=True))
-        return self.projector(by_number[last]), [by_number[stage] for stage in wanted]
+        return self.projector(self._pooled(by_number[last])), [by_number[stage] for stage in wanted]
+
+    def _pooled(self, maps_BCHW: Tensor) -> Tensor:
+        """Before the projector, as the authors do, so that it costs no more than the head's own features."""
+        if self.largest is None:
+            return maps_BCHW
+        height, width = (min(sides) for sides in zip(maps_BCHW.shape[2:], self.largest, strict=True))
+        return functional.adaptive_avg_pool2d(maps_BCHW, (height, width))
 
     def forward_features(self, images: Tensor) -> Tensor:
         return self.forward_intermediates(images, [-1])[0]
@@ -106,8 +117,13 @@ def reused_head(pretrained: bool = False, **arguments: Any) -> ReusedHead:
 register_model(reused_head)
 
 
-def join(student: ModelConfig, teacher: ModelConfig, reduction: int, relu: bool) -> ModelConfig:
-    """The config of the model that goes as far as ``student`` and ends as ``teacher``; its weights are fresh."""
+def join(
+    student: ModelConfig, teacher: ModelConfig, reduction: int, relu: bool, largest: list[int] | None
+) -> ModelConfig:
+    """The config of the model that goes as far as ``student`` and ends as ``teacher``; its weights are fresh.
+
+    For the others see ``Parts``.
+    """
     body, head = (resolve_model_input_args(model.name, **model.args) for model in (student, teacher))
     settings, classifier = body["pretrained_cfg"], head["pretrained_cfg"]["classifier"]
     classifiers = [classifier] if isinstance(classifier, str) else classifier  # some have two
@@ -123,6 +139,7 @@ def join(student: ModelConfig, teacher: ModelConfig, reduction: int, relu: bool)
             "head_args": _architecture(head),
             "reduction": reduction,
             "relu": relu,
+            **({} if largest is None else {"largest": largest}),
             "pretrained_cfg_overlay": {
                 "mean": settings["mean"],
                 "std": settings["std"],

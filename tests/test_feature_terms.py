@@ -582,3 +582,22 @@ def test_terms_join_cnn_and_vit(name: str, student: str, teacher: str, size: int
     reached = [parameter for parameter in learner.parameters() if parameter.grad is not None and parameter.grad.any()]
     assert len(reached) > 5
     assert all(parameter.grad is not None for parameter in term.parameters())
+
+
+@pytest.mark.fault("F8.6")
+@pytest.mark.parametrize("name", ["at", "nst"])
+def test_stages_of_one_position_are_said_and_refused_where_there_are_no_others(name: str) -> None:
+    """As the last of ImageNet networks at 32 pixels: a unit vector of one number is 1, whatever the map."""
+    shapes = ((4, 8, 8), (6, 4, 4), (8, 1, 1))
+    student, teacher = (Spec(role, 5, 8, shapes, 0, 0) for role in ("student", "teacher"))
+    (doubt,) = builders.built(name, student, teacher).doubts
+    assert (
+        f"stages [-1] are 1 x 1, so nothing is learned from them; choose distill.terms.{name}.stages=[-3, -2]" in doubt
+    )
+    assert builders.built(name, student, teacher, stages=[-3, -2]).doubts == ()
+    with pytest.raises(
+        UserError, match=rf"^distill\.terms\.{name}\.stages: .*stages \[-1\] are 1 x 1, so there is noth"
+    ):
+        builders.built(name, student, teacher, stages=[-1])
+    larger = Spec("teacher", 5, 8, ((4, 8, 8), (6, 4, 4), (8, 2, 2)), 0, 0)
+    assert builders.built(name, student, larger).doubts  # pooled to the size of the other

@@ -60,7 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "class_correlation": {},
     "batch_correlation": {},
     "logit_mse": {},
-    "tfkd": {"confidence": 0.9},
+    "tfkd": {"confidence": 0.9, "form": "paper"},
 }
 ALL = list(OPTIONS)
 BATCHWISE = ["dist", "class_correlation", "batch_correlation"]
@@ -659,8 +659,32 @@ def test_tfkd_at_temperature_1_is_label_smoothing_less_its_floor() -> None:
     torch.testing.assert_close(value, smoothed - floor, rtol=1e-12, atol=0)
 
 
+@pytest.mark.fault("F8.4")
+def test_tfkd_in_the_form_of_the_published_code_softens_the_probabilities_as_if_they_were_logits() -> None:
+    """And the student not at all: KL(softmax(p / T) || softmax(z)), summed over the classes, mean over the batch."""
+    student, labels = seeded(6, 5), labels_of(6, 5)
+    made = np.full((6, 5), 0.1 / 4)
+    made[np.arange(6), labels.numpy()] = 0.9
+    expected = kl_rows(log_softmax(made / T), log_softmax(student.numpy())).mean()
+    assert value_of("tfkd", student, student, form="code").item() == pytest.approx(expected, rel=1e-10)
+    target = torch.from_numpy(softmax(made / T))
+    found = gradient_of("tfkd", student, student, form="code")
+    torch.testing.assert_close(found, (student.softmax(dim=1) - target) / 6, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.fault("F8.7")
+def test_dist_of_two_classes_says_what_is_not_learned() -> None:
+    two = setting(spec(2), spec(2))
+    (doubt,) = TERMS["dist"](parse_options("dist", {}), two).doubts
+    assert doubt.startswith("distill.terms.dist.beta=1: with two classes")
+    assert TERMS["dist"](parse_options("dist", {"beta": 0.0}), two).doubts == ()
+    assert TERMS["dist"](parse_options("dist", {}), setting(spec(3), spec(3))).doubts == ()
+    with pytest.raises(UserError, match=r"^distill\.terms\.dist\.gamma=0: with two classes .*distill=kd$"):
+        TERMS["dist"](parse_options("dist", {"gamma": 0.0}), two)
+
+
 def test_tfkd_needs_no_teacher_and_is_least_at_its_hand_made_one() -> None:
-    config = DistillConfig(name="test", temperature=T, alpha=None, terms={"ce": {}, "tfkd": {}})
+    config = DistillConfig(name="test", temperature=T, alpha=None, terms={"ce": {}, "tfkd": {"form": "paper"}})
     assert not needs_teacher(config)
     assert labels_only(config).terms == config.terms
     labels = labels_of(6, 5)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from distillcli.config.compose import compose
 from distillcli.config.model_names import SCHEDULES
-from distillcli.config.schema import DistillConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from distillcli.config.schema import DistillConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from distillcli.errors import UserError
 from distillcli.models.backbone import build
 from distillcli.terms.objective import Objective
@@ -128,6 +129,28 @@ def test_norms_and_biases_have_no_weight_decay_and_everything_is_trained_once(na
     for key, value in model.named_parameters():
         assert decays[id(value)] == (0.0 if value.dim() <= 1 else 0.05), key
     assert {group["lr"] for group in optimizer.param_groups} == {0.1}
+
+
+@pytest.mark.fault("F8.12")
+def test_the_benchmarks_momentum_is_plain_and_decays_everything() -> None:
+    """Norms, biases and parts of terms too; one step is w - lr (g + wd w)."""
+    config = compose("train", ["optimizer=momentum", "distill=none"])
+    assert isinstance(config, TrainConfig)
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.momentum) == (0.05, 5e-4, 0.9)
+    student = build(ModelConfig(name="test_resnet"), Inputs(5, 32), "student")
+    terms = DistillConfig(name="test", alpha=None, terms={"ce": {}, "hint": {"stage": -1}})
+    model = Distillation(student, Objective(terms, setting(student.spec, student.spec)))
+    optimizer = build_optimizer(config.optimizer, [student.net], model.objective)
+    assert {(group["weight_decay"], group["nesterov"], group["momentum"]) for group in optimizer.param_groups} == {
+        (5e-4, False, 0.9)
+    }
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    before = [value.detach().clone() for value in model.parameters()]
+    for value in model.parameters():
+        value.grad = torch.ones_like(value)
+    optimizer.step()
+    for old, new in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), old - 0.05 * (1 + 5e-4 * old), rtol=1e-6, atol=1e-7)
 
 
 def test_a_wrong_argument_of_an_optimizer_is_one_line() -> None:

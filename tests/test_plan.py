@@ -19,7 +19,7 @@ from distillcli.models import backbone
 from distillcli.models.backbone import build, describe
 from distillcli.sources.open import open_source
 from distillcli.types import Inputs
-from tests.tiny import CPU, open_tiny, tiny, train
+from tests.tiny import CPU, Watch, open_tiny, tiny, train
 
 QUICK = ["experiment=smoke", "trainer.device=cpu", "trainer.threads=1", "dataset.samples=64", "trainer.batch_size=16"]
 
@@ -71,6 +71,10 @@ REFUSED = {
     "a precision that is not for CPUs": (["teacher.precision=fp16"], r"teacher\.precision=fp16"),
     "a teacher that may not be fitted": (["teacher.fit.mode=never"], r"teacher\.fit\.mode=never"),
     "a size that the model cannot take": (["student.name=vgg11", "student.image_size=8"], r"student\.image_size"),
+    "a teacher that cannot normalise one image": (
+        ["trainer.batch_size=1", "student.name=test_vit", "teacher.name=resnet18"],
+        r"trainer\.batch_size=1 .*batch norms of resnet18 .*use trainer\.batch_size=2 or more",
+    ),
     "a stage that the teacher does not have": (
         ["distill=hint", "distill.terms.hint.teacher_stage=17"],
         r"distill\.terms\.hint\.teacher_stage=17",
@@ -136,7 +140,7 @@ def test_what_is_not_refused_has_its_specs_and_an_objective() -> None:
     check_weights(plan)
     assert [spec.name for spec in (*plan.teachers, plan.student)] == ["test_resnet", "test_vit", "test_efficientnet"]
     assert plan.inputs == Inputs(4, 48, 3) == open_tiny(config, CPU).inputs
-    assert [*plan.objective.terms] == ["ce", "kl", "hint"]
+    assert [*plan.objective.terms] == ["ce", "hint"]
 
 
 def test_a_model_is_described_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,3 +183,75 @@ def test_latest_points_at_a_run_once_it_can_be_resumed(
     assert json.loads((failed / "result.json").read_text())["status"] == "failed"
     assert (failed / "config.yaml").is_file()
     assert (failed / "environment.json").is_file()
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+NORMALISED = ("distill=none", "student.name=resnet18", "dataset.image_size=32")  # its last maps are 1 x 1
+
+
+def planned(*overrides: str) -> None:
+    config = tiny(*overrides)
+    check_weights(make_plan(config, open_source(config.dataset)))
+
+
+@pytest.mark.fault("F4.2", "R62")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer.batch_size=1"],
+        ["trainer.batch_size=4", "trainer.accumulate=4"],
+        ["dataset.samples=7", "trainer.accumulate=4"],
+        ["dataset.image_size=64", "trainer.progressive=[0.5,1.0]", "trainer.batch_size=1"],
+        ["distill=kd", "peers=[{name: resnet18}]", "student.name=test_vit", "trainer.batch_size=1"],
+        ["distill=kd", "teacher.assistants=[{name: resnet18}]", "student.name=test_vit", "trainer.batch_size=1"],
+        ["distill=simkd", "student.name=test_vit", "teacher.name=resnet18", "trainer.batch_size=1"],
+    ],
+)
+def test_one_image_that_a_batch_norm_cannot_normalise_is_refused(overrides: list[str]) -> None:
+    with pytest.raises(
+        UserError, match=r"^trainer\.batch_size=\d+ with .*batch norms of .*use (trainer\.batch_size=\d+|fewer)"
+    ):
+        planned(*NORMALISED, *overrides)
+
+
+@pytest.mark.fault("F4.2")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer.batch_size=2"],
+        ["trainer.batch_size=1", "dataset.image_size=64"],
+        ["trainer.batch_size=1", "student.name=test_vit"],
+        ["trainer.batch_size=4", "trainer.accumulate=2"],
+    ],
+)
+def test_one_image_is_enough_where_every_norm_sees_several_values(overrides: list[str]) -> None:
+    planned(*NORMALISED, *overrides)
+
+
+@pytest.mark.fault("R62")
+def test_a_last_batch_of_one_image_is_left_out(tmp_path: Path) -> None:
+    watch = Watch()
+    fake = ("dataset.samples=33", "trainer.batch_size=16", "trainer.epochs=1")
+    config = tiny(*NORMALISED, *fake)
+    assert len(open_source(config.dataset).train.labels) == 33
+    train(config, tmp_path / "run", watch)
+    assert watch.steps == 2
+
+
+@pytest.mark.fault("F8.7")
+@pytest.mark.parametrize(
+    ("term", "least"), [("dist", 2), ("sp", 2), ("cc", 2), ("cc_neighbour", 2), ("rkd", 3), ("pkt", 2)]
+)
+def test_a_term_that_has_nothing_to_compare_in_a_batch_is_refused(term: str, least: int) -> None:
+    few = ("student.name=test_vit", "teacher.name=test_vit", f"distill={term}")
+    with pytest.raises(
+        UserError, match=rf"{term} compares the images of a batch .*trainer\.batch_size={least} or more"
+    ):
+        planned(*few, f"trainer.batch_size={least - 1}")
+    planned(*few, f"trainer.batch_size={least}")
+
+
+def test_parts_without_an_image_are_refused() -> None:
+    with pytest.raises(UserError, match=r"trainer\.accumulate=16: 10 images do not give every part one"):
+        planned("dataset.samples=10", "trainer.accumulate=16")

@@ -40,7 +40,7 @@ def joined(student: str, teacher: str, **options: Any) -> tuple[Backbone, Backbo
     """Student, teacher, and the model that joins them, with their weights."""
     models = [ModelConfig(student), ModelConfig(teacher)]
     parts = [backbone(model, seed) for seed, model in enumerate(models)]
-    whole = backbone(join(*models, **({"reduction": 2, "relu": True} | options)), 2)
+    whole = backbone(join(*models, **({"reduction": 2, "relu": True, "largest": None} | options)), 2)
     start_from(whole.net, parts[0].net, parts[1].net)
     return parts[0], parts[1], whole.eval()
 
@@ -131,6 +131,31 @@ def test_the_head_is_not_trained_and_all_else_is() -> None:
     assert not {name for name in moved if name.startswith("teacher_head.")}
     assert moved >= {name for name, _ in whole.net.named_parameters() if not name.startswith("teacher_head.")}
     assert not whole.net.teacher_head.training
+
+
+@pytest.mark.fault("F8.5")
+def test_larger_maps_are_averaged_before_the_projector(tmp_path: Path) -> None:
+    """As in the authors' code, where the projector sees maps of the size of the teacher's."""
+    config = tiny("distill=simkd", "student.name=test_vit", "teacher.name=resnet18", f"dataset.image_size={SIZE}")
+    model = student_model(config, Inputs(7, SIZE))
+    assert model.args["largest"] == [2, 2]  # the student has 4 x 4 positions
+    whole = backbone(model).eval()
+    last = whole.net.body.forward_intermediates(
+        (images() - whole.mean) / whole.std, indices=[-1], intermediates_only=True
+    )[0]
+    assert last.shape[2:] == (4, 4)
+    pooled = last.reshape(2, -1, 2, 2, 2, 2).mean(dim=(3, 5))
+    found = whole(images(), Taps(features=True)).features
+    torch.testing.assert_close(found, whole.net.projector(pooled))
+    export(whole, tmp_path / "student", tuple("abcdefg"), 1.0)
+    again = backbone(ModelConfig(f"local-dir:{tmp_path / 'student'}", pretrained=True)).eval()
+    torch.testing.assert_close(again(images()).logits, whole(images()).logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.fault("F8.5")
+def test_maps_that_are_not_larger_are_left_as_they_are() -> None:
+    config = tiny("distill=simkd", "student.name=resnet18", "teacher.name=test_resnet", f"dataset.image_size={SIZE}")
+    assert "largest" not in student_model(config, Inputs(7, SIZE)).args
 
 
 def test_every_classifier_of_a_head_with_two_has_its_name() -> None:

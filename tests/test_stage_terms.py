@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ Array = NDArray[np.float64]
 
 STUDENT = Spec("student", 5, 8, ((3, 8, 6), (4, 4, 3)), 0, 0)
 TEACHER = Spec("teacher", 5, 11, ((2, 8, 6), (6, 4, 3)), 0, 0, endings=("", "act"))
+PAIR = (STUDENT, TEACHER)
 NAMES = ["ab", "ft", "cat_kd", "ofd"]
 built = partial(builders.built, student=STUDENT, teacher=TEACHER)
 
@@ -132,6 +134,34 @@ def test_ft_is_its_formula() -> None:
             its = np_leaky(np_convolve(its, layer.weight.detach().numpy()) + bias)
     assert mine.shape == its.shape == (6, 3, 4, 3)
     assert value_of(term, student, teacher).item() == pytest.approx(np_factor_distance(mine, its), rel=1e-9)
+
+
+@pytest.mark.fault("F8.2")
+def test_the_other_published_form_of_ft_compares_attention_maps_of_the_factors() -> None:
+    student, teacher = seeded(3, 2, 4, 3), seeded(3, 2, 4, 3, seed=1)
+    rows = []
+    for maps in (student.numpy(), teacher.numpy()):
+        energy = (maps**2).mean(axis=1).reshape(3, -1)
+        rows.append(energy / np.linalg.norm(energy, axis=1, keepdims=True))
+    expected = np.abs(rows[0] - rows[1]).mean()
+    assert factor_distance(student, teacher, "attention").item() == pytest.approx(expected, rel=1e-10)
+    term, (mine, its) = built("ft", form="attention"), (output(STUDENT), output(TEACHER, seed=1))
+    factors = term.translator(mine.stages[-1]), term.paraphraser.encoder(its.stages[-1])
+    assert value_of(term, mine, its) == factor_distance(*factors, "attention") != factor_distance(*factors)
+
+
+@pytest.mark.fault("F8.6")
+def test_terms_that_see_where_things_are_refuse_maps_of_one_position() -> None:
+    points = [dataclasses.replace(spec, stage_shapes=((3, 2, 2), (4, 1, 1)), feature_shape=(4, 1, 1)) for spec in PAIR]
+    with pytest.raises(UserError, match=r"distill\.terms\.ft\.stage=-1: .*one is 1 x 1; .*ft\.form=factor"):
+        built("ft", student=points[0], teacher=points[1], form="attention")
+    built("ft", student=points[0], teacher=points[1])
+    built("ft", student=points[0], teacher=points[1], form="attention", stage=0)
+    with pytest.raises(UserError, match=r"distill\.terms\.cat_kd\.normalize=true: .*one position"):
+        built("cat_kd", student=points[0], teacher=TEACHER, normalize=True)
+    with pytest.raises(UserError, match=r"distill\.terms\.cat_kd\.normalize=true: .*one position"):
+        built("cat_kd", normalize=True, size=1)
+    built("cat_kd", student=points[0], teacher=points[1])
 
 
 def test_factors_are_compared_by_direction_alone() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as image_ops
 
-from distillcli.config.schema import AugmentConfig
+from distillcli.config.compose import compose
+from distillcli.config.schema import AugmentConfig, TrainConfig
 from distillcli.views.policies import draw_policy
 from distillcli.views.views import (
     Views,
@@ -40,7 +41,7 @@ STRONG = {
     "saturation": 0.8,
     "erase": 0.5,
 }
-EVERYTHING = STRONG | {"hue": 0.3, "policy": "trivial"}
+EVERYTHING = STRONG | {"hue": 0.3, "policy": "trivial", "pad": 0.1}
 
 
 def recipe(**parts: Any) -> AugmentConfig:
@@ -169,6 +170,40 @@ def test_shifts_are_whole_pixels_within_their_bound() -> None:
     offsets = views_of(translate=0.125, index=np.arange(5_000), size=32).maps[:, :, 2] * 16
     assert np.allclose(offsets, np.round(offsets), rtol=0, atol=1e-12)
     assert set(np.unique(np.round(offsets))) == set(range(-4, 5))
+
+
+@pytest.mark.fault("F8.9")
+def test_padded_crops_are_uniform_over_whole_pixels() -> None:
+    """As torchvision's RandomCrop(32, padding=4): 9 x 9 places, each equally likely."""
+    offsets = views_of(pad=0.125, index=np.arange(20_000), size=32).maps[:, :, 2] * 16
+    assert np.allclose(offsets, np.round(offsets), rtol=0, atol=1e-12)
+    places, counts = np.unique(np.round(offsets), axis=0, return_counts=True)
+    assert len(places) == 81
+    assert np.abs(places).max() == 4
+    assert stats.chisquare(counts).pvalue > 0.01
+    alone = views_of(pad=0.1, index=np.arange(100), size=32).maps[:, :, 2] * 16
+    assert np.abs(alone).max() == 3  # of 3.2 pixels
+
+
+@pytest.mark.fault("F8.9")
+@pytest.mark.parametrize("preset", ["cifar", "autoaugment"])
+def test_the_cifar_protocol_is_a_padded_crop(preset: str) -> None:
+    """Each of its views is a crop of the image with 4 black pixels around it."""
+    config = compose("train", [f"augment={preset}", "augment.policy=none", "augment.flip=0"])
+    assert isinstance(config, TrainConfig)
+    images = pixels(8)
+    drawn = draw_views(config.augment, 0, np.ones(8, np.int64), np.arange(8), np.ones(8), 1.0, 32)
+    padded = torch.nn.functional.pad(shown(images), (4, 4, 4, 4))
+    for number, view in enumerate(render_views(images, drawn, 32)):
+        crops = [padded[number, :, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
+        assert min((view - crop).abs().max().item() for crop in crops) < 1e-5
+
+
+@pytest.mark.fault("F8.10")
+def test_the_classic_imagenet_protocol_leaves_colours_alone() -> None:
+    config = compose("train", ["augment=imagenet_classic"])
+    assert isinstance(config, TrainConfig)
+    assert config.augment == AugmentConfig(name="imagenet_classic", crop_area=[0.08, 1.0], flip=0.5)
 
 
 def test_colour_factors_are_uniform_around_one() -> None:

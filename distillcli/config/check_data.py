@@ -64,9 +64,10 @@ def check_augment(config: AugmentConfig) -> None:
         check_ascending(f"augment.{key}", getattr(config, key))
     if config.crop_area[1] > 1:
         raise UserError(f"augment.crop_area={list(config.crop_area)}: must be fractions of the image area, at most 1")
-    for key in ("translate", "rotate", "shear", "brightness", "contrast", "saturation", "hue", "mixup", "cutmix"):
+    shares = ("pad", "translate", "brightness", "contrast", "saturation")
+    for key in (*shares, "rotate", "shear", "hue", "mixup", "cutmix"):
         at_least(f"augment.{key}", getattr(config, key), 0)
-    for key in ("translate", "brightness", "contrast", "saturation"):
+    for key in shares:
         check_share(f"augment.{key}", getattr(config, key))
     if config.shear >= 90:
         raise UserError(f"augment.shear={config.shear}: must be below 90 degrees")

@@ -148,6 +148,7 @@ class AugmentConfig:
     flip: float = 0.0  # probability of a horizontal flip
     crop_area: list[float] = field(default_factory=lambda: [1.0, 1.0])  # fraction of the image area that a crop keeps
     crop_ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])  # width / height of that crop
+    pad: float = 0.0  # shift by up to this fraction in whole pixels, all equally likely: RandomCrop of a padded image
     translate: float = 0.0  # shift, as a fraction of the view's width, rounded to whole pixels
     rotate: float = 0.0  # degrees
     shear: float = 0.0  # degrees

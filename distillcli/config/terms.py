@@ -148,6 +148,7 @@ class NKDOptions(LogitOptions):
 @dataclass(frozen=True)
 class TfKDOptions(SoftOptions):
     confidence: float = field(default=0.99, metadata=_must(lambda value: 0 < value < 1, "must lie between 0 and 1"))
+    form: str = field(default="code", metadata=_one_of("code", "paper"))
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ class FactorTransferOptions(TermOptions):
     teacher_stage: int | None = None  # None: the same number
     rate: float = field(default=0.5, metadata=_above_zero("; 0.5 is the published one"))  # factor / teacher channels
     prepare_epochs: int = field(default=30, metadata=_must(lambda value: value >= 1, "1 or more; 30 are published"))
+    form: str = field(default="factor", metadata=_one_of("factor", "attention"))
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,8 @@ class KnownTerm:
 
     ``options``: the keys under ``distill.terms.NAME``. ``compares``: with the labels, weighted by 1 - alpha, or with
     the teacher, weighted by alpha. ``whole_batch``: its value depends on which samples share a batch, so micro-batches
-    would change it. ``remembers``: it keeps what it has seen in buffers, of which every process would have its own.
+    would change it. ``least_batch``: with fewer samples it has nothing to compare and no gradient. ``remembers``: it
+    keeps what it has seen in buffers, of which every process would have its own.
     ``compares_logits``: with those of the teacher, which must then have a head. ``needs_labels``: it needs the class of
     every sample and cannot use images without a label. ``refuses_mixing``: it cannot use images that mixup or CutMix
     made of two. ``reuses_head``: the student it trains ends in the teacher's head.
@@ -245,6 +248,7 @@ class KnownTerm:
     options: type[TermOptions]
     compares: Literal["labels", "teacher"] = "teacher"
     whole_batch: bool = False
+    least_batch: int = 1
     remembers: bool = False
     compares_logits: bool = False
     needs_labels: bool = False
@@ -260,7 +264,7 @@ KNOWN_TERMS: dict[str, KnownTerm] = {
     "js": KnownTerm(LogitOptions, compares_logits=True),
     "hard": KnownTerm(TermOptions, compares_logits=True),
     "logit_mse": KnownTerm(StandardizeOptions, compares_logits=True),
-    "dist": KnownTerm(DISTOptions, compares_logits=True, whole_batch=True),
+    "dist": KnownTerm(DISTOptions, compares_logits=True, whole_batch=True, least_batch=2),
     "multi_kl": KnownTerm(MultiTemperatureOptions, compares_logits=True),
     "class_correlation": KnownTerm(MultiTemperatureOptions, compares_logits=True, whole_batch=True),
     "batch_correlation": KnownTerm(MultiTemperatureOptions, compares_logits=True, whole_batch=True),
@@ -280,11 +284,11 @@ KNOWN_TERMS: dict[str, KnownTerm] = {
     "cat_kd": KnownTerm(ClassActivationOptions, compares_logits=True),  # of every position
     "simkd": KnownTerm(ReusedHeadOptions, reuses_head=True),
     "ofd": KnownTerm(StageOptions),
-    "sp": KnownTerm(SimilarityPreservingOptions, whole_batch=True),
-    "cc": KnownTerm(CorrelationCongruenceOptions, whole_batch=True),
-    "cc_neighbour": KnownTerm(TermOptions, whole_batch=True),
-    "rkd": KnownTerm(RKDOptions, whole_batch=True),
-    "pkt": KnownTerm(TermOptions, whole_batch=True),
+    "sp": KnownTerm(SimilarityPreservingOptions, whole_batch=True, least_batch=2),
+    "cc": KnownTerm(CorrelationCongruenceOptions, whole_batch=True, least_batch=2),
+    "cc_neighbour": KnownTerm(TermOptions, whole_batch=True, least_batch=2),
+    "rkd": KnownTerm(RKDOptions, whole_batch=True, least_batch=3),
+    "pkt": KnownTerm(TermOptions, whole_batch=True, least_batch=2),
     "crd": KnownTerm(CRDOptions, remembers=True, needs_labels=True, refuses_mixing=True),
     "queue_kl": KnownTerm(QueueKLOptions, whole_batch=True, remembers=True),
 }
@@ -391,6 +395,28 @@ def trains_head(config: DistillConfig) -> bool:
 def whole_batch_terms(config: DistillConfig) -> list[str]:
     """The active terms that cannot be split into micro-batches."""
     return [name for name in active_terms(config) if KNOWN_TERMS[name].whole_batch]
+
+
+def hottest_temperature(config: DistillConfig) -> float:
+    """The highest temperature at which the objective reads a teacher's logits; infinity where it reads them as such."""
+    found = [0.0]
+    for name, options in active_terms(config).items():
+        if isinstance(options, StandardizeOptions) and (options.standardize or name in ("logit_mse", "dist")):
+            found.append(math.inf)
+        elif isinstance(options, MultiTemperatureOptions):
+            found += options.temperatures
+        elif isinstance(options, SoftOptions):
+            common = config.temperature, config.temperature_end or config.temperature
+            found += temperatures_of(options, common)
+    return max(found)
+
+
+def temperatures_of(options: TermOptions, common: tuple[float, float]) -> tuple[float, float]:
+    """The temperature of a term at the start and at the end of the run. ``common``: that of the objective."""
+    if not isinstance(options, SoftOptions):
+        return common
+    first, last = common if options.temperature is None else (options.temperature, options.temperature)
+    return first, last if options.temperature_end is None else options.temperature_end
 
 
 def remembering_terms(config: DistillConfig) -> list[str]:

@@ -12,7 +12,8 @@ from torch import nn
 
 from distillcli.config.checks import check_schedule
 from distillcli.config.schema import ModelConfig, TrainConfig
-from distillcli.config.terms import check_labels, learns_labels, trains_head
+from distillcli.config.terms import check_labels, learns_labels, needs_teacher, trains_head
+from distillcli.distillation.batches import check_batch
 from distillcli.distillation.kinds import kind_of
 from distillcli.distillation.recipes import assistant_recipes, assistants_of, recipe_to_fit
 from distillcli.distillation.students import student_model
@@ -78,7 +79,12 @@ def make_plan(config: TrainConfig, source: Source) -> Plan:
     student_run = dataclasses.replace(config, student=student_model(config, inputs))
     student = describe(student_run.student, student_inputs, "student")
     teachers = kind_of(config).describe(config, student, inputs)
-    # 4. The objective, which checks its terms against both; likewise that of every assistant.
+    # 4. The batch, which every model must be able to normalise.
+    shown = len(source.train.labels) if needs_teacher(config.distill) else source.train.labelled
+    check_batch(config, shown, inputs, student_run.student, "student")
+    for number, peer in enumerate(config.peers):
+        check_batch(config, shown, inputs, peer, f"peers[{number}]")
+    # 5. The objective, which checks its terms against both; likewise that of every assistant.
     objective = _objective(config, source, [*teachers, student])
     _check_objective(config, student_run.student, objective, inputs)
     _check_optimizer(config, objective)
@@ -168,8 +174,10 @@ def check_weights(plan: Plan) -> None:
             _check_ready(member, source, inputs)
         else:
             check_schedule(recipe.config.schedule, recipe.config.trainer.epochs)
+            check_batch(recipe.config, source.train.labelled, inputs, recipe.config.student, recipe.key)
             _check_model(recipe.config.student, inputs, source, recipe.key)
     for recipe in assistant_recipes(config):
+        check_batch(recipe.config, len(source.train.labels), inputs, recipe.config.student, recipe.key)
         _check_model(recipe.config.student, inputs, source, recipe.key)
 
 

@@ -64,14 +64,16 @@ def student_model(config: TrainConfig, inputs: Inputs) -> StudentConfig:
     options = reused_head_options(config.distill)
     if options is None:
         return config.student
-    describe(config.student, inputs, "student")  # refuses what cannot be built under its own name
+    student = describe(config.student, inputs, "student")  # refuses what cannot be built under its own name
     teacher = describe_teacher(config, inputs)
     if teacher.feature_shape is None:
         raise UserError(
             f"distill.terms.simkd: the head of {teacher.name} takes no feature map, B x C x H x W; choose a "
             "convolutional teacher, e.g. a ResNet, or another objective"
         )
-    return as_student(join(config.student, config.teacher, options.reduction, options.relu))
+    size, its_size = student.stage_shapes[-1][1:], teacher.feature_shape[1:]
+    largest = list(its_size) if any(mine > its for mine, its in zip(size, its_size, strict=True)) else None
+    return as_student(join(config.student, config.teacher, options.reduction, options.relu, largest))
 
 
 def with_teachers_head(

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from distillcli.config.schema import TrainConfig
+from distillcli.config.terms import hottest_temperature
 from distillcli.models.weights import weights_fingerprint
 from distillcli.runs.folder import versions
 from distillcli.runtime import Runtime
@@ -87,7 +88,7 @@ def with_cache(config: TrainConfig, data: Data, teacher: FrozenTeacher, runtime:
     spec, embedding = teacher.backbone.spec, teacher.taps.embedding
     width = spec.classes + (spec.embedding_width if embedding else 0)
     views = (cache.views or config.trainer.epochs) * data.train.views_per_pass(config.augment)
-    hottest = max(config.distill.temperature, config.distill.temperature_end or 0.0)
+    hottest = hottest_temperature(config.distill)
     row_format, why = choose_format(cache.mode, width, images, views, cache.max_gb, hottest, embedding)
     if row_format == "off":
         return teacher, "off", why

@@ -44,9 +44,11 @@ class Setting:
 class Term(nn.Module, ABC):
     """One summand of the objective, built once from its options and its setting.
 
-    Its parameters are trained with the student and left out of the export.
+    Its parameters are trained with the student and left out of the export. ``doubts``: what speaks against it in its
+    setting, one line each.
     """
 
+    doubts: tuple[str, ...] = ()
     student_taps: Taps = LOGITS_ONLY
     teacher_taps: Taps = LOGITS_ONLY
 

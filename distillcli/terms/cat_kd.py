@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 from torch import Tensor
 from torch.nn import functional
 
 from distillcli.config.terms import ClassActivationOptions
+from distillcli.errors import UserError
 from distillcli.terms.base import Setting, TeacherTerm
 from distillcli.terms.stages import unit
 from distillcli.types import Batch, Output, Taps, tapped
@@ -40,6 +42,12 @@ class ClassActivation(TeacherTerm):
         super().__init__(options, setting)
         self.size = options.size
         self.normalize = options.normalize
+        positions = [math.prod(spec.feature_shape[1:]) for spec in setting.models if spec.feature_shape is not None]
+        if options.normalize and (options.size == 1 or 1 in positions):
+            raise UserError(
+                "distill.terms.cat_kd.normalize=true: only where in a map a class is seen is left, and these maps have "
+                "one position; set it to false, or use distill.terms.cat_kd.size=2 and a larger dataset.image_size"
+            )
 
     def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         return class_map_distance(tapped(student.class_maps), tapped(teacher.class_maps), self.size, self.normalize)

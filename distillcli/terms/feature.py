@@ -17,7 +17,7 @@ from torch.nn import functional
 from distillcli.config.terms import AttentionTransferOptions, EmbeddingOptions, HintOptions, StageOptions
 from distillcli.errors import UserError
 from distillcli.terms.base import Setting, TeacherTerm, Term
-from distillcli.terms.stages import projector, same_size, stage_pairs, stage_shape, taps_of, unit
+from distillcli.terms.stages import doubts_of_points, projector, same_size, stage_pairs, stage_shape, taps_of, unit
 from distillcli.types import Batch, Output, Taps, tapped
 
 _VID_START = 5.0  # variance of every channel at the start
@@ -67,13 +67,15 @@ class AttentionTransfer(TeacherTerm):
     """Attention transfer (Zagoruyko & Komodakis, ICLR 2017): where the energy of a stage lies, summed over stages.
 
     The authors' code squares and averages where their equation has a distance: ``form`` is ``code`` or ``paper``. The
-    published weight 1000 belongs to ``code``, whose mean over positions makes it depend on the resolution.
+    published weight 1000 belongs to ``code``, whose mean over positions makes it depend on the resolution. Maps of one
+    position look alike to it.
     """
 
     def __init__(self, options: AttentionTransferOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.pairs = stage_pairs(options, "at", student, teacher)
+        self.doubts = doubts_of_points(self.pairs, "at")
         self.student_taps, self.teacher_taps = taps_of(self.pairs)
         self.power = options.power
         self.form = options.form
@@ -103,13 +105,14 @@ def neuron_selectivity(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 class NeuronSelectivity(TeacherTerm):
     """Neuron selectivity transfer (Huang & Wang, 2017): the distribution of the channels' patterns, summed over stages.
 
-    Student and teacher may differ in channels.
+    Student and teacher may differ in channels. Maps of one position look alike to it.
     """
 
     def __init__(self, options: StageOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         student, teacher = setting.models
         self.pairs = stage_pairs(options, "nst", student, teacher)
+        self.doubts = doubts_of_points(self.pairs, "nst")
         self.student_taps, self.teacher_taps = taps_of(self.pairs)
 
     def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:

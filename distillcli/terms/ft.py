@@ -10,17 +10,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distillcli.config.terms import FactorTransferOptions
+from distillcli.errors import UserError
 from distillcli.terms.base import PreparedTerm, Setting
-from distillcli.terms.stages import AdapterNorm, same_size, stage_shape, unit
+from distillcli.terms.feature import attention
+from distillcli.terms.stages import AdapterNorm, StagePair, same_size, stage_shape, unit
 from distillcli.types import Batch, Output, Taps
 
 _SLOPE = 0.1
 _PARAPHRASER_RATE = 1e-3  # of Adam, whose step does not depend on the scale of the teacher's maps
 
 
-def factor_distance(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """Mean over elements of the absolute difference of two factors, each flattened to a unit vector."""
-    student, teacher = (unit(maps.flatten(1), dim=1) for maps in same_size(student_BCHW, teacher_BCHW))
+def factor_distance(student_BCHW: Tensor, teacher_BCHW: Tensor, form: str = "factor") -> Tensor:
+    """Mean over elements of the absolute difference of two unit vectors.
+
+    ``factor``: the whole factor. ``attention``: of each position, the mean over channels of the squared factor.
+    """
+    maps = same_size(student_BCHW, teacher_BCHW)
+    if form == "attention":
+        student, teacher = (attention(factor, power=2.0) for factor in maps)
+    else:
+        student, teacher = (unit(factor.flatten(1), dim=1) for factor in maps)
     return functional.l1_loss(student, teacher)
 
 
@@ -53,8 +62,9 @@ class FactorTransfer(PreparedTerm):
     """Factor transfer (Kim, Park, Kwak, NeurIPS 2018): the teacher's last stage, paraphrased in fewer channels.
 
     The paraphraser learns to reconstruct the teacher's maps before the student's first step and is then frozen; the
-    translator, which produces the student's factor, is trained with the student. Whole factors are compared, as in the
-    paper; one published implementation compares their attention maps instead.
+    translator, which produces the student's factor, is trained with the student. ``form``: ``factor`` compares whole
+    factors, as the paper and its code do, which weighs them by 500; ``attention`` compares their attention maps, as the
+    benchmarks on CIFAR-100 do, which weigh these by 200.
     """
 
     def __init__(self, options: FactorTransferOptions, setting: Setting) -> None:
@@ -62,13 +72,20 @@ class FactorTransfer(PreparedTerm):
         student, teacher = setting.models
         self.stage = options.stage
         self.teacher_stage = options.stage if options.teacher_stage is None else options.teacher_stage
-        channels = stage_shape(student, self.stage, "distill.terms.ft.stage")[0]
-        wanted = stage_shape(teacher, self.teacher_stage, "distill.terms.ft.teacher_stage")[0]
+        shape = stage_shape(student, self.stage, "distill.terms.ft.stage")
+        its_shape = stage_shape(teacher, self.teacher_stage, "distill.terms.ft.teacher_stage")
+        if options.form == "attention" and StagePair(self.stage, self.teacher_stage, shape, its_shape).positions == 1:
+            raise UserError(
+                f"distill.terms.ft.stage={self.stage}: the attention form compares where in a map things are, and this "
+                "one is 1 x 1; choose an earlier stage, a larger dataset.image_size, or distill.terms.ft.form=factor"
+            )
+        channels, wanted = shape[0], its_shape[0]
         self.student_taps, self.teacher_taps = Taps(stages=(self.stage,)), Taps(stages=(self.teacher_stage,))
         width = max(1, round(options.rate * wanted))
         self.translator = translator(channels, width)
         self.paraphraser = Paraphraser(wanted, width).requires_grad_(False)
         self.prepare_epochs = options.prepare_epochs
+        self.form = options.form
 
     def prepare(self, answers: Iterable[Output]) -> None:
         self.paraphraser.requires_grad_(True)
@@ -82,4 +99,4 @@ class FactorTransfer(PreparedTerm):
 
     def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         factor = self.paraphraser.encoder(teacher.stages[self.teacher_stage])
-        return factor_distance(self.translator(student.stages[self.stage]), factor)
+        return factor_distance(self.translator(student.stages[self.stage]), factor, self.form)

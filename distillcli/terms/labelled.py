@@ -92,6 +92,15 @@ def hand_made_logits(like_BK: Tensor, labels_B: Tensor, confidence: float) -> Te
     return torch.full_like(like_BK, rest).scatter(1, labels_B[:, None], math.log(confidence))
 
 
+def probabilities_as_logits(student_BK: Tensor, made_BK: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(p / T) || student at T = 1), p = softmax(made): the published code, which takes p for logits.
+
+    Mean over the batch. The code averages over the classes too and multiplies by 100, the number of its classes.
+    """
+    target = functional.log_softmax(made_BK.softmax(dim=1) / temperature, dim=1)
+    return functional.kl_div(student_BK.log_softmax(dim=1), target, log_target=True, reduction="batchmean")
+
+
 @final
 class DKD(LogitTerm):
     """Decoupled KD (Zhao et al., CVPR 2022): label against the rest, and the rest among itself, weighted apart.
@@ -133,17 +142,18 @@ class WSLD(LogitTerm):
 class TfKD(Term):
     """Teacher-free KD (Yuan et al., CVPR 2020): KL divergence to a hand-made teacher, sure of the label and fair else.
 
-    Both sides are softened and the value includes T^2, as in any other term; at T = 1 it is label smoothing less a
-    constant.
+    ``form``: ``code``, as published numbers were made (``probabilities_as_logits``), or ``paper``, in which both sides
+    are softened and the value includes T^2, as in any other term; at T = 1 that is label smoothing less a constant.
     """
 
     def __init__(self, options: TfKDOptions, setting: Setting) -> None:
         super().__init__(options, setting)
         self.confidence = options.confidence
+        self.compare = kl_divergence if options.form == "paper" else probabilities_as_logits
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch, temperature: float) -> Tensor:
         made = hand_made_logits(student.logits.detach(), label_of(batch.targets), self.confidence)
-        return kl_divergence(student.logits, made, temperature)
+        return self.compare(student.logits, made, temperature)
 
 
 LABELLED_TERMS: dict[str, type[Term]] = {"dkd": DKD, "nkd": NKD, "wsld": WSLD, "tfkd": TfKD}

@@ -15,8 +15,11 @@ from distillcli.config.terms import (
     MultiTemperatureOptions,
     SymmetricKLOptions,
 )
+from distillcli.errors import UserError
 from distillcli.terms.base import FLAT, LogitTerm, Setting, TeacherTerm, Term, unflattened
 from distillcli.types import Batch, Output, Taps
+
+_TWO_CLASSES = "with two classes every sample correlates at 1 or -1 and this part of the loss has no gradient"
 
 
 def cross_entropy(logits_BK: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -201,6 +204,12 @@ class DIST(LogitTerm):
         self.beta = options.beta
         self.gamma = options.gamma
         self.squared = options.squared
+        if setting.student.classes == 2 and options.beta:
+            if not options.gamma:
+                raise UserError(
+                    f"distill.terms.dist.gamma=0: {_TWO_CLASSES}, so nothing is left to learn; use distill=kd"
+                )
+            self.doubts = (f"distill.terms.dist.beta={options.beta:g}: {_TWO_CLASSES}; only the rest is learned",)
 
     def compare(self, student_BK: Tensor, teacher_BK: Tensor, batch: Batch, temperature: float) -> Tensor:
         inter, intra = dist_parts(student_BK, teacher_BK, temperature)

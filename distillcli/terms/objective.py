@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from distillcli.config.schema import DistillConfig
 from distillcli.config.terms import (
     KNOWN_TERMS,
-    SoftOptions,
-    TermOptions,
     active_terms,
     epochs_of,
     needs_teacher,
     remembering_terms,
+    temperatures_of,
     total_factor,
     whole_batch_terms,
 )
@@ -46,7 +45,7 @@ class Objective(nn.Module):
                 _check_teacher(name, setting.teacher)
             self.terms[name] = TERMS[name](options, setting)
         common = (config.temperature, config.temperature_end or config.temperature)
-        self.temperatures = {name: _temperatures(options, common) for name, options in self.options.items()}
+        self.temperatures = {name: temperatures_of(options, common) for name, options in self.options.items()}
         self.epochs = setting.epochs
         self.spans = {  # in epochs
             name: (epochs_of(options.ramp, self.epochs), epochs_of(options.fade, self.epochs))
@@ -85,7 +84,8 @@ class Objective(nn.Module):
     @property
     def doubts(self) -> list[str]:
         """What speaks against these terms in this setting, one line each."""
-        return [doubt for name in self.terms if (doubt := self._span_doubt(name)) is not None]
+        found = [doubt for term in self._all() for doubt in term.doubts]
+        return found + [doubt for name in self.terms if (doubt := self._span_doubt(name)) is not None]
 
     def words(self) -> str:
         """The objective in words, e.g. ``0.1·ce + 0.9·kl(T=4)``."""
@@ -134,14 +134,6 @@ class Objective(nn.Module):
 
     def _all(self) -> list[Term]:
         return [term for term in self.terms.values() if isinstance(term, Term)]
-
-
-def _temperatures(options: TermOptions, common: tuple[float, float]) -> tuple[float, float]:
-    """The temperature of a term at the start and at the end of the run."""
-    if not isinstance(options, SoftOptions):
-        return common
-    first, last = common if options.temperature is None else (options.temperature, options.temperature)
-    return first, last if options.temperature_end is None else options.temperature_end
 
 
 def _check_teacher(name: str, teacher: Spec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,11 @@ class StagePair:
     student_shape: tuple[int, int, int]
     teacher_shape: tuple[int, int, int]
 
+    @property
+    def positions(self) -> int:
+        """Of the maps that are compared: the larger one is pooled to the size of the other."""
+        return math.prod(min(sides) for sides in zip(self.student_shape[1:], self.teacher_shape[1:], strict=True))
+
 
 def stage_pairs(options: StageOptions, name: str, student: Spec, teacher: Spec) -> list[StagePair]:
     """The pairs of term ``name``, from the student's input to its output. Raises UserError if they do not exist."""
@@ -67,6 +73,24 @@ def stage_pairs(options: StageOptions, name: str, student: Spec, teacher: Spec) 
         for mine, its in zip(stages, teacher_stages, strict=True)
     ]
     return sorted(pairs, key=lambda pair: pair.student % len(student.stage_shapes))
+
+
+def doubts_of_points(pairs: list[StagePair], name: str) -> tuple[str, ...]:
+    """What to say of stages that term ``name``, which compares patterns of positions, sees as one position.
+
+    Raises UserError if it sees none of several.
+    """
+    points = [pair.student for pair in pairs if pair.positions == 1]
+    if not points:
+        return ()
+    said = f"distill.terms.{name}.stages: {name} compares where in a map things are, and stages {points} are 1 x 1"
+    if len(points) == len(pairs):
+        raise UserError(f"{said}, so there is nothing to learn; choose earlier stages, or a larger dataset.image_size")
+    others = [pair.student for pair in pairs if pair.student not in points]
+    return (
+        f"{said}, so nothing is learned from them; choose distill.terms.{name}.stages={others}, or a larger "
+        "dataset.image_size",
+    )
 
 
 def taps_of(pairs: list[StagePair], embedding: bool = False) -> tuple[Taps, Taps]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_weight_decay
@@ -18,8 +19,9 @@ from distillcli.errors import UserError
 def build_optimizer(config: OptimizerConfig, nets: Sequence[nn.Module], objective: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of timm models, all alike, and of what an objective trains beside them.
 
-    Norm layers, biases and what the model itself lists, as position embeddings, get no weight decay. With
-    ``layer_decay`` the rate falls from the classifier to the stem; the objective has the full one.
+    Norm layers, biases and what the model itself lists, as position embeddings, get no weight decay, unless
+    ``optimizer.args.filter_bias_and_bn=false`` says that everything decays. With ``layer_decay`` the rate falls from
+    the classifier to the stem; the objective has the full one.
 
     torch's own SGD, Adam and AdamW update all weights in one kernel; ``optimizer.args.fused=false`` takes that back.
     """
@@ -40,11 +42,19 @@ def build_optimizer(config: OptimizerConfig, nets: Sequence[nn.Module], objectiv
         ]
         optimizer, *others = optimizers
         groups = [group for other in others for group in other.param_groups]
-        for group in [*groups, *param_groups_weight_decay(objective, config.weight_decay)]:
+        for group in [*groups, *_groups_of_terms(config, objective)]:
             optimizer.add_param_group(group)
         return optimizer
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.name={config.name}: {error}; check optimizer.args") from error
+
+
+def _groups_of_terms(config: OptimizerConfig, objective: nn.Module) -> list[dict[str, Any]]:
+    """What an objective trains, decayed like the models."""
+    if config.args.get("filter_bias_and_bn", True):
+        spared: list[dict[str, Any]] = param_groups_weight_decay(objective, config.weight_decay)
+        return spared
+    return [{"params": [*objective.parameters()], "weight_decay": config.weight_decay}]
 
 
 def build_schedule(

@@ -28,8 +28,8 @@ Positions = NDArray[np.int64]
 # Every random choice has its own column of draws, so that turning one part on never changes another.
 _AREA, _RATIO, _LEFT, _TOP, _FLIP, _SHIFT_X, _SHIFT_Y, _ANGLE, _SHEAR, _ZOOM = range(10)
 _BRIGHTNESS, _CONTRAST, _SATURATION, _ERASE, _ERASE_AREA, _ERASE_RATIO, _ERASE_LEFT, _ERASE_TOP = range(10, 18)
-_HUE = 18
-_DRAWS = 19
+_HUE, _PAD_X, _PAD_Y = 18, 19, 20
+_DRAWS = 21
 _ERASE_AREAS, _ERASE_RATIOS = (0.02, 0.33), (0.3, 3.3)  # Zhong et al., AAAI 2020
 
 
@@ -91,7 +91,9 @@ def draw_views(
     shear = np.tan(np.deg2rad(recipe.shear) * signed[:, _SHEAR])
     zoom = np.exp(_between([math.log(bound) for bound in recipe.zoom], draws[:, _ZOOM]))
     # Whole pixels: a shift alone then moves the image without blurring it. The output spans 2 units.
-    shift = np.round(recipe.translate * size * signed[:, [_SHIFT_X, _SHIFT_Y]]) * 2 / size
+    shift = np.round(recipe.translate * size * signed[:, [_SHIFT_X, _SHIFT_Y]])
+    most = math.floor(recipe.pad * size)
+    shift = (shift + np.floor((2 * most + 1) * draws[:, [_PAD_X, _PAD_Y]]) - most) * 2 / size
 
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
     linear = np.empty((len(index), 2, 2))
