@@ -32,8 +32,9 @@ from distillcli.runs.result import read_result, to_json
 
 pytestmark = pytest.mark.slow
 
-QUICK = ("trainer.threads=1", "trainer.device=cpu", "trainer.epochs=2", "teacher.fit.epochs=2", "dataset.samples=64")
-SMOKE = ("train", "experiment=smoke", *QUICK)
+QUICK = ("trainer.threads=1", "trainer.device=cpu", "trainer.epochs=2")
+PLAIN = ("train", "experiment=smoke", *QUICK)
+SMOKE = (*PLAIN, "teacher.fit.epochs=2", "dataset.samples=64")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DISTILL_CONFIG_DIR": ""}
 
 CONTRACT = {
@@ -350,22 +351,22 @@ def test_broken_images(tmp_path: Path, run: Run) -> None:
     root = images(tmp_path / "images")
     folder = ("dataset=folder", f"dataset.root={root}", "dataset.image_size=32")
     (root / "train" / "class1" / "3.png").write_bytes(b"no image at all")
-    refused(run(tmp_path, *SMOKE, *folder), "3.png")
+    refused(run(tmp_path, *PLAIN, *folder), "3.png")
     (root / "train" / "class1" / "3.png").unlink()
     shutil.rmtree(root / "train" / "class1")
     (root / "train" / "class1").mkdir()
-    refused(run(tmp_path, *SMOKE, *folder), "class1")
+    refused(run(tmp_path, *PLAIN, *folder), "class1")
 
 
 @pytest.mark.fault("R8")
 def test_a_teacher_of_other_classes(work: Path, smoke: Path, tmp_path: Path, run: Run) -> None:
     root = images(tmp_path / "images", classes=4)
     teacher = ("teacher.name=test_efficientnet", f"teacher.checkpoint={smoke}")
-    refused(run(tmp_path, *SMOKE, *teacher, "dataset=digits", "dataset.image_size=32"), str(smoke), "10 of the data")
+    refused(run(tmp_path, *PLAIN, *teacher, "dataset=digits", "dataset.image_size=32"), str(smoke), "10 of the data")
     # As many classes, but others: their names travel with the weights.
     data = ("dataset=folder", f"dataset.root={root}", "dataset.image_size=32")
-    refused(run(tmp_path, *SMOKE, *teacher, *data), "its classes are not the 4 of the data", "pattern 0")
-    refused(run(tmp_path, *SMOKE, f"teacher.checkpoint={smoke}"), "test_efficientnet", "test_resnet")
+    refused(run(tmp_path, *PLAIN, *teacher, *data), "its classes are not the 4 of the data", "pattern 0")
+    refused(run(tmp_path, *PLAIN, f"teacher.checkpoint={smoke}"), "test_efficientnet", "test_resnet")
     refused(run(tmp_path, "eval", f"checkpoint={smoke}", *data), "its 4 classes are not the 4 of")
 
 
