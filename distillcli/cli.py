@@ -11,6 +11,7 @@ from typing import NoReturn
 from distillcli import __version__
 from distillcli.commands.table import COMMANDS
 from distillcli.errors import Interrupted, NumericError, UserError, did_you_mean
+from distillcli.signals import leaving_at_once
 
 FLAGS_HELP = """flags:
   -m, --multirun      sweep: every combination of comma-separated values
@@ -27,16 +28,18 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def run(argv: list[str]) -> int:
-    """Run one command. 0: success, 1: a bug or a failed sweep, 2: a user error, 130 and 143: interrupted."""
+    """Run one command. 0: success, 1: a bug or a failed sweep, 2: a user error, 129, 130 and 143: interrupted."""
     try:
-        _dispatch(argv)
+        with leaving_at_once():
+            _dispatch(argv)
         sys.stdout.flush()
     except UserError as error:
         return _fail(error, 2)
     except NumericError as error:
         return _fail(error, 1)
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        if str(stop):  # one process speaks for all that torchrun has started
+            print(stop, file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

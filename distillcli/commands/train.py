@@ -7,6 +7,7 @@ from pathlib import Path
 from distillcli.config.check_published import check_published_weights
 from distillcli.config.job import Job, is_main_process
 from distillcli.config.schema import TrainConfig
+from distillcli.launch.resume import check_same_data
 from distillcli.report.console import closing_table, say
 from distillcli.runs.folder import claim, claim_new, locked
 from distillcli.runs.result import read_result
@@ -20,6 +21,8 @@ def run(config: TrainConfig, job: Job) -> None:
     everything that can be refused has been.
     """
     source = open_source(config.dataset)
+    if config.resume is not None:
+        check_same_data(Path(config.resume), source)
     check_published_weights(config)
 
     from distillcli.distillation.plan import check_weights, make_plan

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
-from contextlib import nullcontext
 from pathlib import Path
 
 from distillcli.config.schema import TrainConfig
+from distillcli.distillation.folders import Spent, describe, in_turn
 from distillcli.distillation.recipes import Above, Recipe, recipe_fingerprint
 from distillcli.distillation.results import result_of_fit
 from distillcli.distillation.students import export_for_timm, new_backbone
-from distillcli.runs.folder import describe_folder, locked
-from distillcli.runs.result import read_result, write_result
+from distillcli.errors import Interrupted
+from distillcli.runs.result import Result, read_result, write_result
 from distillcli.runtime import any_rank, barrier, seed_everything
 from distillcli.teachers.cached import with_cache
 from distillcli.teachers.frozen import FrozenTeacher, Teacher
@@ -40,8 +39,8 @@ def fit_once(recipe: Recipe, data: Data, session: Session, teacher: FrozenTeache
     folder = wanted.folder
     if runtime.is_main:
         folder.mkdir(parents=True, exist_ok=True)
-    # 2. The main rank alone holds the folder; the others go along with what it finds there.
-    with locked(folder, wait=True) if runtime.is_main else nullcontext():
+    # 2. The main rank holds the folder; the others go along with what it finds there.
+    with in_turn(folder, f"training this {role}", session):
         result = read_result(folder) if runtime.is_main else None
         if any_rank(result is not None and result.finished, runtime):
             session.say(f"{role}: reusing {name} from {folder}")
@@ -73,15 +72,20 @@ def _fit_of(recipe: Recipe, data: Data, session: Session, teacher: FrozenTeacher
 
 def _carry_out(wanted: Fit, session: Session) -> None:
     """Fit, export and leave a result."""
-    config, classes, runtime, started = wanted.config, wanted.data.source.classes, session.runtime, time.monotonic()
+    runtime, folder, spent = session.runtime, wanted.folder, Spent.on(wanted.folder)
     if runtime.is_main:
-        describe_folder(wanted.folder, dataclasses.asdict(config), session.command, [], classes)
-    fitted = fit(wanted, session)
-    result = result_of_fit(wanted, fitted)
+        describe(folder, wanted.config, [], wanted.data.source, session)
+    try:
+        fitted = fit(wanted, session)
+        result = result_of_fit(wanted, fitted)
+    except (Interrupted, KeyboardInterrupt):
+        if runtime.is_main:
+            known = Result(name=wanted.config.name, role=wanted.role, command=session.command, seed=wanted.config.seed)
+            write_result(folder, dataclasses.replace(known, status="interrupted", seconds=spent.seconds))
+        raise
     if runtime.is_main:
-        export_for_timm(fitted.backbone, wanted.folder / "student", wanted.data)
-        seconds = time.monotonic() - started
-        write_result(wanted.folder, dataclasses.replace(result, command=session.command, seconds=seconds))
+        export_for_timm(fitted.backbone, folder / "student", wanted.data)
+        write_result(folder, dataclasses.replace(result, command=session.command, seconds=spent.seconds))
 
 
 def _training_words(recipe: Recipe, teacher: FrozenTeacher | None) -> str:

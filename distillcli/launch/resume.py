@@ -15,6 +15,8 @@ from distillcli.config.overrides import key_of
 from distillcli.config.ranges import nearest_path
 from distillcli.config.schema import RunConfig
 from distillcli.errors import UserError
+from distillcli.runs.folder import begun_with
+from distillcli.sources.source import Source
 
 # What may change when a run is resumed: these keys decide where and how fast it computes, never what.
 NEUTRAL_KEYS = frozenset(
@@ -75,6 +77,27 @@ def check_unchanged(run: Path, config: RunConfig) -> list[str]:
     if refused:
         raise UserError(f"resume={run}: cannot resume with different settings ({'; '.join(refused)}); start a new run")
     return [line for key, line in lines.items() if key not in ("resume", "out")]
+
+
+def check_same_data(run: Path, source: Source) -> None:
+    """Raise UserError if ``source`` is not the data that ``run`` was begun with, before anything is fitted to it.
+
+    Until something is trained there is nothing that other data could contradict.
+    """
+    begun = begun_with(run).get("data") if (run / "checkpoints").exists() else None
+    if not isinstance(begun, dict) or begun.get("fingerprint") == source.fingerprint:
+        return
+    old = begun.get("images")
+    before = old if isinstance(old, dict) else {}
+    changed = [
+        f"{part}: {before.get(part, 0)} -> {source.counts.get(part, 0)} images"
+        for part in ("train", "val", "test")
+        if before.get(part, 0) != source.counts.get(part, 0)
+    ]
+    what = ", ".join(changed) or "as many images as before, but other names, pixels or labels"
+    raise UserError(
+        f"resume={run}: {source.name} has changed since the run began ({what}); restore the data, or start a new run"
+    )
 
 
 def _show(flat: dict[str, Any], key: str) -> str:

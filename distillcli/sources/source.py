@@ -98,6 +98,12 @@ class Source:
         return "val" if self.test is None else "test"
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many images each part has."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: len(part.labels) for name, part in parts.items() if part is not None}
+
+    @property
     def evaluation(self) -> Split:
         """The split on which results are reported."""
         return self.val if self.test is None else self.test
