@@ -108,8 +108,9 @@ def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: s
         _hydra_main(primary, parsed.flags, [*overrides, f"hydra.sweep.dir={quote_value(str(folder.absolute()))}"], task)
     except (Interrupted, KeyboardInterrupt) as stop:
         code = stop.exit_code if isinstance(stop, Interrupted) else EXIT_CODES[signal.SIGINT]
-        rest = _take_folder(shlex.split(command))[0]
-        raise Interrupted(f"interrupted; continue with: {shlex.join([*rest, f'out={folder}'])}", code) from None
+        named = ("out=", "hydra.sweep.dir=")
+        words = [word for word in shlex.split(command) if not word.startswith(named)]
+        raise Interrupted(f"interrupted; continue with: {shlex.join([*words, f'out={folder}'])}", code) from None
     finally:
         from distillcli.report.sweep import close_sweep
 
