@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
@@ -12,20 +13,30 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT, Distill
-from tiny import STEPS, Watch, digest, last, tiny, train
+from PIL import Image
+from test_fits import holder, line
+from tiny import CPU, STEPS, Watch, digest, files, last, open_tiny, tiny, train
 
-from distillcli.distillation import whole
-from distillcli.errors import Interrupted
+from distillcli.config.schema import DatasetConfig
+from distillcli.distillation import folders, whole
+from distillcli.distillation.folders import describe, in_turn
+from distillcli.distillation.recipes import recipe_fingerprint
+from distillcli.distillation.students import new_backbone
+from distillcli.errors import Interrupted, UserError
 from distillcli.runs.folder import read_metrics
 from distillcli.runs.result import read_result
 from distillcli.signals import Stop, leaving_at_once, listening
+from distillcli.sources.open import open_source
+from distillcli.sources.source import ArrayImages
 from distillcli.training.checkpoint import read_checkpoint
+from distillcli.views.store import open_store
 
 # Two epochs of two steps.
 RECIPE = (
@@ -340,3 +351,145 @@ def _drain(terminal: int) -> None:
         os.read(terminal, 65536)
     except BlockingIOError:
         time.sleep(0.02)
+
+
+# --- the data, the machine, another process ------------------------------------------------------------------------
+
+
+@pytest.mark.fault("F3.1", "R48")
+def test_decoding_may_be_stopped() -> None:
+    images = ArrayImages(np.zeros((70, 80, 80, 3), np.uint8), "made up")
+    config = DatasetConfig(name="test", image_size=32)
+    with pytest.raises(Interrupted):
+        open_store(images, config, 0, replace(CPU, stop=Trip(at=2)), 1e9)
+
+
+@pytest.mark.fault("F3.3")
+def test_whoever_waits_says_for_whom_and_may_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "POLL_SECONDS", 0.01)
+    watch = Watch(signal=Trip(at=3, code=143))
+    with holder(tmp_path) as other:
+        assert line(other) == "held"
+        with pytest.raises(Interrupted) as stopped, in_turn(tmp_path, "training this teacher", watch.session):
+            pass
+        other.kill()
+    assert stopped.value.exit_code == 143
+    (said,) = watch.said
+    assert re.fullmatch(rf"waiting for pid {other.pid} on \S+, since [-: 0-9]+, which is training this teacher", said)
+
+
+@pytest.mark.fault("F3.3", "R49")
+def test_whoever_waits_takes_over_from_the_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "POLL_SECONDS", 0.01)
+    with holder(tmp_path) as other:
+        assert line(other) == "held"
+
+        def kill(_: list[str]) -> bool:
+            other.kill()
+            return False
+
+        with in_turn(tmp_path, "training this teacher", Watch(signal=Trip(when=kill)).session):
+            assert (tmp_path / ".lock").read_text().startswith(f"pid {os.getpid()} on ")
+
+
+@pytest.mark.fault("F3.3")
+def test_a_holder_on_another_machine_may_be_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock may stay: what is said then helps, at once."""
+    monkeypatch.setattr(folders, "POLL_SECONDS", 0.01)
+    with holder(tmp_path) as other:
+        assert line(other) == "held"
+        (tmp_path / ".lock").write_text("pid 7 on elsewhere, since 2026-01-01 00:00:00\n")
+
+        def obey(_: list[str]) -> bool:
+            (tmp_path / ".lock").unlink(missing_ok=True)
+            return False
+
+        watch = Watch(signal=Trip(when=obey))
+        with in_turn(tmp_path, "training this control", watch.session):
+            other.kill()
+    assert watch.said[0].endswith(f"which is training this control; if that machine is gone, remove {tmp_path}/.lock")
+
+
+@pytest.mark.fault("F6.9", "R45")
+def test_what_changes_the_bits_is_said(tmp_path: Path) -> None:
+    config = tiny()
+    source, watch = open_source(config.dataset), Watch()
+    describe(tmp_path, config, [], source, watch.session)
+    describe(tmp_path, config, [], source, watch.session)
+    assert watch.warnings == []
+    (tmp_path / "checkpoints").mkdir()
+    file = tmp_path / "environment.json"
+    begun = json.loads(file.read_text())
+    now = begun["versions"]["torch"]
+    begun["versions"]["torch"] = "1.0"
+    file.write_text(json.dumps(begun | {"threads": 64, "processes": 4}))
+    for sessions in (1, 2):  # what a run was begun with is not forgotten
+        describe(tmp_path, config, ["trainer.workers=0"], source, watch.session)
+        assert len(watch.warnings) == sessions
+        assert f"torch 1.0 -> {now}, threads 64 -> 1, processes 4 -> 1" in watch.warnings[-1]
+        assert "not bit-identical" in watch.warnings[-1]
+    assert json.loads(file.read_text())["overrides"] == ["trainer.workers=0"]
+
+
+@pytest.mark.fault("F2.1", "R45")
+def test_the_number_of_processes_is_no_part_of_a_recipe() -> None:
+    config = tiny()
+    data = open_tiny(config)
+    student = new_backbone(config, data, "student")
+    alone, together = (recipe_fingerprint(config, data, student, replace(CPU, world=world)) for world in (1, 2))
+    assert alone == together
+
+
+def photographs(folder: Path) -> Path:
+    for part in ("train", "val"):
+        for label in ("a", "b"):
+            (folder / part / label).mkdir(parents=True)
+            for number in range(8):
+                Image.new("RGB", (36, 36), (20 * number, 90, 255 * (label == "b"))).save(
+                    folder / part / label / f"{number}.png"
+                )
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F2.1", "R46")
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, distill: Distill, tripping: Tripping) -> None:
+    """What has changed is said, by how many images, and before anything is fitted to it."""
+    data = (f"dataset.root={photographs(tmp_path / 'data')}", "dataset=folder", "dataset.image_size=32")
+    sizes = ("trainer.batch_size=8", "baseline=false", "trainer.threads=1", "trainer.epochs=1", "teacher.fit.epochs=1")
+    models = ("student.name=test_efficientnet", "teacher.name=test_resnet", "teacher.pretrained=false")
+    arguments = ("train", *data, *sizes, *models, "student.pretrained=false", f"out={tmp_path / 'run'}")
+    tripping(Trip(when=lambda names: {"_fit_student", "_train_epoch"} <= {*names}))
+    assert distill(*arguments).code == 130
+    tripping(Trip())
+    before = files(tmp_path / "runs")
+    added = tmp_path / "data" / "train" / "a" / "8.png"
+    Image.new("RGB", (36, 36)).save(added)
+    answer = distill("train", f"resume={tmp_path / 'run'}")
+    assert answer.code == 2
+    assert "has changed since the run began (train: 16 -> 17 images); restore the data" in answer.stderr
+    added.rename(added.with_name("7.png"))
+    answer = distill("train", f"resume={tmp_path / 'run'}")
+    assert "(as many images as before, but other names, pixels or labels)" in answer.stderr
+    assert files(tmp_path / "runs") == before
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F2.2", "R68")
+def test_latest_names_a_run_with_weights(tmp_path: Path, distill: Distill, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise UserError("no teacher today")
+
+    quick = (*SMOKE, "distill=none", "baseline=false")
+    latest = tmp_path / "runs" / "smoke" / "latest"
+    with monkeypatch.context() as patch:
+        patch.setattr(whole, "find_teaching", fails)
+        assert distill(*quick).code == 2
+        assert not latest.exists()
+        patch.undo()
+        assert distill(*quick).code == 0
+        trained = latest.resolve()
+        patch.setattr(whole, "find_teaching", fails)
+        assert distill(*quick).code == 2
+    assert latest.resolve() == trained
+    assert distill("eval", "checkpoint=runs/smoke/latest", "trainer.device=cpu").code == 0

@@ -88,17 +88,21 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
 
     POSIX record locks vanish with the process, however it dies, and are not inherited by loader workers.
     """
-    with (folder / ".lock").open("a+") as handle:
-        while (holder := _take(handle)) is not None:
-            if wait is None:
-                raise UserError(
-                    f"{folder}: another process is working in this folder ({holder}); wait for it or use another folder"
-                )
-            wait(holder)
-        handle.truncate(0)
-        handle.write(f"pid {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
-        handle.flush()
-        yield
+    while True:
+        # Opened each time: whoever knows that the holder is gone may remove the file.
+        with (folder / ".lock").open("a+") as handle:
+            holder = _take(handle)
+            if holder is None:
+                handle.truncate(0)
+                handle.write(f"pid {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+                handle.flush()
+                yield
+                return
+        if wait is None:
+            raise UserError(
+                f"{folder}: another process is working in this folder ({holder}); wait for it or use another folder"
+            )
+        wait(holder)
 
 
 def _take(lock: TextIO) -> str | None:
