@@ -12,6 +12,7 @@ from distillcli import __version__
 from distillcli.commands.table import COMMANDS
 from distillcli.errors import Interrupted, NumericError, UserError, did_you_mean
 from distillcli.report.format import clean
+from distillcli.signals import leaving_at_once
 
 # What is wrong with the place of a file, whatever wanted to read or write it.
 IN_THE_WAY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -31,16 +32,18 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def run(argv: list[str]) -> int:
-    """Run one command. 0: success, 1: a bug or a failed sweep, 2: a user error, 130 and 143: interrupted."""
+    """Run one command. 0: success, 1: a bug or a failed sweep, 2: a user error, 129, 130 and 143: interrupted."""
     try:
-        _dispatch(argv)
+        with leaving_at_once():
+            _dispatch(argv)
         sys.stdout.flush()
     except UserError as error:
         return _fail(error, 2)
     except NumericError as error:
         return _fail(error, 1)
     except Interrupted as stop:
-        print(clean(stop), file=sys.stderr)
+        if str(stop):  # one process speaks for all that torchrun has started
+            print(clean(stop), file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

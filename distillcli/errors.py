@@ -22,7 +22,7 @@ class NumericError(Exception):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, raised after the state has been saved.
+    """A signal asked to stop; raised after the state has been saved. ``exit_code``: 128 + the number of the signal.
 
     Derives from ``BaseException`` so that a sweep stops instead of going on with its next job.
     """

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import numpy as np
@@ -22,21 +23,45 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from distillcli.config.job import process_count
 from distillcli.config.schema import TrainerConfig
-from distillcli.errors import UserError
+from distillcli.errors import Interrupted, NumericError, UserError
+from distillcli.signals import Stop
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Runtime:
+    """``stop``: whether a signal has asked this process to stop; nobody does where signals are left alone.
+
+    ``store``: what the ranks tell each other by when a connection between them is broken; None for a single process.
+    """
+
     device: torch.device
     rank: int = 0
     world: int = 1
+    stop: Stop = field(default_factory=Stop, compare=False)
+    store: Store | None = field(default=None, compare=False)
 
     @property
     def is_main(self) -> bool:
         """Only this rank writes files and speaks."""
         return self.rank == 0
+
+    def is_stopping(self) -> bool:
+        """Whether any rank was asked to stop; every rank must ask at the same point."""
+        return any_rank(self.stop.is_asked(), self)
+
+    def interruption(self) -> Interrupted:
+        """What to raise then. Another rank may have got the signal: its code is not known here."""
+        return Interrupted("interrupted", self.stop.exit_code or 143)
+
+    def obey_stop(self) -> None:
+        """A boundary of work that takes long: raise Interrupted if any rank was asked to stop.
+
+        Every rank must come to it. Whatever must not be lost was saved before.
+        """
+        if self.is_stopping():
+            raise self.interruption()
 
 
 def key(*parts: str | int) -> int:
@@ -154,15 +179,16 @@ def _joined(trainer: TrainerConfig) -> Iterator[Runtime]:
         yield Runtime(device)
         return
     rank = int(os.environ["RANK"])
+    store = _rendezvous_store(rank, world)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=_rendezvous_store(rank, world),
+        store=store,
         rank=rank,
         world_size=world,
         timeout=timedelta(minutes=10),
     )
     try:
-        yield Runtime(device, rank, world)
+        yield Runtime(device, rank, world, store=PrefixStore("fate", store))
     finally:
         dist.destroy_process_group()
 
@@ -174,6 +200,42 @@ def _rendezvous_store(rank: int, world: int) -> Store:
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, is_master=not hosted and rank == 0
     )
     return PrefixStore("attempt" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+
+
+@contextmanager
+def one_fate(runtime: Runtime) -> Iterator[None]:
+    """What ends one rank ends all: the others raise its error in one line, not that of their broken connection."""
+    try:
+        yield
+    except BaseException as error:
+        if runtime.store is None:
+            raise
+        if _is_broken_connection(error):
+            raise _what_ended_another(runtime.store) from error
+        code = error.exit_code if isinstance(error, Interrupted) else 130
+        runtime.store.set("ended", json.dumps([type(error).__name__, f"rank {runtime.rank}: {error}", code]))
+        raise
+
+
+def _is_broken_connection(error: BaseException) -> bool:
+    """Gloo's errors are plain RuntimeErrors that name its files."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _what_ended_another(store: Store) -> BaseException:
+    try:
+        kind, words, code = json.loads(store.get("ended")) if store.check(["ended"]) else ("", "", 0)
+    except RuntimeError:  # the store lived in that process
+        kind, words, code = "", "", 0
+    if kind in ("Interrupted", "KeyboardInterrupt"):
+        return Interrupted("interrupted", code)
+    if kind == "NumericError":
+        return NumericError(words)
+    if kind == "UserError":
+        return UserError(words)
+    return UserError(
+        f"another process of this run has ended{f' ({words}: {kind})' if kind else ''}; its own output says why"
+    )
 
 
 def sum_over_ranks(values: torch.Tensor, runtime: Runtime) -> torch.Tensor:

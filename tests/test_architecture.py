@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "distillcli"
 # package itself is a room of its own; "" is the package's version.
 FLOORS = (
     ("", "errors"),
-    ("config", "types"),
-    ("runs", "sources", "evidence", "runtime", "signals", "reused_head"),
+    ("config", "types", "signals"),
+    ("runs", "sources", "evidence", "runtime", "reused_head"),
     ("models", "views", "terms", "report"),
     ("teachers", "launch", "export"),
     ("training",),
@@ -28,7 +28,10 @@ FLOORS = (
 )
 
 # What answers before torch is loaded; inside functions these rooms may import what loads it.
-LIGHT = {"", "errors", "config", "runs", "sources", "evidence", "report", "launch", "commands", "cli", "__main__"}
+LIGHT = {
+    *("", "errors", "config", "signals", "runs", "sources", "evidence", "report", "launch", "commands", "cli"),
+    "__main__",
+}
 HEAVY = {"torch", "torchvision", "timm", "torchmetrics", "safetensors", "huggingface_hub", "datasets"}
 
 

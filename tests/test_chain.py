@@ -10,6 +10,7 @@ import torch
 
 from distillcli.config.job import Job
 from distillcli.config.schema import ModelConfig
+from distillcli.distillation.folders import Spent
 from distillcli.distillation.plan import check_weights, make_plan
 from distillcli.distillation.recipes import assistant_recipes, assistants_of
 from distillcli.distillation.reopening import reopen_model, reopen_teacher
@@ -38,7 +39,7 @@ def run(folder: Path, *overrides: str, watch: Watch | None = None) -> tuple[Resu
     job = Job(overrides, "distill train", None, None)
     plan = make_plan(config, open_source(config.dataset))
     check_weights(plan)
-    return distill(plan, job, folder, watch.session), watch
+    return distill(plan, job, folder, Spent.on(folder), watch.session), watch
 
 
 # --- handed down -----------------------------------------------------------------------------------------------------

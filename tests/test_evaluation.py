@@ -190,5 +190,5 @@ def test_evaluation_makes_no_graph() -> None:
 
 def test_latency_is_measured_in_eval_mode_on_one_image() -> None:
     model = Echo(3).train()
-    assert latency(model, CPU) > 0  # type: ignore[arg-type]
+    assert latency(model, Runtime(CPU)) > 0  # type: ignore[arg-type]
     assert not any(model.modes)

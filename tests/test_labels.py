@@ -17,6 +17,7 @@ from distillcli.config.job import Job
 from distillcli.config.schema import DatasetConfig, DistillConfig, ModelConfig
 from distillcli.config.terms import KNOWN_TERMS, check_labels, trains_head
 from distillcli.distillation.fits import fit_once
+from distillcli.distillation.folders import Spent
 from distillcli.distillation.plan import check_weights, make_plan
 from distillcli.distillation.recipes import teacher_recipe
 from distillcli.distillation.reopening import reopen_model
@@ -225,7 +226,7 @@ def distilled(folder: Path, source: Source, *overrides: str) -> tuple[Result, Wa
     job = Job((), "distill train", None, None)
     plan = make_plan(config, source)
     check_weights(plan)
-    return distill(plan, job, folder, watch.session), watch
+    return distill(plan, job, folder, Spent.on(folder), watch.session), watch
 
 
 def test_a_student_learns_where_nothing_is_labelled(fitted: Path, tmp_path: Path) -> None:

@@ -15,15 +15,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from test_fits import holder, line
 from tiny import CPU, STEPS, Watch, last, open_tiny, setting, some_teacher, tiny, train
 
 from distillcli.config.schema import TrainerConfig
+from distillcli.distillation.folders import in_turn
 from distillcli.distillation.reopening import reopen_model
 from distillcli.distillation.students import new_backbone
 from distillcli.errors import Interrupted, NumericError, UserError
 from distillcli.models.backbone import describe
 from distillcli.runs.folder import read_metrics
-from distillcli.runtime import Runtime, any_rank, from_main, start
+from distillcli.runtime import Runtime, any_rank, from_main, one_fate, start
 from distillcli.terms.objective import Objective
 from distillcli.training.evaluation import evaluate
 from distillcli.types import Inputs
@@ -185,6 +187,75 @@ def test_nan_on_one_rank_ends_both(tmp_path: Path) -> None:
     for answer in on_two_ranks(work, tmp_path):
         assert "not finite at step 1 " in answer
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.fault("F4.11", "R57")
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (UserError("photo.jpg: cannot be decoded"), UserError),
+        (NumericError("the loss is not finite"), NumericError),
+        (ValueError("a bug"), UserError),
+        (KeyboardInterrupt(), Interrupted),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_what_ends_one_rank_is_what_the_others_say(
+    error: BaseException, kind: type[BaseException], tmp_path: Path
+) -> None:
+    """In one line that names the rank, in place of an error of the connection between them."""
+
+    def work(runtime: Runtime, _folder: Path) -> Any:
+        try:
+            with one_fate(runtime):
+                if runtime.rank == 1:
+                    raise error
+                any_rank(False, runtime)
+        except BaseException as ended:
+            return [type(ended).__name__, str(ended)]
+        return None
+
+    main, other = on_two_ranks(work, tmp_path)
+    assert other == [type(error).__name__, str(error)]
+    assert main[0] == kind.__name__
+    assert kind is Interrupted or f"rank 1: {error}" in main[1]
+
+
+@pytest.mark.fault("R55")
+def test_a_rank_that_was_killed_is_missed(tmp_path: Path) -> None:
+    def work(runtime: Runtime, folder: Path) -> Any:
+        if runtime.rank == 1:
+            (folder / "rank1.json").write_text("null")
+            os._exit(0)
+        try:
+            with one_fate(runtime):
+                any_rank(False, runtime)
+        except UserError as ended:
+            return str(ended)
+        return None
+
+    main, _ = on_two_ranks(work, tmp_path)
+    assert main == "another process of this run has ended; its own output says why"
+
+
+@pytest.mark.fault("F3.3")
+def test_both_ranks_wait_and_both_stop(tmp_path: Path) -> None:
+    """While the main rank waits for a folder, the signal may reach the other."""
+    (tmp_path / "fit").mkdir()
+
+    def work(runtime: Runtime, folder: Path) -> Any:
+        watch = Watch(runtime=runtime)
+        watch.signal.exit_code = 143 if runtime.rank == 1 else 0
+        try:
+            with in_turn(folder / "fit", "training", watch.session):
+                return "held"
+        except Interrupted as stop:
+            return stop.exit_code
+
+    with holder(tmp_path / "fit") as other:
+        assert line(other) == "held"
+        assert on_two_ranks(work, tmp_path) == [143, 143]
+        other.kill()
 
 
 def test_sweeps_are_refused_under_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from distillcli.errors import Interrupted, UserError
 from distillcli.runs.folder import read_metrics
 from distillcli.training import checkpoint, engine, state
 from distillcli.training.checkpoint import load_last, read_checkpoint, remove_leftovers, save_checkpoint, save_last
+from distillcli.training.evaluation import evaluate
 
 # Everything that could forget its state: moving average, dropout, clipping, a hint with a projector of its own.
 RECIPE = ("distill=hint", "distill.terms.hint.stage=-1", "++student.args.drop_rate=0.3")
@@ -128,30 +129,42 @@ def test_workers_may_change_between(tmp_path: Path) -> None:
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
 
 
-@pytest.mark.fault("R40")
-def test_a_kill_goes_back_to_the_last_checkpoint(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is saved at the kill: the epoch begins again, and the rows of a half-recorded epoch are replaced."""
+@pytest.mark.fault("F3.4", "R40", "R43", "R48")
+@pytest.mark.parametrize(
+    ("killed_in", "recorded", "saved"), [("training", 1, STEPS), ("validation", 1, 2 * STEPS), ("save", 2, 2 * STEPS)]
+)
+def test_a_kill_goes_back_to_the_last_checkpoint(
+    killed_in: str, recorded: int, saved: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch that was saved is not trained again, and no row of it is lost or doubled."""
 
     class Killed(BaseException):
         pass
 
-    def killed(*_: object) -> None:
-        raise Killed
+    def save(folder: Path, content: dict[str, Any]) -> None:
+        before_validation = bool(content["trained"])
+        if content["step"] == 2 * STEPS and killed_in == ("training" if before_validation else "save"):
+            raise Killed
+        save_last(folder, content)
+
+    def validate(*arguments: Any, **options: Any) -> Any:
+        if killed_in == "validation" and last(tmp_path)["step"] == 2 * STEPS:
+            raise Killed
+        return evaluate(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            state, "save_last", lambda folder, content: killed() if content["step"] == 8 else save(folder, content)
-        )
-        save = save_last
+        patch.setattr(state, "save_last", save)
+        patch.setattr(engine, "evaluate", validate)
         with pytest.raises(Killed):
             train(tiny(*RECIPE), tmp_path)
-    assert [row["epoch"] for row in rows(tmp_path, "train")] == [1, 2]
-    assert last(tmp_path)["step"] == STEPS
+    assert [row["epoch"] for row in rows(tmp_path, "train")] == [*range(1, recorded + 1)]
+    assert last(tmp_path)["step"] == saved
     with (tmp_path / "metrics.jsonl").open("a") as handle:
         handle.write('{"kind": "train", "ep')  # torn
     train(tiny(*RECIPE), tmp_path)
     assert everything(tmp_path) == everything(whole)
     assert [row["epoch"] for row in rows(tmp_path, "train")] == [1, 2, 3]
+    assert rows(tmp_path, "eval") == rows(whole, "eval")
 
 
 @pytest.mark.fault("R43")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +60,19 @@ class Watch:
     runtime: Runtime = CPU
     labels: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    signal: Stop = field(default_factory=Stop)
     steps: int = 0
     rows: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.signal = Stop()
+        self.runtime = replace(self.runtime, stop=self.signal)
 
     @property
     def session(self) -> Session:
-        return Session(self.runtime, self.signal, "distill train", self._watch, lambda _: None, self.warnings.append)
+        def saved(_folder: Path) -> None: ...
+
+        return Session(self.runtime, "distill train", self._watch, self.said.append, self.warnings.append, saved)
 
     @contextmanager
     def _watch(self, label: str, _epochs: int, _steps: int, _done: int) -> Iterator[Watch]:

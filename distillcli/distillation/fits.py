@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
-from contextlib import nullcontext
 from pathlib import Path
 
 from distillcli.config.schema import TrainConfig
+from distillcli.distillation.folders import Spent, describe, in_turn
 from distillcli.distillation.recipes import Above, Recipe, recipe_fingerprint
 from distillcli.distillation.results import result_of_fit
-from distillcli.distillation.same_data import write_data_record
 from distillcli.distillation.students import export_for_timm, new_backbone
-from distillcli.errors import UserError
+from distillcli.errors import Interrupted, UserError
 from distillcli.models.card import read_card
 from distillcli.models.weights import check_file
-from distillcli.runs.folder import describe_folder, locked, writable
+from distillcli.runs.folder import writable
 from distillcli.runs.predictions import write_predictions
-from distillcli.runs.result import read_result, write_result
+from distillcli.runs.result import Result, read_result, write_result
 from distillcli.runtime import any_rank, barrier, seed_everything
 from distillcli.teachers.cached import with_cache
 from distillcli.teachers.frozen import FrozenTeacher, Teacher
@@ -50,8 +48,8 @@ def fit_once(recipe: Recipe, data: Data, session: Session, teacher: FrozenTeache
     if runtime.is_main:
         with writable(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    # 3. The main rank alone holds the folder; the others go along with what it finds there.
-    with locked(folder, wait=True) if runtime.is_main else nullcontext():
+    # 3. The main rank holds the folder; the others go along with what it finds there.
+    with in_turn(folder, f"training this {role}", session):
         fault = _fault(folder) if runtime.is_main else ""
         if any_rank(fault is None, runtime):  # somebody else was faster
             session.say(reused)
@@ -98,19 +96,23 @@ def _fault(folder: Path) -> str | None:
 
 def _carry_out(wanted: Fit, session: Session) -> None:
     """Fit, export and leave a result."""
-    config, classes, runtime, started = wanted.config, wanted.data.source.classes, session.runtime, time.monotonic()
+    runtime, folder, spent = session.runtime, wanted.folder, Spent.on(wanted.folder)
     if runtime.is_main:
-        (wanted.folder / "result.json").unlink(missing_ok=True)  # until there is another, nobody takes this fit
-        describe_folder(wanted.folder, dataclasses.asdict(config), session.command, [], classes)
-        write_data_record(wanted.folder, wanted.data.source)
-    fitted = fit(wanted, session)
-    result, predictions = result_of_fit(wanted, fitted, session.warn)
+        (folder / "result.json").unlink(missing_ok=True)  # until there is another, nobody takes this fit
+        describe(folder, wanted.config, [], wanted.data.source, session)
+    try:
+        fitted = fit(wanted, session)
+        result, predictions = result_of_fit(wanted, fitted, session.warn)
+    except (Interrupted, KeyboardInterrupt):
+        if runtime.is_main:
+            known = Result(name=wanted.config.name, role=wanted.role, command=session.command, seed=wanted.config.seed)
+            write_result(folder, dataclasses.replace(known, status="interrupted", seconds=spent.seconds))
+        raise
     if runtime.is_main:
         if predictions is not None:
-            write_predictions(wanted.folder, predictions)
-        export_for_timm(fitted.backbone, wanted.folder / "student", wanted.data)
-        seconds = time.monotonic() - started
-        write_result(wanted.folder, dataclasses.replace(result, command=session.command, seconds=seconds))
+            write_predictions(folder, predictions)
+        export_for_timm(fitted.backbone, folder / "student", wanted.data)
+        write_result(folder, dataclasses.replace(result, command=session.command, seconds=spent.seconds))
 
 
 def _training_words(recipe: Recipe, teacher: FrozenTeacher | None) -> str:

@@ -28,7 +28,7 @@ from distillcli.teachers.frozen import Member, output_settings
 from distillcli.views.loader import Data
 
 # Raise this number when a change of the code changes what the same recipe trains.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def recipe_fingerprint(
             "schedule": dataclasses.asdict(config.schedule),
             "augment": dataclasses.asdict(config.augment),
             "budget": [trainer.epochs, trainer.batch_size, trainer.accumulate, trainer.clip_grad, trainer.ema],
-            "arithmetic": [resolve_precision(trainer.precision, runtime.device), trainer.channels_last, runtime.world],
+            "arithmetic": [resolve_precision(trainer.precision, runtime.device), trainer.channels_last],
             "seed": config.seed,
         }
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 from distillcli.config.schema import TrainConfig
 from distillcli.distillation.fits import fit_once, open_cache_or_warn
+from distillcli.distillation.folders import Spent
 from distillcli.distillation.kinds import kind_of
-from distillcli.distillation.recipes import assistant_recipes, recipe_to_fit
+from distillcli.distillation.recipes import assistant_recipes, assistants_of, recipe_to_fit
 from distillcli.errors import NumericError
 from distillcli.runs.predictions import Predictions
 from distillcli.runs.result import Measured
@@ -29,7 +30,6 @@ class Teaching:
     ``teacher``: the configured one. ``nearest``: the one the student learns from: the last assistant, or the teacher.
     ``targets``: the outputs of ``nearest``, cached as ``cache_format`` where they can be. ``numbers`` and ``chain``: of
     the teacher and of its assistants, for ``result.json``. ``predictions``: the teacher's, None without a head.
-    ``timings``: seconds of finding each.
     """
 
     teacher: FrozenTeacher | None = None
@@ -39,10 +39,9 @@ class Teaching:
     numbers: Measured | None = None
     predictions: Predictions | None = None
     chain: tuple[Measured, ...] = ()
-    timings: dict[str, float] = field(default_factory=dict)
 
 
-def find_teaching(config: TrainConfig, data: Data, taps: Taps, session: Session) -> Teaching:
+def find_teaching(config: TrainConfig, data: Data, taps: Taps, spent: Spent, session: Session) -> Teaching:
     """Find or train the teacher, measure it, and train its assistants.
 
     Raises NumericError when the teacher's outputs are not finite.
@@ -50,9 +49,8 @@ def find_teaching(config: TrainConfig, data: Data, taps: Taps, session: Session)
     if not kind_of(config).is_fixed:
         return Teaching()
     # 1. The teacher itself, measured before anything learns from it.
-    begun = time.monotonic()
-    teacher, runs = find_teacher(config, data, taps, session)
-    timings = {"teacher": time.monotonic() - begun}
+    with spent.part("teacher"):
+        teacher, runs = find_teacher(config, data, taps, session)
     numbers, predictions = measure(teacher.backbone, data, teacher.precision)
     numbers = dataclasses.replace(numbers, run=runs[0] if len(runs) == 1 else None, runs=tuple(runs))
     if numbers.nll is not None and not math.isfinite(numbers.nll):
@@ -62,17 +60,16 @@ def find_teaching(config: TrainConfig, data: Data, taps: Taps, session: Session)
     if config.teacher.head:
         session.say(f"teacher: {_accuracy(numbers, data.source)}")
     # 2. Its assistants, each the teacher of the next.
-    begun, nearest, chain = time.monotonic(), teacher, list[Measured]()
-    for nearest, run in train_assistants(config, data, teacher, session):
-        assistant, _ = measure(nearest.backbone, data, nearest.precision, teacher)
-        chain.append(dataclasses.replace(assistant, run=run))
-        session.say(f"assistant: {_accuracy(chain[-1], data.source)}")
-    if chain:
-        timings["assistants"] = time.monotonic() - begun
+    nearest, chain = teacher, list[Measured]()
+    with spent.part("assistants") if assistants_of(config) else nullcontext():
+        for nearest, run in train_assistants(config, data, teacher, session):
+            assistant, _ = measure(nearest.backbone, data, nearest.precision, teacher)
+            chain.append(dataclasses.replace(assistant, run=run))
+            session.say(f"assistant: {_accuracy(chain[-1], data.source)}")
     # 3. The model nearest to the student outputs what the objective compares.
     nearest = dataclasses.replace(nearest, taps=taps)
     targets, cache_format = open_cache_or_warn(config, data, nearest, session)
-    return Teaching(teacher, nearest, targets, cache_format, numbers, predictions, tuple(chain), timings)
+    return Teaching(teacher, nearest, targets, cache_format, numbers, predictions, tuple(chain))
 
 
 def find_teacher(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
+import shlex
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,11 +15,11 @@ from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
 from distillcli.distillation.advice import comparison_warnings, planned_warnings, start_warnings
 from distillcli.distillation.fits import fit_once
+from distillcli.distillation.folders import Spent, describe
 from distillcli.distillation.plan import Plan
 from distillcli.distillation.recipes import Above, control_recipe, recipe_fingerprint
 from distillcli.distillation.reopening import reopen_model
 from distillcli.distillation.results import dataset_facts, result_of_fit
-from distillcli.distillation.same_data import write_data_record
 from distillcli.distillation.students import export_for_timm, new_backbone, new_peers, with_teachers_head
 from distillcli.distillation.teaching import Teaching, find_teaching
 from distillcli.distillation.verdict import verdict_of
@@ -28,11 +29,11 @@ from distillcli.models.memory_layout import settle_layout
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
 from distillcli.report.markdown import write_report
-from distillcli.runs.folder import describe_folder, point_latest
+from distillcli.runs.folder import point_latest
 from distillcli.runs.predictions import read_predictions, write_predictions
 from distillcli.runs.result import Measured, Result, Verdict, read_result, top1_of, write_result
-from distillcli.runtime import Runtime, from_main, resolve_precision, start
-from distillcli.signals import listening
+from distillcli.runtime import Runtime, from_main, one_fate, resolve_precision, start
+from distillcli.signals import EXIT_CODES, listening
 from distillcli.training.engine import fit
 from distillcli.training.evaluation import evaluate, measure
 from distillcli.training.fit import Fit
@@ -47,9 +48,10 @@ def session(config: TrainConfig, command: str, folder: Path | None) -> Iterator[
 
     ``folder``: None where nothing is written, on all ranks but the main one.
     """
-    with start(config.trainer) as runtime, listening() as stop:
+    with start(config.trainer) as joined, listening() as stop:
+        runtime = dataclasses.replace(joined, stop=stop)
         if folder is None:
-            yield Session(runtime, stop, command, lambda *_: nullcontext(Silence()), _say_nothing, _say_nothing)
+            yield Session(runtime, command, lambda *_: nullcontext(Silence()), _say_nothing, _say_nothing, _forget)
             return
         handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -57,7 +59,7 @@ def session(config: TrainConfig, command: str, folder: Path | None) -> Iterator[
         logger.addHandler(handler)
         LOG.setLevel(logging.INFO)
         try:
-            yield Session(runtime, stop, command, Progress, say, warn)
+            yield Session(runtime, command, Progress, say, warn, _forget)
         finally:
             logger.removeHandler(handler)
             handler.close()
@@ -77,6 +79,10 @@ def _say_nothing(_words: str) -> None:
     pass
 
 
+def _forget(_folder: Path) -> None:
+    pass
+
+
 def run(plan: Plan, job: Job, claimed: Path | None) -> None:
     """Distil in the folder ``claimed`` and leave a result there whatever happens.
 
@@ -86,25 +92,37 @@ def run(plan: Plan, job: Job, claimed: Path | None) -> None:
     known = Result(name=config.name, role="student", command=job.command, overrides=job.overrides, seed=config.seed)
     with session(config, job.command, claimed) as current:
         folder = Path(from_main(str(claimed) if claimed else None, current.runtime))
+        spent = Spent.on(folder)
         try:
-            distill(plan, job, folder, current)
+            with one_fate(current.runtime):
+                distill(plan, job, folder, spent, current)
         except (Interrupted, KeyboardInterrupt) as stop:
+            code = stop.exit_code if isinstance(stop, Interrupted) else EXIT_CODES[signal.SIGINT]
+            line = f"interrupted; continue with: {resume_command(folder)}"
             if current.runtime.is_main:
-                write_result(folder, dataclasses.replace(known, status="interrupted"))
-            if isinstance(stop, KeyboardInterrupt):
-                raise
-            raise Interrupted(f"interrupted; continue with: distill train resume={folder}", stop.exit_code) from None
+                LOG.info(line)
+                so_far = dataclasses.replace(known, seconds=spent.seconds, timings=spent.parts)
+                write_result(folder, dataclasses.replace(so_far, status="interrupted"))
+            raise Interrupted(line if current.runtime.is_main else "", code) from None
         except Exception as error:
             if current.runtime.is_main:
                 LOG.exception("failed")
                 why = f"{type(error).__name__}: {error}"
-                write_result(folder, dataclasses.replace(known, status="failed", error=why))
+                so_far = dataclasses.replace(known, seconds=spent.seconds, timings=spent.parts)
+                write_result(folder, dataclasses.replace(so_far, status="failed", error=why))
             raise
+        if current.runtime.stop.is_asked():
+            # Too late for this run, but not for the other jobs of a sweep.
+            raise Interrupted(f"interrupted; {folder} is finished", current.runtime.stop.exit_code)
 
 
-def distill(plan: Plan, job: Job, folder: Path, session: Session) -> Result:
+def resume_command(folder: Path) -> str:
+    return shlex.join(["distill", "train", f"resume={folder}"])
+
+
+def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) -> Result:
     """Fit or find the teacher, distil the student, fit or find the control; returns what ``result.json`` then holds."""
-    started, runtime = time.monotonic(), session.runtime
+    runtime = session.runtime
     # 1. The memory layout, which enters every fingerprint below.
     overrides = list(job.overrides)
     if plan.config.trainer.channels_last is None:
@@ -112,24 +130,25 @@ def distill(plan: Plan, job: Job, folder: Path, session: Session) -> Result:
         overrides.append(f"trainer.channels_last={str(plan.config.trainer.channels_last).lower()}")  # for resume=
     # 2. The run describes itself: from here on it can be resumed. Then its data, decoded if it fits into memory.
     if runtime.is_main:
-        describe_folder(folder, dataclasses.asdict(plan.config), job.command, overrides, plan.source.classes)
-        write_data_record(folder, plan.source)
+        describe(folder, plan.config, overrides, plan.source, session)
     data = open_data(plan.source, plan.config.dataset, plan.config.trainer.workers, runtime)
     if runtime.is_main:
-        if plan.config.out is None and job.folder is None:
-            point_latest(folder)
         opening(_opening(plan, runtime, folder))
     warnings = planned_warnings(plan)
     for warning in warnings:
         session.warn(warning)
     # 3. The teacher, then the student, then its control: each uses what the one before has left.
-    teaching = find_teaching(plan.config, data, plan.objective.teacher_taps, session)
-    begun = time.monotonic()
-    student, result = _fit_student(plan, data, teaching, warnings, folder, session)
-    timings = teaching.timings | {"student": time.monotonic() - begun}
-    begun = time.monotonic()
-    control = _find_control(plan.config, data, session) if plan.config.baseline and plan.teachers else None
-    timings |= {} if control is None else {"control": time.monotonic() - begun}
+    teaching = find_teaching(plan.config, data, plan.objective.teacher_taps, spent, session)
+    is_named_latest = runtime.is_main and plan.config.out is None and job.folder is None
+    to_student = dataclasses.replace(session, saved=point_latest) if is_named_latest else session
+    with spent.part("student"):
+        student, result = _fit_student(plan, data, teaching, warnings, folder, to_student)
+    control = None
+    if plan.config.baseline and plan.teachers and data.source.train.labelled:
+        with spent.part("control"):
+            control = _find_control(plan.config, data, session)
+    elif plan.config.baseline and plan.teachers:
+        session.say("control: none, as no training image has a label")
     # 4. The evidence.
     result = dataclasses.replace(result, teacher=teaching.numbers, chain=teaching.chain, baseline=control)
     if plan.with_probe and runtime.is_main:
@@ -145,9 +164,10 @@ def distill(plan: Plan, job: Job, folder: Path, session: Session) -> Result:
         verdict=None if control is None else _verdict(folder, control, teaching),
         cache=teaching.cache_format,
         warnings=tuple(warnings),
-        timings=timings,
-        seconds=time.monotonic() - started,
+        timings=spent.parts,
+        seconds=spent.seconds,
     )
+    runtime.obey_stop()
     if runtime.is_main:
         write_result(folder, result)
         draw_curves(folder)
@@ -200,11 +220,8 @@ def _start_warnings(plan: Plan, student: Backbone, data: Data, teaching: Teachin
     return start_warnings(before, teaching.numbers.top1, plan.source.evaluated_on)
 
 
-def _find_control(config: TrainConfig, data: Data, session: Session) -> Measured | None:
-    """The numbers of the same student without a teacher, fitted or found; None where there are no labels to fit."""
-    if not data.source.train.labelled:
-        session.say("control: none, as no training image has a label")
-        return None
+def _find_control(config: TrainConfig, data: Data, session: Session) -> Measured:
+    """The numbers of the same student without a teacher, fitted or found."""
     folder = fit_once(control_recipe(config), data, session)
     result = read_result(folder)
     assert result is not None

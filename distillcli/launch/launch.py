@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,12 +22,13 @@ from distillcli.config.overrides import key_of, normalise_overrides, quote_value
 from distillcli.config.primaries import PRIMARIES
 from distillcli.config.schema import RunConfig
 from distillcli.config.unread import check_all_read, compose_for_user
-from distillcli.errors import NumericError, UserError
+from distillcli.errors import Interrupted, NumericError, UserError
 from distillcli.launch.arguments import Arguments, parse_arguments
 from distillcli.launch.resume import NEUTRAL_KEYS, check_unchanged, merge_overrides, recorded_overrides
 from distillcli.report.format import clean
 from distillcli.runs.folder import claim_new
 from distillcli.runs.result import Result, read_result, write_result
+from distillcli.signals import EXIT_CODES
 
 Action = Callable[[Any, Job], None]  # Any: each command takes the dataclass of its own primary config
 
@@ -112,6 +114,11 @@ def _run_sweep(primary: str, parsed: Arguments, overrides: list[str], command: s
     )
     try:
         _hydra_main(primary, parsed.flags, [*overrides, f"hydra.sweep.dir={quote_value(str(folder.absolute()))}"], task)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        code = stop.exit_code if isinstance(stop, Interrupted) else EXIT_CODES[signal.SIGINT]
+        named = ("out=", "hydra.sweep.dir=")
+        words = [word for word in shlex.split(command) if not word.startswith(named)]
+        raise Interrupted(f"interrupted; continue with: {shlex.join([*words, f'out={folder}'])}", code) from None
     finally:
         from distillcli.report.sweep import close_sweep
 

@@ -22,6 +22,7 @@ from distillcli.runtime import Runtime, autocast, from_main, resolve_precision
 from distillcli.types import Inputs
 
 TRIAL_STEPS = 5
+POLL_SECONDS = 0.1
 LAYOUTS = {True: "channels_last", False: "contiguous"}
 
 
@@ -39,7 +40,14 @@ def _remembered(config: TrainConfig, inputs: Inputs, runtime: Runtime) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     trial = _trial(config, inputs, runtime)
     name = fingerprint(trial)
-    with locked(folder, wait=True):
+
+    def wait(_holder: str) -> None:
+        """Whoever measures takes some seconds, so nothing is said. Only the main rank waits, and stops for itself."""
+        if runtime.stop.is_asked():
+            raise runtime.interruption()
+        time.sleep(POLL_SECONDS)
+
+    with locked(folder, wait):
         known = try_json(folder / "layouts.json") or {}
         entry = known.get(name)
         if not isinstance(entry, dict) or entry.get("layout") not in LAYOUTS.values():

@@ -14,22 +14,26 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
 import distillcli
 from distillcli.errors import UserError
 from distillcli.runs.checksums import recorded
+from distillcli.runs.reading import try_json
 
 LIBRARIES = (
     *("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "pillow", "safetensors"),
     *("scikit-learn", "torchmetrics"),
 )
+# What decides the bits of the weights: a run that goes on under others is as good, but not the same.
+DECIDING = ("torch", "torchvision", "timm", "numpy", "pillow")
+COMPUTING = ("device", "threads", "processes")
 
 
 # --- claiming a folder ---------------------------------------------------------------------------------------------
@@ -80,28 +84,47 @@ def writable(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Hold ``folder`` for this process. A second process is refused with the holder's pid and host, or waits.
+def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold ``folder`` for this process. A second one is refused with the holder's pid and host, or waits its turn.
+
+    ``wait``: called with a description of the holder for as long as there is one; it sleeps, and may raise.
 
     POSIX record locks vanish with the process, however it dies, and are not inherited by loader workers.
     """
-    with writable(folder):
-        handle = (folder / ".lock").open("a+")
-    with handle:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            handle.seek(0)
+    while True:
+        # Opened each time: whoever knows that the holder is gone may remove the file.
+        with writable(folder):
+            handle = (folder / ".lock").open("a+")
+        with handle:
+            holder = _take(handle)
+            if holder is None:
+                handle.truncate(0)
+                handle.write(f"pid {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+                handle.flush()
+                yield
+                return
+        if wait is None:
             raise UserError(
-                f"{folder}: another process is working in this folder ({handle.read().strip()}); "
-                "wait for it or use another folder"
-            ) from None
-        handle.truncate(0)
-        handle.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        handle.flush()
-        yield
+                f"{folder}: another process is working in this folder ({holder}); wait for it or use another folder"
+            )
+        wait(holder)
+
+
+def _take(lock: TextIO) -> str | None:
+    """Take the lock, or say who holds it."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        lock.seek(0)
+        return lock.read().strip() or "another process"
+    return None
+
+
+def is_elsewhere(holder: str) -> bool:
+    """Whether the ``holder`` of a lock is on another machine, which may be gone without giving it back."""
+    return f" on {socket.gethostname()}," not in holder
 
 
 def point_latest(folder: Path) -> None:
@@ -113,19 +136,43 @@ def point_latest(folder: Path) -> None:
 
 
 def describe_folder(
-    folder: Path, config: dict[str, Any], command: str, overrides: list[str], classes: Sequence[str]
-) -> None:
-    """Write the files that say what the run is, before it starts."""
+    folder: Path,
+    config: dict[str, Any],
+    command: str,
+    overrides: list[str],
+    classes: Sequence[str],
+    machine: dict[str, Any],
+) -> list[str]:
+    """Write the files that say what the run is, before it starts or goes on.
+
+    ``machine``: what it computes on, as plain data, for ``environment.json``. A run that goes on keeps what it was
+    begun with; returns what of that decides the bits of its weights and is another now, in words.
+    """
+    now = environment(command, overrides) | machine
+    begun = (try_json(folder / "environment.json") or {}) if (folder / "checkpoints").exists() else {}
     with recorded(folder, "config.yaml", "environment.json"):
         write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        write_json(folder / "environment.json", environment(command, overrides))
+        kept = {key: begun[key] for key in ("versions", *machine) if key in begun}
+        write_json(folder / "environment.json", now | kept)
     write_text(folder / "command.txt", command + "\n")
     write_text(folder / "classes.txt", "".join(f"{_on_one_line(name)}\n" for name in classes))
+    return _changed(begun, now)
 
 
 def _on_one_line(name: str) -> str:
     """A class name as it is, or as a JSON text where it has characters that end or rewrite lines."""
     return name if name.isprintable() else json.dumps(name)
+
+
+def _changed(begun: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    def deciding(facts: dict[str, Any]) -> dict[str, Any]:
+        found = facts.get("versions")
+        numbered = found if isinstance(found, dict) else {}
+        return {name: numbered.get(name) for name in DECIDING} | {name: facts.get(name) for name in COMPUTING}
+
+    before, after = deciding(begun), deciding(now)
+    known = [name for name in before if before[name] is not None]
+    return [f"{name} {before[name]} -> {after[name]}" for name in known if before[name] != after[name]]
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -48,11 +48,12 @@ def ready(fit: Fit, runtime: Runtime) -> Loop:
         place(backbone, device, trainer.channels_last)
     objective.to(device)
     optimizer = build_optimizer(config.optimizer, [backbone.net for backbone in models], objective)
-    showing = fit.showing
+    showing, update = fit.showing, Update.of(optimizer, trainer, device)
     state = State(
         model=MutualLearning(fit.student, fit.peers, objective) if fit.peers else Distillation(fit.student, objective),
-        update=Update.of(optimizer, trainer, device),
+        update=update,
         ema=None if trainer.ema is None else ModelEmaV3(fit.student, decay=trainer.ema, use_warmup=True),
+        totals=Totals(device, skips_overflow=update.scaler.is_enabled()),
     )
     teacher = fit.teacher
     if config.teacher.mean and objective.compares_teacher:
@@ -60,7 +61,7 @@ def ready(fit: Fit, runtime: Runtime) -> Loop:
         precision = resolve_precision(config.teacher.precision, device, teacher=True)
         teacher = FrozenTeacher(state.deployed, precision, objective.teacher_taps)
     schedule = build_schedule(config.schedule, optimizer, trainer.epochs, showing.steps_per_epoch)
-    return Loop(state, state.update, schedule, showing, teacher)
+    return Loop(state, update, schedule, showing, teacher)
 
 
 def trained_module(loop: Loop, fit: Fit, runtime: Runtime) -> nn.Module:
@@ -86,43 +87,41 @@ def fit(fit: Fit, session: Session) -> Fitted:
     if fit.config.student.freeze != "none":
         session.say(_frozen_words(fit))
     # 2. The last checkpoint, if there is one, takes the place of all this state.
-    keeper = Keeper(fit, state, runtime)
-    keeper.resume(session.warn)
+    keeper = Keeper(fit, state, session)
+    keeper.resume()
     # 3. Parts of terms that learn from the teacher alone; a checkpoint would have held them.
     if state.step == 0 and loop.teacher is not None:
         _prepare_terms(fit, loop, session)
     # 4. Compiled and joined with other ranks only now: they start from what the main rank has prepared.
     model = trained_module(loop, fit, runtime)
-    # 5. Epochs. A resumed one begins at the step after the checkpoint.
+    # 5. Epochs. A resumed one begins at the step after the checkpoint, or with the validation it was stopped in.
     images, seconds = 0, 0.0
-    with session.watch(fit.role, epochs, steps, state.step) as watcher:
-        while state.step < epochs * steps:
-            epoch = state.step // steps + 1
-            started = time.perf_counter()
-            with named_failures(_smaller_step(fit)):
-                totals = _train_epoch(fit, loop, model, keeper, watcher, session)
-            elapsed = time.perf_counter() - started
-            shown = totals.count * loop.showing.images_per_step
-            images, seconds = images + shown, seconds + elapsed
-            # 6. The end of an epoch: evaluated first, so that its checkpoint holds its numbers.
-            row = {"kind": "train", "epoch": epoch, "step": state.step, **totals.means(runtime)}
-            row |= {"lr": max(group["lr"] for group in loop.update.optimizer.param_groups)}
-            row |= {"images_per_second": shown / elapsed, "seconds": elapsed}
-            numbers = _validate(fit, loop, runtime)
-            keeper.epoch_done(epoch, row, numbers)
+    done = state.step - steps if state.trained else state.step
+    with session.watch(fit.role, epochs, steps, done) as watcher:
+        while state.step < epochs * steps or state.trained:
+            if not state.trained:
+                with named_failures(_smaller_step(fit)):
+                    keeper.epoch_trained(_train_epoch(fit, loop, model, keeper, watcher))
+                images += steps * loop.showing.images_per_step
+                seconds += state.trained["seconds"]
+            # 6. The end of an epoch, once its weights are safe.
+            row, numbers = state.trained, _validate(fit, loop, runtime)
+            keeper.epoch_done(row["epoch"], row, numbers)
             watcher.epoch(row, {} if numbers is None else {"split": "val", **numbers})
-            if session.is_stopping():
-                raise session.interruption()
+            runtime.obey_stop()
     if loop.teacher is not None and loop.teacher.repaired:
         session.warn(f"teacher cache: {loop.teacher.repaired:,} damaged rows were computed again")
     return Fitted(state.deployed, state.best, state.last, images / seconds if seconds else None)
 
 
-def _train_epoch(fit: Fit, loop: Loop, model: nn.Module, keeper: Keeper, watcher: Watcher, session: Session) -> Totals:
-    """The steps that are left of the current epoch. Raises Interrupted after saving, NumericError before."""
-    config, state, runtime, steps = fit.config, loop.state, session.runtime, loop.showing.steps_per_epoch
-    epoch, first_step = state.step // steps + 1, state.step % steps
-    totals = Totals(runtime.device, skips_overflow=loop.update.scaler.is_enabled())
+def _train_epoch(fit: Fit, loop: Loop, model: nn.Module, keeper: Keeper, watcher: Watcher) -> dict[str, Any]:
+    """The steps that are left of the current epoch; its row of ``metrics.jsonl``, over all of its steps.
+
+    Raises Interrupted after saving, NumericError before.
+    """
+    config, state, runtime, steps = fit.config, loop.state, keeper.runtime, loop.showing.steps_per_epoch
+    epoch, first_step, totals = state.step // steps + 1, state.step % steps, state.totals
+    totals.start_clock()
     for parts in loop.showing.epoch(epoch, first_step):
         # 1. Whatever a layer draws in this step is a function of the step, also after resuming.
         seed_everything(config.seed, "step", state.step, runtime.rank)
@@ -133,19 +132,22 @@ def _train_epoch(fit: Fit, loop: Loop, model: nn.Module, keeper: Keeper, watcher
             state.ema.update(fit.student, step=state.step)
         totals.add(state.step, result)
         if state.step == 1:
-            _doubt_first_gradient(result.norm, fit, model, session)
+            _doubt_first_gradient(result.norm, fit, model, keeper.session)
         watcher.step(None)
         if state.step % steps == 0:
             continue  # the end of an epoch is saved together with its evaluation
         # 2. Losses are read only here: reading them at every step would make the device wait.
-        stopping = session.is_stopping()
+        stopping = runtime.is_stopping()
         if stopping or keeper.is_due():
             check_losses(totals, fit, loop.update, epoch, runtime)
             keeper.save()
         if stopping:
-            raise session.interruption()
+            raise runtime.interruption()
     check_losses(totals, fit, loop.update, epoch, runtime)
-    return totals
+    row = {"kind": "train", "epoch": epoch, "step": state.step, **totals.means(runtime)}
+    row |= {"lr": max(group["lr"] for group in loop.update.optimizer.param_groups)}
+    seconds = totals.seconds
+    return row | {"images_per_second": steps * loop.showing.images_per_step / seconds, "seconds": seconds}
 
 
 def _doubt_first_gradient(norm: Tensor, fit: Fit, model: nn.Module, session: Session) -> None:
@@ -195,8 +197,7 @@ def _answers(showing: Showing, teacher: Teacher, epochs: int, session: Session) 
     whole = dataclasses.replace(showing, micro_batches=1, growth=None)
     for epoch in range(1, epochs + 1):
         for batch in itertools.chain.from_iterable(whole.epoch(epoch)):
-            if session.is_stopping():
-                raise session.interruption()
+            session.runtime.obey_stop()
             yield teacher(batch)
 
 

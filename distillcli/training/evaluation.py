@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 from distillcli.models.ensemble import Classifier
 from distillcli.runs.predictions import Predictions
 from distillcli.runs.result import ClassAccuracy, Measured
-from distillcli.runtime import autocast, sum_over_ranks
+from distillcli.runtime import Runtime, autocast, sum_over_ranks
 from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.views.loader import Data, Loader
 
@@ -52,7 +52,7 @@ def measure(
         agreement=numbers.get("agreement"),
         kl_to_teacher=numbers.get("kl_to_teacher"),
         per_class={names[k]: ClassAccuracy(top1, count) for k, (top1, count) in found.by_class.items()} or None,
-        latency_ms=latency(backbone, data.evaluation.runtime.device),
+        latency_ms=latency(backbone, data.evaluation.runtime),
     )
     return measured, found.predictions
 
@@ -134,12 +134,14 @@ def evaluate_by_class(
 
 
 @torch.no_grad()
-def latency(backbone: Classifier, device: torch.device) -> float:
+def latency(backbone: Classifier, runtime: Runtime) -> float:
     """Milliseconds of one fp32 forward pass of one image of its own size: the median of 30 after 5 to warm up."""
     backbone.eval()
-    images = torch.zeros(1, backbone.spec.channels, backbone.image_size, backbone.image_size, device=device)
+    device, size = runtime.device, backbone.image_size
+    images = torch.zeros(1, backbone.spec.channels, size, size, device=device)
     times = []
     for _ in range(LATENCY_RUNS + 5):
+        runtime.obey_stop()  # a large model on a CPU takes a minute for all of them
         started = time.perf_counter()
         backbone(images)
         if device.type == "cuda":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,21 +18,29 @@ from distillcli.runtime import Runtime, any_rank
 from distillcli.training.checkpoint import load_last, remove_leftovers, save_checkpoint, save_last
 from distillcli.training.fit import Fit
 from distillcli.training.learners import Distillation, MutualLearning
+from distillcli.training.session import Session
 from distillcli.training.soundness import check_numbers, check_weights, trained_tensors
 from distillcli.training.step import Update
 from distillcli.training.stored_state import check_state
+from distillcli.training.totals import Totals
 
 
 @dataclass
 class State:
-    """All that changes while training, and all that a checkpoint holds."""
+    """All that changes while training, and all that a checkpoint holds.
+
+    ``trained``: the row of an epoch that is trained and saved, and not validated yet. ``totals``: of the epoch that is
+    being trained.
+    """
 
     model: Distillation | MutualLearning
     update: Update
     ema: ModelEmaV3 | None
+    totals: Totals
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)  # epoch and numbers of the validation data; empty without
     last: dict[str, float] = field(default_factory=dict)
+    trained: dict[str, Any] = field(default_factory=dict)
 
     @property
     def deployed(self) -> Backbone:
@@ -63,6 +70,7 @@ class State:
         }
 
     def everything(self) -> dict[str, Any]:
+        """All but ``totals``, which the ranks add up."""
         return self.weights() | {
             "objective": self.model.objective.state_dict(),
             "peers": [peer.net.state_dict() for peer in self.peers],
@@ -71,9 +79,10 @@ class State:
             "step": self.step,
             "best": self.best,
             "last": self.last,
+            "trained": self.trained,
         }
 
-    def restore(self, content: dict[str, Any]) -> None:
+    def restore(self, content: dict[str, Any], runtime: Runtime) -> None:
         self.model.student.net.load_state_dict(content["student"])
         self.model.objective.load_state_dict(content["objective"])
         for peer, weights in zip(self.peers, content["peers"], strict=True):
@@ -83,18 +92,22 @@ class State:
         self.update.optimizer.load_state_dict(content["optimizer"])
         self.update.scaler.load_state_dict(content["scaler"])
         self.step, self.best, self.last = content["step"], content["best"], content["last"]
+        self.trained = content["trained"]
+        self.totals.restore(content["totals"], runtime)
 
 
 class Keeper:
     """Keeps what a run folder must hold while training: checkpoints, the best epoch, the rows of metrics."""
 
-    def __init__(self, fit: Fit, state: State, runtime: Runtime) -> None:
+    def __init__(self, fit: Fit, state: State, session: Session) -> None:
         config, student = fit.config, state.model.student
         settings = student.net.pretrained_cfg
         self.fit = fit
         self.folder = fit.folder
-        self.runtime = runtime
+        self.session = session
+        self.runtime = session.runtime
         self.state = state
+        self.role = fit.role
         self.identity = {
             # As in an exported model: a name of the config may stand for a folder or for a model on the hub.
             "model": {"name": settings["architecture"], "args": arguments(get_model_args(student.net), settings)},
@@ -108,23 +121,33 @@ class Keeper:
         self.steps_per_epoch = fit.showing.steps_per_epoch
         self.epochs = config.trainer.epochs
 
-    def resume(self, warn: Callable[[str], None]) -> None:
+    def resume(self) -> None:
+        """Put the last checkpoint in the place of the state, if there is one. Raises UserError for another recipe."""
         if self.runtime.is_main:
             remove_leftovers(self.folder)
         content, warning = load_last(self.folder, self._check)
         if warning is not None:
-            warn(warning)
+            self.session.warn(warning)
         if content is None:
-            self._begin_again(warn)
+            self._begin_again()
             return
         if content["recipe"] != self.identity["recipe"]:
             raise UserError(
                 f"{self.folder}: its checkpoint was written with other settings (models, data, objective or budget); "
                 "start a new run"
             )
-        self.state.restore(content)
+        self.state.restore(content, self.runtime)
         if self.runtime.is_main:
-            rewind_metrics(self.folder, self.state.step // self.steps_per_epoch)
+            rewind_metrics(self.folder, int(self.state.last.get("epoch", 0)))
+        self.session.say(f"{self.role}: resumed {self._place()}")
+
+    def _place(self) -> str:
+        step, steps = self.state.step, self.steps_per_epoch
+        if self.state.trained:
+            return f"at the validation of epoch {step // steps}, after step {step}"
+        if step == steps * self.epochs:
+            return f"after its last epoch, {step // steps}"
+        return f"at epoch {step // steps + 1}, step {step}"
 
     def _check(self, content: dict[str, Any]) -> None:
         """Raise what reading raises, unless this is a state of this fit, or whole and of another one."""
@@ -132,11 +155,13 @@ class Keeper:
             state = self.state
             check_state(content, state.everything(), state.update.optimizer, self.steps_per_epoch, self.epochs)
 
-    def _begin_again(self, warn: Callable[[str], None]) -> None:
+    def _begin_again(self) -> None:
         """Epochs were recorded, and what they had learned is gone."""
         epochs = [row["epoch"] for row in read_metrics(self.folder)]
         if epochs:
-            warn(f"{self.folder}: {max(epochs)} epochs are recorded, but no checkpoint is left; beginning at epoch 1")
+            self.session.warn(
+                f"{self.folder}: {max(epochs)} epochs are recorded, but no checkpoint is left; beginning at epoch 1"
+            )
             if self.runtime.is_main:
                 rewind_metrics(self.folder, 0)
 
@@ -146,18 +171,27 @@ class Keeper:
     def save(self) -> None:
         """Raises NumericError, before anything is written, if a weight is not finite."""
         check_weights(self.state.tensors, self.fit, self.state.step, self.runtime)
+        totals = self.state.totals.content(self.runtime)
+        content = self.state.everything() | {"totals": totals} | self.identity
         if self.runtime.is_main:
-            save_last(self.folder, self.state.everything() | self.identity)
+            save_last(self.folder, content)
+            self.session.saved(self.folder)
         self.saved_at = time.monotonic()
 
+    def epoch_trained(self, train: dict[str, Any]) -> None:
+        """Save an epoch before it is validated: whatever ends the process now, the validation alone is made up."""
+        self.state.trained = train
+        self.state.totals.clear()
+        self.save()
+
     def epoch_done(self, epoch: int, train: dict[str, Any], numbers: dict[str, float] | None) -> None:
-        """Record an epoch. Raises NumericError, before anything is written, if it is not finite.
+        """Record an epoch that was trained and validated. Raises NumericError if its numbers are not finite.
 
         ``numbers``: of the validation data; None where there are none, and no epoch is the best.
         """
         state, validated = self.state, numbers is not None
-        check_weights(state.tensors, self.fit, state.step, self.runtime)
         check_numbers(numbers or {}, self.fit, epoch)
+        state.trained = {}
         state.last = {"epoch": epoch, **(numbers or {})}
         is_best = validated and (not state.best or merit(state.last) > merit(state.best))
         state.best = state.last if is_best else state.best

@@ -28,6 +28,19 @@ def check_state(found: dict[str, Any], own: dict[str, Any], optimizer: Optimizer
         _check_numbers(found[part], found["last"], part, epochs)
     if found["last"].get("epoch", 0) not in (step // steps, step // steps - 1):
         raise ValueError(f"its last epoch is {found['last'].get('epoch', 0)} at step {step} of {steps} per epoch")
+    trained = found["trained"]
+    if trained and not (step % steps == 0 and trained["epoch"] == step // steps and _is_number(trained["seconds"])):
+        raise ValueError(f"its step {step} is not the end of the epoch that it says was trained")
+    _check_totals(found["totals"], step % steps)
+
+
+def _check_totals(totals: dict[str, Any], taken: int) -> None:
+    """``taken``: the steps of the epoch that is being trained."""
+    numbers = (totals["count"], totals["skipped"], totals["seconds"])
+    if not all(map(_is_number, numbers)) or totals["count"] != taken:
+        raise ValueError(f"the sums of its epoch are broken: {numbers!r} after {taken} steps")
+    if not all(isinstance(total, Tensor) and total.ndim == 0 for total in totals["sums"].values()):
+        raise ValueError("the sums of its epoch are broken")
 
 
 def _same_kind(found: Any, own: Any, name: str) -> None:

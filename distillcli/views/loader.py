@@ -95,13 +95,19 @@ class Loader:
             yield Batch(images, targets, torch.from_numpy(rows.index), torch.from_numpy(rows.view))
 
     def plain(self) -> Iterator[Batch]:
-        """This rank's share of the images shown, for evaluation: each once over all ranks, none twice."""
+        """This rank's share of the images shown, for evaluation: each once over all ranks, none twice.
+
+        Raises Interrupted after a batch when a stop was requested, so all ranks must go on to the end together.
+        """
         mine = self.shown[self.runtime.rank :: self.runtime.world]
         everything, fraction = Rows(np.zeros_like(mine), mine), self.config.crop_fraction
         plan = [everything[start : start + EVALUATION_BATCH] for start in range(0, len(mine), EVALUATION_BATCH)]
         for rows, pixels in zip(plan, self.store.fetch(Cropping(None, 0, fraction), plan), strict=True):
             images = self._render(pixels, plain_views(self.store.aspects(rows.index), fraction), self.config.image_size)
             yield Batch(images, self._labels(rows.index), torch.from_numpy(rows.index))
+            self.runtime.obey_stop()
+        if len(plan) < -(-len(self.shown) // (EVALUATION_BATCH * self.runtime.world)):
+            self.runtime.obey_stop()  # the first ranks may have a batch more; all look equally often
 
     def _labels(self, index: Positions) -> Tensor:
         return self.labels[torch.from_numpy(index).to(self.runtime.device)]

@@ -186,11 +186,12 @@ def _unwrap(item: Tensor | UserError) -> Tensor:
 
 
 def _spare_from_signals(closing: Event, _worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group, but only the main process may act on them, after saving.
+    """Signals often reach the whole process group, but only the main process may act on them, after saving.
 
     At exit, multiprocessing terminates its workers with SIGTERM and waits for them, so from then on they obey it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.is_set() else None)
 
 
@@ -223,7 +224,11 @@ def open_store(images: Images, config: DatasetConfig, workers: int, runtime: Run
     if len(images) * stored**2 * config.channels > memory_bytes:
         return StreamStore(images, config.image_size, workers, runtime)
     plan = [list(range(start, min(start + 64, len(images)))) for start in range(0, len(images), 64)]
-    rows = torch.cat([_unwrap(item) for item in _loader(_Squeezed(images, stored), plan, workers, runtime)])
+    decoded = []
+    for item in _loader(_Squeezed(images, stored), plan, workers, runtime):
+        runtime.obey_stop()
+        decoded.append(_unwrap(item))
+    rows = torch.cat(decoded)
     aspects = rows[:, -8:].contiguous().view(torch.float64)[:, 0].numpy()
     pixels = rows[:, :-8].reshape(-1, stored, stored, config.channels)
     return MemoryStore(pixels.to(runtime.device), aspects)
