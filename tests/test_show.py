@@ -172,7 +172,7 @@ def test_a_config_is_copied_once(capsys: pytest.CaptureFixture[str]) -> None:
         (["show"], "ke", "keys"),
     ],
 )
-@pytest.mark.fault("F6.26")
+@pytest.mark.fault("F6.20")
 def test_completion_knows(words: list[str], current: str, expected: str) -> None:
     Path("model_dir").mkdir()
     for file in ("runs/mine/one/config.yaml", "runs/sweeps/one/0/config.yaml", "runs/cache/abc/key.json"):
@@ -181,7 +181,7 @@ def test_completion_knows(words: list[str], current: str, expected: str) -> None
     assert expected in candidates(words, current)
 
 
-@pytest.mark.fault("F6.28")
+@pytest.mark.fault("F6.22")
 def test_every_key_is_shown_with_its_comment(capsys: pytest.CaptureFixture[str]) -> None:
     show.run(["keys"])
     told = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
