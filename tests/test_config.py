@@ -216,6 +216,8 @@ def test_home_is_expanded_and_sweeps_of_paths_stay_sweeps(monkeypatch: pytest.Mo
         ("distill.temperature=0", "above 0"),
         ("distill.temperature_end=0", "above 0"),
         ("distill.temperature=-1", "above 0"),
+        ("distill.temperature=1e-8", "at least 0.01"),
+        ("distill.temperature_end=1e-8", "at least 0.01"),
         ("distill.temperature=nan", "finite"),
         ("distill.temperature=1e400", "finite"),
         ("distill.terms.kl.weight=inf", "finite"),

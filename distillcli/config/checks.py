@@ -35,6 +35,7 @@ from distillcli.config.terms import check_terms
 from distillcli.errors import UserError, did_you_mean
 
 FORMATS = ("table", "json")
+LOWEST_TEMPERATURE = 0.01
 LONGEST_NAME = 200  # bytes; file systems take 255
 
 
@@ -84,6 +85,9 @@ def _check_distill(config: DistillConfig) -> None:
         raise UserError(f"distill.temperature={config.temperature}: must be above 0; 1 to 8 is usual")
     if config.temperature_end is not None:
         above_zero("distill.temperature_end", config.temperature_end)
+    for key, value in (("temperature", config.temperature), ("temperature_end", config.temperature_end)):
+        if value is not None and value < LOWEST_TEMPERATURE:
+            raise UserError(f"distill.{key}={value}: must be at least {LOWEST_TEMPERATURE}, or logits overflow; try 1")
     if config.alpha is not None and not 0 <= config.alpha <= 1:
         raise UserError(f"distill.alpha={config.alpha}: must be in [0, 1], or null for a plain weighted sum")
     if not config.terms:
