@@ -64,7 +64,7 @@ def test_every_source_has_one_channel(tmp_path: Path) -> None:
     for part in ("train", "val"):
         for number, name in enumerate(("cat", "dog")):
             (tmp_path / part / name).mkdir(parents=True)
-            Image.new("RGB", (5, 4), (200, 100, number)).save(tmp_path / part / name / "0.png")
+            Image.new("RGB", (5, 4), (200, 100, number + len(part))).save(tmp_path / part / name / "0.png")
     for config in (DatasetConfig(name="digits"), DatasetConfig(name="folder", root=str(tmp_path))):
         rgb = open_source(config)
         assert with_channels(rgb, 3) is rgb, "what was fitted and cached before is found again"
