@@ -189,7 +189,7 @@ def test_nan_on_one_rank_ends_both(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.fault("F4.11", "R57")
+@pytest.mark.fault("F4.9", "R57")
 @pytest.mark.parametrize(
     ("error", "kind"),
     [

@@ -131,9 +131,7 @@ class Result:
     last: EpochNumbers | None = None  # the last epoch
     epochs: int | None = None  # how many were asked for
     images_per_second: float | None = None  # while training, without evaluation and checkpoints
-    seconds: float | None = (
-        None  # of the whole run and all its sessions, with everything that was fitted or measured for it
-    )
+    seconds: float | None = None  # of the whole run in all its sessions, with all that was fitted or measured for it
     timings: dict[str, float] = field(default_factory=dict)  # seconds for "teacher", "assistants", "student", "control"
     temperature: float | None = None  # distill.temperature
     alpha: float | None = None  # distill.alpha: the share of the teacher's terms; null for a plain weighted sum
