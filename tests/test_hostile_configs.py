@@ -165,7 +165,7 @@ def test_a_name_stays_as_it_was_typed(name: str) -> None:
     assert config.name == name
 
 
-@pytest.mark.fault("F5.10", "F6.15")
+@pytest.mark.fault("F5.10", "F6.13")
 def test_names_in_a_sweep_stay_as_typed(capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[TrainConfig] = []
     with pytest.raises(SystemExit):

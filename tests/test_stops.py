@@ -145,7 +145,7 @@ def test_the_row_of_a_resumed_epoch_is_of_the_whole_epoch(tmp_path: Path) -> Non
     assert second["seconds"] > kept["seconds"] > 0
 
 
-@pytest.mark.fault("F6.10")
+@pytest.mark.fault("F6.9")
 def test_checkpoints_that_are_gone_are_missed(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(tiny(*RECIPE), tmp_path, Watch(stop_after=EPOCH + 1))
