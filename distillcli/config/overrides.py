@@ -15,6 +15,8 @@ PATH_KEYS = frozenset(
     {
         "checkpoint",
         "teacher.checkpoint",
+        "teacher.class_map",
+        "teacher.classes",
         "student.checkpoint",
         "dataset.root",
         "dataset.labels",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from distillcli.config.schema import TrainConfig
 from distillcli.distillation.fits import fit_once, open_cache_or_warn
 from distillcli.distillation.kinds import kind_of
+from distillcli.distillation.proving import prove_given
 from distillcli.distillation.recipes import assistant_recipes, recipe_to_fit
 from distillcli.errors import NumericError
 from distillcli.runs.result import Measured
@@ -28,6 +29,7 @@ class Teaching:
     ``teacher``: the configured one. ``nearest``: the one the student learns from: the last assistant, or the teacher.
     ``targets``: the outputs of ``nearest``, cached as ``cache_format`` where they can be. ``facts`` and ``chain``: the
     numbers of the teacher and of its assistants for ``result.json``. ``timings``: seconds of finding each.
+    ``warnings``: what speaks against a teacher that was given; printed already.
     """
 
     teacher: FrozenTeacher | None = None
@@ -37,17 +39,19 @@ class Teaching:
     facts: Measured | None = None
     chain: tuple[Measured, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def find_teaching(config: TrainConfig, data: Data, taps: Taps, session: Session) -> Teaching:
     """Find or train the teacher, measure it, and train its assistants.
 
-    Raises NumericError when the teacher's outputs are not finite.
+    Raises NumericError when the teacher's outputs are not finite, and UserError when a given one knows nothing.
     """
     if not kind_of(config).is_fixed:
         return Teaching()
-    # 1. The teacher itself, measured before anything learns from it.
+    # 1. The teacher itself, measured before anything learns from it; what is given is asked before anything is fitted.
     begun = time.monotonic()
+    warnings = prove_given(config, data, session)
     teacher, runs = find_teacher(config, data, taps, session)
     timings = {"teacher": time.monotonic() - begun}
     facts = measure(teacher.backbone, data, teacher.precision)
@@ -69,7 +73,7 @@ def find_teaching(config: TrainConfig, data: Data, taps: Taps, session: Session)
     # 3. The model nearest to the student outputs what the objective compares.
     nearest = dataclasses.replace(nearest, taps=taps)
     targets, cache_format = open_cache_or_warn(config, data, nearest, session)
-    return Teaching(teacher, nearest, targets, cache_format, facts, tuple(chain), timings)
+    return Teaching(teacher, nearest, targets, cache_format, facts, tuple(chain), timings, tuple(warnings))
 
 
 def find_teacher(

@@ -124,6 +124,7 @@ def distill(plan: Plan, job: Job, folder: Path, session: Session) -> Result:
     control = _find_control(plan.config, data, session) if plan.config.baseline and plan.teachers else None
     timings |= {} if control is None else {"control": time.monotonic() - begun}
     # 4. The evidence.
+    warnings += teaching.warnings
     result = dataclasses.replace(result, teacher=teaching.facts, chain=teaching.chain, baseline=control)
     if plan.with_probe and runtime.is_main:
         result = _with_probes(result, plan.config, data, student, teaching, runtime)

@@ -16,7 +16,7 @@ from distillcli.config.ranges import nearest_path
 from distillcli.config.schema import RunConfig
 from distillcli.errors import UserError
 
-# What may change when a run is resumed: these keys decide where and how fast it computes, never what.
+# What may change when a run is resumed: these keys decide whether, where and how fast it computes, never what.
 NEUTRAL_KEYS = frozenset(
     {
         "trainer.workers",
@@ -28,6 +28,7 @@ NEUTRAL_KEYS = frozenset(
         "dataset.class_map",
         "dataset.path",
         "teacher.cache.dir",
+        "teacher.trust",
         "runs",
         "resume",
         "out",
