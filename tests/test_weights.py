@@ -109,9 +109,11 @@ FORMS: dict[str, Callable[[Path], object]] = {
         tmp / "checkpoint-3.pth.tar", state_dict=other(), state_dict_ema=state()
     ),
 }
-NAMELESS = {form for form in FORMS if form.startswith(("state", "nested", "timm", "safetensors a", "safetensors of"))}
+NAMELESS = {form for form in FORMS if form.startswith(("state", "nested", "safetensors a", "safetensors of"))}
+SILENT = {form for form in FORMS if form in NAMELESS or form.startswith("timm")}  # on classes and the images' size
 
 
+@pytest.mark.fault("R12")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.fault("R12")
 def test_every_form_gives_the_same_logits(form: str, tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_every_form_gives_the_same_logits(form: str, tmp_path: Path) -> None:
         again = build(weights.model, Inputs(5, 32), "student").eval()
         load_into(again, weights, "student")
         assert torch.equal(logits(again), logits(backbone()))
-        assert (weights.classes, weights.image_size) == (CLASSES, 32)
+        assert (weights.classes, weights.image_size) == ((None, None) if form in SILENT else (CLASSES, 32))
 
 
 def test_an_exported_folder_is_a_model_of_timm(tmp_path: Path) -> None:
@@ -213,8 +215,9 @@ def test_another_architecture_is_refused_with_the_first_tensor(tmp_path: Path) -
     with pytest.raises(UserError) as caught:
         load_into(model, weights, "student")
     message = str(caught.value)
-    first = min(model.net.state_dict().keys() ^ state().keys())
-    for said in (str(tmp_path / "last.pt"), "test_resnet", "student.name=test_vit", f"first {first}"):
+    ours, theirs = next(iter(model.net.state_dict())), next(iter(state()))
+    said_names = (f"missing from the file (first {ours})", f"unexpected in it (first {theirs})")
+    for said in (str(tmp_path / "last.pt"), "student.name=test_vit", *said_names, "set student.name=test_resnet"):
         assert said in message
     assert "\n" not in message
     assert all(torch.equal(before[name], value) for name, value in model.net.state_dict().items())
@@ -232,7 +235,7 @@ def test_another_architecture_is_refused_with_the_first_tensor(tmp_path: Path) -
 def test_one_wrong_tensor_is_enough_to_refuse(change: Callable[[dict[str, Tensor]], object]) -> None:
     tensors = dict(state())
     change(tensors)
-    with pytest.raises(UserError, match=r"1 of \d+ tensors differ, first (fc\.bias|extra\.weight);"):
+    with pytest.raises(UserError, match=r"7[67] of its 77 tensors match; 1 is .* \(first (fc\.bias|extra\.weight)"):
         load_into(backbone(), Weights(tensors, "here"), "student")
 
 
@@ -319,13 +322,14 @@ class Hostile:
         return os.mkdir, (str(self.marker),)
 
 
+@pytest.mark.fault("R16")
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.fault("R16")
 def test_a_hostile_pickle_is_refused_and_nothing_of_it_runs(nested: bool, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     hostile = Hostile(marker)
     path = saved(tmp_path / "weights.pt", {"state_dict": state(), "args": hostile} if nested else hostile)
-    refused(path, "not loaded for safety")
+    refused(path, "not loaded for safety", f"{os.mkdir.__module__}.mkdir", *(["entry 'args'"] if nested else []))
     raw = tmp_path / "raw.pt"
     raw.write_bytes(pickle.dumps(hostile))
     refused(raw)
@@ -366,6 +370,7 @@ def test_a_damaged_exported_folder_names_the_file(tmp_path: Path) -> None:
     refused(path.parent, "truncated", names=path)
 
 
+@pytest.mark.fault("R13")
 def test_a_folder_without_weights_and_a_missing_path_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "neither a run folder")

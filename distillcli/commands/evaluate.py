@@ -50,7 +50,7 @@ def run(config: EvalConfig, job: Job) -> None:
 
     with start(config.trainer) as runtime:
         trainer = config.trainer if trained is None else trained.trainer
-        backbone = reopen_model(what, source, dataset, trainer.channels_last, runtime)
+        backbone = reopen_model(what, source, dataset, trainer.channels_last, runtime, config.model)
         teacher = None
         if trained is not None and run_folder is not None:
             teacher = reopen_teacher(run_folder, trained, with_classes(source, trained), runtime)

@@ -27,7 +27,7 @@ def check_model(key: str, config: ModelConfig) -> None:
     if config.name.startswith("local-dir:"):
         check_existing(f"{key}.name", config.name.removeprefix("local-dir:"), shown=config.name)
     elif not config.name.startswith(HUB_PREFIXES):
-        _known_model(f"{key}.name", config.name)
+        check_model_name(f"{key}.name", config.name)
     if config.image_size is not None:
         at_least(f"{key}.image_size", config.image_size, 8)
     if config.checkpoint is not None:
@@ -78,8 +78,8 @@ def check_teacher(config: TeacherConfig) -> None:
         above_zero(f"teacher.members[{number}].weight", member.weight)
         above_zero(f"teacher.members[{number}].temperature", member.temperature)
         _check_seed(f"teacher.members[{number}].seed", member.seed)
-        _check_class_map(f"teacher.members[{number}]", member, config.fit.mode)
-    _check_class_map("teacher", config, config.fit.mode)
+        _check_class_names(f"teacher.members[{number}]", member, config)
+    _check_class_names("teacher", config, config)
     for number, assistant in enumerate(config.assistants):
         check_model(f"teacher.assistants[{number}]", assistant)
         _check_seed(f"teacher.assistants[{number}].seed", assistant.seed)
@@ -99,15 +99,24 @@ def _check_seed(key: str, seed: int | None) -> None:
         at_least(key, seed, 0)
 
 
-def _check_class_map(key: str, config: TeacherConfig | MemberConfig, fit_mode: str) -> None:
-    if config.class_map is None:
-        return
-    check_existing(f"{key}.class_map", config.class_map)
-    if fit_mode == "always" or (config.checkpoint is None and not config.pretrained):
-        raise UserError(
-            f"{key}.class_map={config.class_map}: a teacher that is trained here has the classes of the data set; "
-            f"set {key}.checkpoint=PATH or {key}.pretrained=true, and keep teacher.fit.mode=auto"
-        )
+def _check_class_names(key: str, config: TeacherConfig | MemberConfig, teacher: TeacherConfig) -> None:
+    """Files of names are for the classifier of a teacher that is given, not for one that is trained here."""
+    for setting, file in (("class_map", config.class_map), ("classes", config.classes)):
+        if file is None:
+            continue
+        check_existing(f"{key}.{setting}", file)
+        given = config.checkpoint is not None or (config.pretrained and setting == "class_map")
+        if teacher.fit.mode == "always" or not given:
+            fixes = f"set {key}.checkpoint=PATH" + (f" or {key}.pretrained=true" if setting == "class_map" else "")
+            raise UserError(f"{key}.{setting}={file}: {_OTHERS[setting]}; {fixes}, and keep teacher.fit.mode=auto")
+    if config.classes is not None and not teacher.head:
+        raise UserError(f"{key}.classes={config.classes}: a teacher without a head has no classes; leave the file out")
+
+
+_OTHERS = {
+    "class_map": "a teacher that is trained here has the classes of the data set",
+    "classes": "it names the classes of a checkpoint, which other teachers name themselves",
+}
 
 
 def check_kinds_of_teachers(config: TrainConfig) -> None:
@@ -178,7 +187,7 @@ def check_checkpoint(key: str, value: str, model_name_allowed: bool = False) -> 
         check_existing(key, value, others=model_names() if model_name_allowed else ())
 
 
-def _known_model(key: str, name: str) -> None:
+def check_model_name(key: str, name: str) -> None:
     if not _is_model(name):
         hint = did_you_mean(name.split(".")[0], model_names())
         raise UserError(f"{key}={name}: timm has no such model{hint or '; see distill show models PATTERN'}")

@@ -17,6 +17,7 @@ from distillcli.config.check_models import (
     check_kinds_of_teachers,
     check_layer_decay,
     check_model,
+    check_model_name,
     check_reused_head,
     check_teacher,
 )
@@ -67,6 +68,8 @@ def check_eval(config: EvalConfig) -> None:
         raise UserError("distill eval needs checkpoint=...: a run folder, a checkpoint file or a timm model name")
     one_of("format", config.format, FORMATS)
     check_checkpoint("checkpoint", config.checkpoint, model_name_allowed=True)
+    if config.model is not None:
+        check_model_name("model", config.model)
     if config.dataset is not None:
         check_dataset(config.dataset)
 

@@ -16,6 +16,8 @@ PATH_KEYS = frozenset(
     {
         "checkpoint",
         "teacher.checkpoint",
+        "teacher.class_map",
+        "teacher.classes",
         "student.checkpoint",
         "dataset.root",
         "dataset.labels",

@@ -53,6 +53,7 @@ class MemberConfig(ModelConfig):
     """One teacher of an ensemble; it is trained, or found, as a single teacher would be."""
 
     class_map: Optional[str] = None  # file with lines "class of the data set,class of the member"; null: same names
+    classes: Optional[str] = None  # as teacher.classes
     weight: float = 1.0
     temperature: float = 1.0  # divides its logits before they are averaged
     seed: Optional[int] = None  # of its training; null: the seed of the run. Members of one model need different seeds
@@ -68,6 +69,8 @@ class AssistantConfig(ModelConfig):
 @dataclass
 class TeacherConfig(ModelConfig):
     class_map: Optional[str] = None  # file with lines "class of the data set,class of the teacher"; null: same names
+    classes: Optional[str] = None  # names for the outputs of a checkpoint that has none, in order: one a line, or JSON
+    trust: bool = False  # true: go on with a given teacher whose answers are not those of the labels
     head: bool = True  # false: a feature extractor, which gives an embedding and stages; it is never trained
     precision: str = "auto"  # auto | fp32 | bf16 | fp16, for its forward pass and its training
     members: list[MemberConfig] = field(default_factory=list)  # an ensemble, instead of name and checkpoint
@@ -214,6 +217,7 @@ class TrainConfig(RunConfig):
 @dataclass
 class EvalConfig:
     checkpoint: Optional[str] = None  # run folder, RUNS/NAME/latest, checkpoint file, exported student/, timm name
+    model: Optional[str] = None  # the timm model of a checkpoint that does not name its own
     format: str = "table"  # table | json
     dataset: Optional[DatasetConfig] = None  # null: the run's own data set
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from distillcli.config.schema import DatasetConfig, ModelConfig, TrainConfig
 from distillcli.errors import UserError
-from distillcli.models.backbone import Backbone, build, place
+from distillcli.models.backbone import LOCAL_PREFIX, Backbone, build, place
 from distillcli.models.imagenet import open_pretrained, pretrained_classes
-from distillcli.models.weights import HUB_PREFIX, Weights, knows_classes, load_into, read_weights
+from distillcli.models.weights import HUB_PREFIX, Weights, for_model, knows_classes, load_into, read_weights
 from distillcli.runs.result import read_result
 from distillcli.runtime import Runtime
 from distillcli.sources.source import Source
@@ -16,24 +16,29 @@ from distillcli.teachers.frozen import FrozenTeacher, members_of, open_teacher
 from distillcli.types import LOGITS_ONLY, Inputs, Taps
 
 
-def open_checkpoint(what: str) -> tuple[Backbone, Weights]:
+def open_checkpoint(what: str, name: str | None, images: Inputs) -> tuple[Backbone, Weights]:
     """The model that ``what`` holds, on the CPU, with its own weights and classifier, and what its files say about it.
 
-    ``what``: run folder, checkpoint file, exported folder, or ``hf-hub:`` name. No data set is needed. Raises
-    UserError when it cannot be read, or does not name its model.
+    ``what``: run folder, checkpoint file, exported folder, or ``hf-hub:`` name. ``name``: of the model, for files that
+    do not say; what else they do not say is as in ``images``. Raises UserError when it cannot be read, its model is not
+    named, or it is another one.
     """
     weights = read_weights(what)
-    model = weights.model
-    assert model.image_size is not None, "what names its model names the size of its images as well"
-    backbone = build(model, Inputs(weights.class_count or 0, model.image_size, weights.channels), "")
+    if name is not None and weights.architecture not in (None, name.split(".")[0]):
+        raise UserError(f"model={name}: {what} names its model, {weights.architecture}; leave model out")
+    model = weights.model if name is None else ModelConfig(name, args=weights.args, image_size=weights.image_size)
+    size = model.image_size or images.image_size
+    channels = images.channels if weights.channels is None else weights.channels
+    count = images.classes if weights.class_count is None else weights.class_count
+    backbone = build(model, Inputs(count, size, channels), "")
     load_into(backbone, weights, "")
-    return backbone, weights
+    return backbone, for_model(weights, backbone, "")
 
 
 def must_know(weights: Weights, backbone: Backbone, source: Source, dataset: DatasetConfig) -> None:
     """Raise UserError when a model is not one for the images and classes of ``source``; without classes any will do."""
     given = f"checkpoint={weights.origin}"
-    if weights.channels != dataset.channels:
+    if weights.channels not in (None, dataset.channels):
         raise UserError(
             f"{given}: takes images of {weights.channels} channels, and dataset.channels={dataset.channels}; set "
             f"dataset.channels={weights.channels}"
@@ -46,19 +51,24 @@ def must_know(weights: Weights, backbone: Backbone, source: Source, dataset: Dat
 
 
 def reopen_model(
-    what: str, source: Source, dataset: DatasetConfig, channels_last: bool | None, runtime: Runtime
+    what: str,
+    source: Source,
+    dataset: DatasetConfig,
+    channels_last: bool | None,
+    runtime: Runtime,
+    name: str | None = None,
 ) -> Backbone:
     """The model that ``what`` names, placed, for the images and classes of ``source``.
 
-    ``what``: as of ``open_checkpoint``, or the name of a timm model whose published weights know the classes. Raises
-    UserError when the model cannot be opened or is not one for the data.
+    ``what``: as of ``open_checkpoint``, with ``name``; or the name of a timm model whose published weights know the
+    classes. Raises UserError when the model cannot be opened or is not one for the data.
     """
-    if Path(what).exists() or what.startswith(HUB_PREFIX):
-        backbone, weights = open_checkpoint(what)
+    images = Inputs(len(source.classes), dataset.image_size, dataset.channels)
+    if Path(what).expanduser().exists() or what.startswith((HUB_PREFIX, LOCAL_PREFIX)):
+        backbone, weights = open_checkpoint(what, name, images)
         must_know(weights, backbone, source, dataset)
     elif pretrained_classes(what, source.classes) is not None:
-        inputs = Inputs(len(source.classes), dataset.image_size, dataset.channels)
-        backbone = open_pretrained(ModelConfig(name=what), source.classes, inputs, "")
+        backbone = open_pretrained(ModelConfig(name=what), source.classes, images, "")
     else:
         raise UserError(
             f"checkpoint={what}: timm's weights know the classes of ImageNet, {source.name} has "

@@ -11,6 +11,7 @@ from distillcli.config.schema import TrainConfig
 from distillcli.distillation.fits import fit_once, open_cache_or_warn
 from distillcli.distillation.folders import Spent
 from distillcli.distillation.kinds import kind_of
+from distillcli.distillation.proving import prove_given
 from distillcli.distillation.recipes import assistant_recipes, assistants_of, recipe_to_fit
 from distillcli.errors import NumericError
 from distillcli.runs.predictions import Predictions
@@ -30,6 +31,7 @@ class Teaching:
     ``teacher``: the configured one. ``nearest``: the one the student learns from: the last assistant, or the teacher.
     ``targets``: the outputs of ``nearest``, cached as ``cache_format`` where they can be. ``numbers`` and ``chain``: of
     the teacher and of its assistants, for ``result.json``. ``predictions``: the teacher's, None without a head.
+    ``warnings``: what speaks against a teacher that was given; printed already.
     """
 
     teacher: FrozenTeacher | None = None
@@ -39,17 +41,19 @@ class Teaching:
     numbers: Measured | None = None
     predictions: Predictions | None = None
     chain: tuple[Measured, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def find_teaching(config: TrainConfig, data: Data, taps: Taps, spent: Spent, session: Session) -> Teaching:
     """Find or train the teacher, measure it, and train its assistants.
 
-    Raises NumericError when the teacher's outputs are not finite.
+    Raises NumericError when the teacher's outputs are not finite, and UserError when a given one knows nothing.
     """
     if not kind_of(config).is_fixed:
         return Teaching()
-    # 1. The teacher itself, measured before anything learns from it.
+    # 1. The teacher itself, measured before anything learns from it; what is given is asked before anything is fitted.
     with spent.part("teacher"):
+        warnings = prove_given(config, data, session)
         teacher, runs = find_teacher(config, data, taps, session)
     numbers, predictions = measure(teacher.backbone, data, teacher.precision)
     numbers = dataclasses.replace(numbers, run=runs[0] if len(runs) == 1 else None, runs=tuple(runs))
@@ -69,7 +73,9 @@ def find_teaching(config: TrainConfig, data: Data, taps: Taps, spent: Spent, ses
     # 3. The model nearest to the student outputs what the objective compares.
     nearest = dataclasses.replace(nearest, taps=taps)
     targets, cache_format = open_cache_or_warn(config, data, nearest, session)
-    return Teaching(teacher, nearest, targets, cache_format, numbers, predictions, tuple(chain))
+    return Teaching(
+        teacher, nearest, targets, cache_format, numbers, predictions, chain=tuple(chain), warnings=tuple(warnings)
+    )
 
 
 def find_teacher(

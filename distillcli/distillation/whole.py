@@ -150,6 +150,7 @@ def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) 
     elif plan.config.baseline and plan.teachers:
         session.say("control: none, as no training image has a label")
     # 4. The evidence.
+    warnings += teaching.warnings
     result = dataclasses.replace(result, teacher=teaching.numbers, chain=teaching.chain, baseline=control)
     if plan.with_probe and runtime.is_main:
         result = _with_probes(result, plan.config, data, student, teaching, runtime)

@@ -13,7 +13,7 @@ from distillcli.config.schema import RunConfig
 from distillcli.errors import UserError
 from distillcli.runs.reading import read_json, read_yaml, reading
 
-# What may change when a run is resumed: these keys decide where and how fast it computes, never what.
+# What may change when a run is resumed: these keys decide whether, where and how fast it computes, never what.
 NEUTRAL_KEYS = frozenset(
     {
         "trainer.workers",
@@ -25,6 +25,7 @@ NEUTRAL_KEYS = frozenset(
         "dataset.class_map",
         "dataset.path",
         "teacher.cache.dir",
+        "teacher.trust",
         "runs",
         "resume",
         "out",

@@ -6,7 +6,11 @@ import argparse
 import dataclasses
 import hashlib
 import pickle
+import re
+import struct
+import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import safetensors
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.models import clean_state_dict, get_model_args, load_state_dict
+from timm.models import get_model_args
 from torch import Tensor
 
 from distillcli import reused_head
@@ -24,6 +28,8 @@ from distillcli.errors import UserError
 from distillcli.models.backbone import LOCAL_PREFIX, Backbone, key_of
 from distillcli.models.card import Card, arguments, card_of, read_card
 from distillcli.models.class_names import columns
+from distillcli.models.file_kinds import HEAD, blocked_entry, is_old_torch, is_safetensors, refuse_other_kinds
+from distillcli.models.foreign import Comparison, State, compare, completed, find_weights, parts_of
 from distillcli.runs.reading import check_archive, check_unchanged, reading
 
 HUB_PREFIX = "hf-hub:"
@@ -34,7 +40,9 @@ class Weights:
     """A state dict and what its file says about it; files of other tools say little, hence the Nones.
 
     ``classes``: () for a model without a head, None where they have no names; ``class_count``: how many there are,
-    where the file says so. ``image_size``, ``channels``: of the images the model was trained on.
+    where the file says so. ``image_size``, ``channels``: of the images the model was trained on. ``parts``: of a file
+    of another tool, every mapping of tensors in it, as it stands; ``for_model`` finds the model's own among them.
+    ``place``: where that was, empty for names that are used as they are.
     """
 
     state: dict[str, Tensor]
@@ -44,16 +52,15 @@ class Weights:
     classes: tuple[str, ...] | None = None
     class_count: int | None = None
     image_size: int | None = None
-    channels: int = 3
+    channels: int | None = None
+    parts: dict[str, State] = dataclasses.field(default_factory=dict)
+    place: str = ""
 
     @property
     def model(self) -> ModelConfig:
         """The config that builds this model. Raises UserError for a bare state dict, which does not name one."""
         if self.architecture is None:
-            raise UserError(
-                f"{self.origin}: holds weights without the name of their model; use a run folder or an exported "
-                "student/ folder"
-            )
+            raise UserError(f"{self.origin}: holds weights without the name of their model; name it with model=NAME")
         return ModelConfig(name=self.architecture, args=self.args, image_size=self.image_size)
 
 
@@ -72,13 +79,42 @@ def read_weights(what: str) -> Weights:
     if path.suffix == ".safetensors" and (path.parent / "config.json").is_file():
         return _from_exported(path.parent)
     check_file(path)
-    if path.suffix == ".safetensors":
-        return Weights(clean_state_dict(load_file(path)), str(path))
+    if _begins(path, is_safetensors):
+        return _foreign(load_file(path), path)
     content = load_tensors(path)
     if content.get("format") == "distillcli":
         with reading(path):
             return _described(_trained(content), str(path), card_of(content))
-    return Weights(load_state_dict(path, use_ema=True, device="cpu", weights_only=True), str(path))
+    return _foreign(content, path)
+
+
+def _foreign(content: dict[str, Any], path: Path) -> Weights:
+    """What another tool has saved; timm's own training checkpoints name their model."""
+    parts = parts_of(content)
+    if not parts:
+        raise UserError(f"{path}: holds no tensors under names; save model.state_dict() with torch.save")
+    named = content.get("arch")
+    architecture = named if isinstance(named, str) and timm.is_model(named) else None
+    return Weights(max(parts.values(), key=len), str(path), architecture, parts=parts)
+
+
+def for_model(weights: Weights, backbone: Backbone, key: str) -> Weights:
+    """The weights under the names of the model, seen through the wrappers and prefixes of other tools.
+
+    ``key``: as in ``backbone.key_of``. Raises UserError when several models in the file fit.
+    """
+    if not weights.parts:
+        return weights
+    try:
+        found = find_weights(weights.parts, backbone.net.state_dict(), backbone.classifier)
+    except UserError as error:
+        raise UserError(f"{key_of(key, 'checkpoint')}={weights.origin}: {error}") from None
+    return dataclasses.replace(weights, state=found.state, place=found.place, parts={})
+
+
+def check_body(backbone: Backbone, weights: Weights, key: str) -> None:
+    """Raise UserError, as ``matched`` does, when anything but the classifier differs."""
+    matched(backbone, weights, key, new_head=True)
 
 
 def _from_folder(folder: Path) -> Weights:
@@ -135,14 +171,11 @@ def check_file(path: Path) -> None:
     Neither torch.load nor safetensors compares checksums, so a flipped byte would load as a wrong number.
     """
     with reading(path), path.open("rb") as handle:
-        size, head = path.stat().st_size, handle.read(64)
+        size, head = path.stat().st_size, handle.read(HEAD)
     if size == 0:
         raise UserError(f"{path}: the file is empty; copy or download it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: a Git LFS pointer, not the weights themselves; run git lfs pull")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"{path}: a web page, not weights; download the file itself")
-    if path.suffix == ".safetensors":
+    refuse_other_kinds(path, head)
+    if is_safetensors(head):
         try:
             with safetensors.safe_open(path, framework="pt") as opened:
                 opened.keys()
@@ -150,6 +183,8 @@ def check_file(path: Path) -> None:
             raise UserError(f"{path}: damaged or truncated at {size} bytes ({error}); copy it again") from error
         check_unchanged(path)
         return
+    if is_old_torch(head):
+        return  # without checksums; reading it shows whether it is whole
     with reading(path):
         zipped = zipfile.is_zipfile(path)
     if not zipped:
@@ -159,6 +194,11 @@ def check_file(path: Path) -> None:
     check_archive(path)
 
 
+def _begins(path: Path, how: Callable[[bytes], bool]) -> bool:
+    with path.open("rb") as handle:
+        return how(handle.read(HEAD))
+
+
 def load_tensors(path: Path) -> dict[str, Any]:
     """The content of a checkpoint on the CPU: tensors and plain Python values only, nothing is executed.
 
@@ -166,17 +206,41 @@ def load_tensors(path: Path) -> dict[str, Any]:
     """
     try:
         # timm's training checkpoints hold their command line as this one plain class.
-        with reading(path), torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # other protocols of pickle are read all the same
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
-        raise UserError(
-            f"{path}: holds Python objects, which are not loaded for safety ({reason}); convert it to .safetensors "
-            "where it was made"
-        ) from error
+        raise UserError(f"{path}: {_why_not_loaded(path, str(error))}") from error
+    except (RuntimeError, EOFError, LookupError, ValueError, struct.error) as error:
+        raise UserError(f"{path}: truncated or damaged ({type(error).__name__}); copy it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict; save model.state_dict() instead")
     return content
+
+
+def _why_not_loaded(path: Path, reason: str) -> str:
+    """torch's own text advises to allow the object, or everything; here it is named, with the entry that holds it."""
+    blocked = re.search(r"GLOBAL (\S+)", reason)
+    if "Unsupported operand" in reason:
+        return "written by a pickle protocol that is not torch's own; save it again without pickle_protocol"
+    if blocked is None:
+        return "truncated or damaged, its pickle cannot be read; copy it again"
+    name = blocked[1]
+    entry = blocked_entry(path, name)
+    if entry is None:
+        return (
+            f"a whole pickled object ({name}), which is not loaded for safety, as that could run code; save "
+            "model.state_dict() with torch.save where it was made"
+        )
+    if name.startswith("numpy."):
+        return (
+            f"its entry {entry!r} is a NumPy value ({name}), which is not loaded for safety; save it again where it "
+            "was made, with float() or .tolist() around that value, or model.state_dict() alone"
+        )
+    return (
+        f"its entry {entry!r} is a Python object ({name}), which is not loaded for safety, as that could run code; "
+        "save model.state_dict() alone where it was made"
+    )
 
 
 def load_into(backbone: Backbone, weights: Weights, key: str, new_head: bool = False) -> None:
@@ -192,28 +256,53 @@ def matched(backbone: Backbone, weights: Weights, key: str, new_head: bool = Fal
 
     ``key``: where the config names the model, as in ``backbone.key_of``; for messages.
     """
-    state = weights.state
-    own = backbone.net.state_dict()
+    weights = for_model(weights, backbone, key)
+    own, state = backbone.net.state_dict(), weights.state
     if new_head:
         state = {name: value for name, value in state.items() if not name.startswith(backbone.classifier)}
         state |= {name: value for name, value in own.items() if name.startswith(backbone.classifier)}
-    wrong = sorted(own.keys() ^ state.keys())
-    wrong += [name for name, value in state.items() if name in own and own[name].shape != value.shape]
-    if not wrong:
-        return state
+    if compare(own, state).fits:
+        return completed(state, own)
+    raise UserError(_misfit(backbone, weights, key, compare(own, weights.state)))
+
+
+def _misfit(backbone: Backbone, weights: Weights, key: str, comparison: Comparison) -> str:
+    """What differs, and what mends that: each fix is one for the case at hand."""
     given, named = f"{key_of(key, 'checkpoint')}={weights.origin}", backbone.spec.name
     if weights.architecture == reused_head.NAME and key:
-        raise UserError(
+        return (
             f"{given}: a student that ends in its teacher's head, which {key}.name={named} does not; use "
             f"{key}.name=local-dir:RUN/student {key}.pretrained=true"
         )
+    different = [*comparison.missing, *comparison.unexpected, *comparison.reshaped]
+    width, wanted = _width(weights, backbone), backbone.spec.classes
+    if width != wanted and all(name.startswith(backbone.classifier) for name in different):
+        has = f"has {width} classes" if width else "is missing"
+        fix = "fit one by teacher.fit.mode=always" if key.startswith("teacher") else "evaluate it on its own data"
+        return f"{given}: all of {named} but its classifier, which {has} where {wanted} are asked for; {fix}"
     holds = f" (it names {weights.architecture})" if weights.architecture else ""
-    size = f" of {weights.image_size}" if weights.image_size else ""
-    fixes = [f"{key}.name to the model of the checkpoint", f"{key}.image_size to its size{size}"] if key else []
-    raise UserError(
-        f"{given}{holds}: does not fit {f'{key}.name=' if key else ''}{named}: {len(wrong)} of {len(own)} tensors "
-        f"differ, first {wrong[0]}; set {', '.join([*fixes, 'dataset.channels to its channels'])}"
-    )
+    if comparison.missing or comparison.unexpected:
+        fix = _fix_of_names(weights, key, comparison)
+    else:
+        fix = _fix_of_shapes(backbone, weights, key)
+    return f"{given}{holds}: does not fit {f'{key}.name=' if key else ''}{named}: {comparison.words()}; {fix}"
+
+
+def _fix_of_names(weights: Weights, key: str, comparison: Comparison) -> str:
+    name = key_of(key, "name") if key else "model"
+    if weights.architecture is not None:
+        return f"set {name}={weights.architecture}"
+    renamed = "" if comparison.matching else ", or save the weights under timm's names of that model"
+    return f"set {name} to the model that was saved{renamed}"
+
+
+def _fix_of_shapes(backbone: Backbone, weights: Weights, key: str) -> str:
+    size = f"{key}.image_size" if key else "dataset.image_size"
+    if weights.channels not in (None, backbone.spec.channels):
+        return f"set dataset.channels={weights.channels}"
+    if weights.image_size not in (None, backbone.image_size):
+        return f"set {size}={weights.image_size}"
+    return f"set {size} and dataset.channels to those it was trained with, or name another model"
 
 
 def knows_classes(weights: Weights, backbone: Backbone, classes: tuple[str, ...], key: str) -> bool:
@@ -223,7 +312,7 @@ def knows_classes(weights: Weights, backbone: Backbone, classes: tuple[str, ...]
     prediction would be scrambled.
     """
     if weights.classes is None:
-        return _width(weights, backbone) == len(classes)
+        return _width(for_model(weights, backbone, key), backbone) == len(classes)
     if weights.classes != classes and sorted(weights.classes) == sorted(classes):
         raise UserError(
             f"{key_of(key, 'checkpoint')}={weights.origin}: its classes are those of the data in another order, so its "
@@ -236,22 +325,31 @@ def select_classes(weights: Weights, backbone: Backbone, wanted: tuple[str, ...]
     """The weights with only the classifier's rows for ``wanted``, in that order.
 
     The softmax of such a classifier is that of the whole one given that one of ``wanted`` is shown. Weights without
-    names must have as many classes as are wanted. Raises UserError, which begins with ``key``, for the first class
-    that is missing.
+    names must have as many classes as are wanted. Raises UserError, which begins with ``key``, for a classifier that is
+    missing, or the first class that is.
     """
-    if weights.classes is None and _width(weights, backbone) == len(wanted):
-        return weights
-    others = "" if weights.classes is None else _first_names(weights.classes)
-    refusal = f"{key}={weights.origin}: its classes are not the {len(wanted)} of the data{others}"
+    width, owner = _width(weights, backbone), key.rpartition(".")[0]
     fix = "fit it with a new classifier by teacher.fit.mode=always"
+    if width == 0:
+        raise UserError(
+            f"{key}={weights.origin}: holds no classifier, only the body of {backbone.spec.name}; {fix}, or use it as "
+            "a feature extractor by teacher.head=false"
+        )
     if weights.classes is None:
-        raise UserError(f"{refusal}, and it does not name them; {fix}")
+        if width == len(wanted):
+            return weights
+        name = f"name them with {owner}.classes=FILE, or " if width > len(wanted) else ""
+        raise UserError(
+            f"{key}={weights.origin}: its classifier has {width} {'class' if width == 1 else 'classes'} without names, "
+            f"and the data has {len(wanted)}; {name}{fix}"
+        )
     try:
         rows = columns(wanted, weights.classes)
     except KeyError as error:
+        others = _first_names(weights.classes)
         raise UserError(
-            f"{refusal}: class {error.args[0]!r} is missing or appears twice; map it with "
-            f"{key.rpartition('.')[0]}.class_map, or {fix}"
+            f"{key}={weights.origin}: its classes are not the {len(wanted)} of the data{others}: class "
+            f"{error.args[0]!r} is missing or appears twice; map it with {owner}.class_map, or {fix}"
         ) from error
     state = dict(weights.state)
     for name, value in weights.state.items():
@@ -262,6 +360,20 @@ def select_classes(weights: Weights, backbone: Backbone, wanted: tuple[str, ...]
                 )
             state[name] = value[rows]
     return dataclasses.replace(weights, state=state, classes=wanted)
+
+
+def with_names(weights: Weights, backbone: Backbone, names: tuple[str, ...], given: str) -> Weights:
+    """Weights that do not name their classes, with these ``names``, in the order of the classifier's outputs.
+
+    ``given``: the key and value that the names come from. Raises UserError unless there is one for every output, or
+    when the weights have other names already.
+    """
+    width = _width(weights, backbone)
+    if weights.classes is not None and weights.classes != names:
+        raise UserError(f"{given}: {weights.origin} names its classes itself, and otherwise; leave the file out")
+    if width and width != len(names):
+        raise UserError(f"{given}: names {len(names)} classes, and the classifier in {weights.origin} has {width}")
+    return dataclasses.replace(weights, classes=names)
 
 
 def _width(weights: Weights, backbone: Backbone) -> int:

@@ -8,6 +8,7 @@ Labels: CSV or TSV with a header, or JSONL, with the columns
 
 Class map: the class name of each folder or label. Folders with the same class name become one class. The files of
 ``teacher.class_map`` follow the same rules: they give the teacher's name for each class of the data set.
+``teacher.classes``: names for the outputs of a classifier, in their order; one a line, or a JSON list.
 
     .json          {"n02123045": "cat", "n02123159": "cat", "n02084071": "dog"}
     .csv, .tsv     two columns, with or without the header folder,class
@@ -16,6 +17,7 @@ Class map: the class name of each folder or label. Folders with the same class n
 
 from __future__ import annotations
 
+import json
 import posixpath
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -155,3 +157,25 @@ def read_class_map(key: str, file: Path) -> dict[str, str]:
 def _two_words(line: str) -> list[str]:
     """Parted at the first tab, or else at the first blanks; other blanks of Unicode belong to a name."""
     return line.strip().split("\t", 1) if "\t" in line.strip() else line.strip().split(" ", 1)
+
+
+def read_names(key: str, file: Path) -> tuple[str, ...]:
+    """Class names in the order of a classifier's outputs, from the file that ``key`` names: one a line, or a JSON list.
+
+    Raises UserError for an empty name or file. A name may occur twice, as two of ImageNet's do.
+    """
+    where, text = f"{key}={show_path(file)}", read_text(key, file)
+    if file.suffix.lower() == ".json":
+        try:
+            names = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{where}: is not JSON ({error}); correct it") from error
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{where}: is not a JSON list of names; write the names in the order of the outputs")
+    else:
+        names = lines_of(text.rstrip())
+    names = [composed(name.strip()) for name in names]
+    if not names or "" in names:
+        place = f"name {names.index('') + 1} of {len(names)} is empty" if any(names) else "holds no name"
+        raise UserError(f"{where}: {place}; write one for every output of the classifier")
+    return tuple(names)

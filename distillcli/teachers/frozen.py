@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import timm
@@ -17,8 +18,17 @@ from distillcli.models.class_names import teacher_classes
 from distillcli.models.ensemble import Classifier, Ensemble, join_specs
 from distillcli.models.imagenet import IMAGENET_CLASSES, open_pretrained
 from distillcli.models.inference import for_inference
-from distillcli.models.weights import Weights, load_into, read_weights, select_classes
+from distillcli.models.weights import (
+    Weights,
+    check_body,
+    for_model,
+    load_into,
+    read_weights,
+    select_classes,
+    with_names,
+)
 from distillcli.runtime import Runtime, autocast, resolve_precision
+from distillcli.sources.label_files import read_names
 from distillcli.sources.source import Source
 from distillcli.types import Batch, Inputs, Output, Spec, Taps
 
@@ -101,6 +111,7 @@ def members_of(config: TrainConfig) -> list[Member]:
                     image_size=member.image_size,
                     freeze=member.freeze,
                     class_map=member.class_map,
+                    classes=member.classes,
                     members=[],
                 ),
             ),
@@ -135,7 +146,7 @@ def open_teacher(
     """
     members = zip(members_of(config), weights_from, strict=True)
     return as_teacher(
-        config, [_open_one(member, source, classes, runtime) for member, source in members], taps, runtime
+        config, [open_member(member, source, classes, runtime) for member, source in members], taps, runtime
     )
 
 
@@ -165,6 +176,7 @@ def open_single(
         args=model.args,
         image_size=model.image_size,
         class_map=None,
+        classes=None,
         head=True,
         pretrained=False,
         checkpoint=weights_from,
@@ -173,7 +185,8 @@ def open_single(
     return open_teacher(dataclasses.replace(config, teacher=teacher), [weights_from], classes, taps, runtime)
 
 
-def _open_one(member: Member, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
+def open_member(member: Member, weights_from: str | None, classes: tuple[str, ...], runtime: Runtime) -> Backbone:
+    """One model of a teacher with its weights, placed; arguments and errors as of ``open_teacher``."""
     teacher, dataset = member.config.teacher, member.config.dataset
     wanted = member.own_names(classes)
     inputs = Inputs(len(wanted) if teacher.head else 0, dataset.image_size, dataset.channels)
@@ -190,11 +203,16 @@ def _open_one(member: Member, weights_from: str | None, classes: tuple[str, ...]
 def weights_for(member: Member, backbone: Backbone, weights_from: str, wanted: tuple[str, ...]) -> Weights:
     """The weights in ``weights_from``, with a classifier for the ``wanted`` classes where the teacher has a head.
 
-    Raises UserError when they cannot be read or lack a class.
+    Raises UserError when they cannot be read, are those of another model, or lack a class.
     """
-    weights = read_weights(weights_from)
-    if not member.config.teacher.head:
+    weights, teacher = for_model(read_weights(weights_from), backbone, member.key), member.config.teacher
+    check_body(backbone, weights, member.key)  # first: the classes of another model would say nothing
+    if not teacher.head:
         return weights
+    if teacher.classes is not None:
+        given = f"{member.key}.classes"
+        names = read_names(given, Path(teacher.classes))
+        weights = with_names(weights, backbone, names, f"{given}={teacher.classes}")
     return select_classes(weights, backbone, wanted, f"{member.key}.checkpoint")
 
 
@@ -208,13 +226,15 @@ def with_classes(source: Source, config: TrainConfig) -> Source:
         return source
     teacher = members_of(config)[0].config.teacher
     classes = None
-    if teacher.checkpoint is not None:
+    if teacher.classes is not None:
+        classes = read_names(f"{members_of(config)[0].key}.classes", Path(teacher.classes))
+    elif teacher.checkpoint is not None:
         classes = read_weights(teacher.checkpoint).classes
     elif teacher.pretrained and timm.get_pretrained_cfg_value(teacher.name, "num_classes") == IMAGENET_CLASSES:
         classes = tuple(ImageNetInfo().label_names())
     if classes is None:
         raise UserError(
             f"teacher.name={teacher.name}: {source.name} has no labels and this teacher does not name its classes; give"
-            " teacher.checkpoint=RUN, a run folder or exported model, or teacher.pretrained=true"
+            " teacher.checkpoint=RUN, a run folder or exported model, teacher.classes=FILE, or teacher.pretrained=true"
         )
     return dataclasses.replace(source, classes=classes)
