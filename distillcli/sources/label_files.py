@@ -173,7 +173,7 @@ def read_names(key: str, file: Path) -> tuple[str, ...]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{where}: is not a JSON list of names; write the names in the order of the outputs")
     else:
-        names = lines_of(text.rstrip())
+        names = lines_of(text.rstrip("\r\n"))
     names = [composed(name.strip()) for name in names]
     if not names or "" in names:
         place = f"name {names.index('') + 1} of {len(names)} is empty" if any(names) else "holds no name"
