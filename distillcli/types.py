@@ -123,7 +123,8 @@ class Spec:
     stage numbers count from the end as in a Python list. ``macs``: multiply-accumulates of one forward pass per image.
     ``feature_shape``: of the map that the head pools, or None where the head is given something else.
     ``endings``: for every stage the path of the activation that ends it, "" if none does, None if that cannot be told.
-    ``channels``: of the images it takes.
+    ``channels``: of the images it takes. ``mean``, ``std``: of each channel, by which it normalises images in [0, 1];
+    empty for several models, each with its own.
     """
 
     name: str
@@ -135,3 +136,5 @@ class Spec:
     feature_shape: tuple[int, int, int] | None = None
     endings: tuple[str | None, ...] = ()
     channels: int = 3
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from distillcli.config.schema import MemberConfig, ModelConfig, TrainConfig
 from distillcli.distillation.plan import check_weights, make_plan
 from distillcli.distillation.reopening import reopen_model
+from distillcli.distillation.results import images_words
 from distillcli.distillation.students import new_backbone
 from distillcli.errors import UserError
+from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build
 from distillcli.models.ensemble import Ensemble
 from distillcli.models.weights import load_into, read_weights
@@ -334,6 +336,30 @@ def test_an_older_file_that_is_cut_short_is_refused(share: float, tmp_path: Path
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(UserError, match="truncated or damaged"):
         read_weights(str(path))
+
+
+@pytest.mark.fault("F1.11")
+def test_a_teacher_trained_on_images_of_another_mean_is_refused_with_what_mends_it(data: Data, tmp_path: Path) -> None:
+    args = {"pretrained_cfg_overlay": {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}}
+    other = build(ModelConfig("test_resnet", args=args), Inputs(CLASSES, 32), "student")
+    export(other, tmp_path / "student", data.source.classes, 1.0)
+    given = f"teacher.checkpoint={tmp_path / 'student'}"
+    with pytest.raises(UserError, match=r"was trained on images of mean \[0\.1, 0\.2, 0\.3\]") as caught:
+        open_teacher(tiny(given), [str(tmp_path / "student")], data.source.classes, LOGITS_ONLY, CPU)
+    fix = str(caught.value).split("; set ")[1].strip("'")
+    mended = open_teacher(tiny(given, fix), [str(tmp_path / "student")], data.source.classes, LOGITS_ONLY, CPU)
+    assert torch.equal(mended.backbone.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.fault("F1.11")
+def test_size_crop_mean_and_std_of_the_images_are_said() -> None:
+    crop = dataclasses.replace(tiny().dataset, image_size=224, crop_fraction=0.875)
+    student = fresh(name="resnet18").spec
+    teacher = dataclasses.replace(student, mean=(0.5,), std=(0.25,))
+    seen = "224 x 224 pixels, centre crop of 87.5 % of the shorter side; "
+    own = "mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225"
+    assert images_words(crop, student, student) == images_words(crop, student, None) == seen + own
+    assert images_words(crop, student, teacher) == f"{seen}teacher: mean 0.5 and std 0.25; student: {own}"
 
 
 # --- eval ---------------------------------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ FULL = Result(
     channels_last=False,
     cache="off",
     objective="ce",
+    images="224 x 224 pixels",
     dataset=DatasetFacts(name="digits", classes=10, train=1297, labelled=1297, val=200, test=300, skipped=0),
     warnings=("careful",),
     versions={"torch": "2.15.0"},

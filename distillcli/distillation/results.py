@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.runs.folder import versions
 from distillcli.runs.predictions import Predictions
@@ -16,6 +17,7 @@ from distillcli.training.checkpoint import read_checkpoint
 from distillcli.training.evaluation import evaluate, measure
 from distillcli.training.fit import Fit, Fitted
 from distillcli.training.soundness import check_numbers
+from distillcli.types import Spec
 
 
 def result_of_fit(
@@ -83,6 +85,26 @@ def _epoch(on_val: dict[str, float], top1: float | None, kl_to_teacher: float | 
         val_kl_to_teacher=on_val.get("kl_to_teacher"),
         kl_to_teacher=kl_to_teacher,
     )
+
+
+def images_words(dataset: DatasetConfig, student: Spec, above: Spec | None) -> str:
+    """What a model sees of an image when it is measured: ``224 x 224, centre crop of 87.5 %, mean ... and std ...``.
+
+    ``above``: the teacher, if any. Says whose mean and std where those of the two differ.
+    """
+    size, crop = dataset.image_size, f"{100 * dataset.crop_fraction:g} % of the shorter side"
+    if above is None or (above.mean, above.std) == (student.mean, student.std):
+        normalised = [_normalised_words(student)]
+    else:
+        normalised = [f"teacher: {_normalised_words(above)}", f"student: {_normalised_words(student)}"]
+    return "; ".join([f"{size} x {size} pixels, centre crop of {crop}", *normalised])
+
+
+def _normalised_words(model: Spec) -> str:
+    if not model.mean:
+        return "mean and std of each member"
+    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (model.mean, model.std))
+    return f"mean {mean} and std {std}"
 
 
 def dataset_facts(source: Source) -> DatasetFacts:

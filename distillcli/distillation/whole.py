@@ -19,7 +19,7 @@ from distillcli.distillation.folders import Spent, describe
 from distillcli.distillation.plan import Plan
 from distillcli.distillation.recipes import Above, control_recipe, recipe_fingerprint
 from distillcli.distillation.reopening import reopen_model
-from distillcli.distillation.results import dataset_facts, result_of_fit
+from distillcli.distillation.results import dataset_facts, images_words, result_of_fit
 from distillcli.distillation.students import export_for_timm, new_backbone, new_peers, with_teachers_head
 from distillcli.distillation.teaching import Teaching, find_teaching
 from distillcli.distillation.verdict import verdict_of
@@ -161,6 +161,7 @@ def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) 
         result,
         command=job.command,
         overrides=job.overrides,
+        images=images_words(plan.config.dataset, plan.student, plan.teachers[0] if plan.teachers else None),
         gap_closed=gap_closed(result),
         verdict=None if control is None else _verdict(folder, control, teaching),
         cache=teaching.cache_format,
@@ -270,6 +271,7 @@ def _opening(plan: Plan, runtime: Runtime, folder: Path) -> Opening:
         device=str(runtime.device),
         precision=resolve_precision(plan.config.trainer.precision, runtime.device),
         run=str(folder),
+        images=images_words(plan.config.dataset, student, teacher),
     )
 
 

@@ -266,6 +266,8 @@ def _described_anew(model: ModelConfig, inputs: Inputs, key: str) -> Spec:
         feature_shape=(shape[1], shape[2], shape[3]) if len(shape) == 4 and shape[1] == net.num_features else None,
         endings=tuple(ending(stage, makers) for stage in maps),
         channels=inputs.channels,
+        mean=tuple(_per_channel(net.pretrained_cfg["mean"], inputs.channels)),
+        std=tuple(_per_channel(net.pretrained_cfg["std"], inputs.channels)),
     )
 
 

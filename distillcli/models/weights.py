@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,30 @@ def for_model(weights: Weights, backbone: Backbone, key: str) -> Weights:
     except UserError as error:
         raise UserError(f"{key_of(key, 'checkpoint')}={weights.origin}: {error}") from None
     return dataclasses.replace(weights, state=found.state, place=found.place, parts={})
+
+
+def check_normalisation(backbone: Backbone, weights: Weights, key: str) -> None:
+    """Raise UserError when the weights were trained on images of another mean or std than the model is given.
+
+    Only weights that say theirs can be checked.
+    """
+    settings = weights.args.get("pretrained_cfg_overlay", {})
+    # Exported numbers are those of float32.
+    known = {name: _rounded(values) for name, values in (("mean", backbone.spec.mean), ("std", backbone.spec.std))}
+    given = {name: _rounded(settings[name]) for name in known if name in settings}
+    # Other numbers of channels get averages.
+    other = [name for name, values in given.items() if len(values) == len(known[name]) and values != known[name]]
+    if other:
+        wanted = ", ".join(f"{name}: {values}" for name, values in given.items())
+        raise UserError(
+            f"{key_of(key, 'checkpoint')}={weights.origin}: was trained on images of {other[0]} {given[other[0]]}, and "
+            f"{key}.name={backbone.spec.name} has {known[other[0]]}; set "
+            f"'{key}.args={{pretrained_cfg_overlay: {{{wanted}}}}}'"
+        )
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 6) for value in values]
 
 
 def check_body(backbone: Backbone, weights: Weights, key: str) -> None:

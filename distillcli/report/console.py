@@ -155,6 +155,7 @@ class Opening:
     device: str  # "cpu, 8 threads" or the GPU's name
     precision: str
     run: str  # path of the run folder
+    images: str = ""  # their size and crop, and the mean and std that normalise them
 
 
 def _model_words(name: str, params: int | None, macs: int | None) -> str:
@@ -173,6 +174,7 @@ def opening(facts: Opening) -> None:
             ("", size_words(facts.teacher_params, facts.student_params, facts.teacher_macs, facts.student_macs))
         )
     rows.append(("data", data_words(facts.dataset)))
+    rows.append(("images", facts.images))
     rows.append(("objective", facts.objective))
     rows.append(("device", f"{facts.device}, {facts.precision}"))
     rows.append(("run folder", facts.run))

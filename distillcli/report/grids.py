@@ -93,6 +93,7 @@ def settings_grid(result: Result) -> Grid:
         ("epochs", fixed(result.epochs, 0)),
         ("seed", fixed(result.seed, 0)),
         ("data", data_words(result.dataset or DatasetFacts())),
+        ("images", result.images),
         ("overrides", " ".join(result.overrides)),
         ("images per second", fixed(result.images_per_second, 0)),
         ("versions", ", ".join(f"{name} {version}" for name, version in result.versions.items())),

@@ -140,6 +140,7 @@ class Result:
     cache: str | None = None  # the format in which the teacher's outputs were cached, or "off"
     objective: str | None = None  # the loss in words, such as "0.1·ce + 0.9·kl(T=4)"
     dataset: DatasetFacts | None = None  # the data
+    images: str | None = None  # their size and crop where models are measured, and the mean and std that normalise them
     warnings: tuple[str, ...] = ()  # what was printed as warnings
     versions: dict[str, str] = field(default_factory=dict)  # of Python, this package and the libraries it uses
     fingerprints: Fingerprints | None = None  # of data and recipe

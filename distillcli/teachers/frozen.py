@@ -21,6 +21,7 @@ from distillcli.models.inference import for_inference
 from distillcli.models.weights import (
     Weights,
     check_body,
+    check_normalisation,
     for_model,
     load_into,
     read_weights,
@@ -206,6 +207,7 @@ def weights_for(member: Member, backbone: Backbone, weights_from: str, wanted: t
     Raises UserError when they cannot be read, are those of another model, or lack a class.
     """
     weights, teacher = for_model(read_weights(weights_from), backbone, member.key), member.config.teacher
+    check_normalisation(backbone, weights, member.key)
     check_body(backbone, weights, member.key)  # first: the classes of another model would say nothing
     if not teacher.head:
         return weights
