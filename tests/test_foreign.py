@@ -170,6 +170,18 @@ def test_weights_of_half_precision_are_cast(dtype: torch.dtype, tmp_path: Path) 
     assert model.net.conv1[0].weight.dtype == torch.float32
 
 
+@pytest.mark.fault("R12")
+@pytest.mark.parametrize(
+    ("form", "place"),
+    [("timm ema", ["'state_dict_ema'"]), ("moco", ["'state_dict.module.encoder_q'"]), ("ordered", [])],
+)
+def test_a_run_says_which_weights_of_a_file_it_takes(form: str, place: list[str], tmp_path: Path) -> None:
+    path = saved(tmp_path / "weights.pth", SEEN_THROUGH[form])
+    config = tiny(f"teacher.checkpoint={path}")
+    found = check_weights(make_plan(config, open_source(config.dataset)))
+    assert found == [f"teacher.checkpoint={path}: its weights are under {words}" for words in place]
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 

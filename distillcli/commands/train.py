@@ -29,10 +29,12 @@ def run(config: TrainConfig, job: Job) -> None:
     from distillcli.distillation.plan import check_weights, make_plan
 
     plan = make_plan(config, source)
-    check_weights(plan)
+    found = check_weights(plan)
 
     from distillcli.distillation import whole  # training and its metrics take a moment more to import
 
+    for words in found if is_main_process() else ():
+        say(words)
     if not is_main_process():
         done = None if config.resume is None else read_result(Path(config.resume))
         if done is None or not done.finished:

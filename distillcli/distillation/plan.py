@@ -21,7 +21,7 @@ from distillcli.errors import UserError
 from distillcli.models.backbone import build, build_on_meta, describe, fresh
 from distillcli.models.freezing import freeze
 from distillcli.models.imagenet import open_pretrained
-from distillcli.models.weights import knows_classes, matched, read_weights
+from distillcli.models.weights import Weights, for_model, knows_classes, matched, read_weights
 from distillcli.runtime import resolve_device, resolve_precision, seed_everything
 from distillcli.sources.source import Source
 from distillcli.teachers.cached import is_cacheable
@@ -155,44 +155,54 @@ def _check_optimizer(config: TrainConfig, objective: Objective) -> None:
     build_optimizer(config.optimizer, [nn.Linear(1, 1)], objective)
 
 
-def check_weights(plan: Plan) -> None:
-    """Raise UserError unless the weights of every model can be had, fit their model, and know the classes where they
+def check_weights(plan: Plan) -> list[str]:
+    """Where in files of other tools the weights were found, one line for each that is not plain.
+
+    Raises UserError unless the weights of every model can be had, fit their model, and know the classes where they
     must; and unless every model that will be trained has the layers that are to be frozen.
 
     Files are read here and once more when they are used: seconds, where a teacher is fitted for hours before.
     """
     config, source, inputs = plan.config, plan.source, plan.inputs
     student_inputs = dataclasses.replace(inputs, classes=len(plan.student_source.classes))
-    _check_model(config.student, student_inputs, plan.student_source, "student")
+    found = _check_model(config.student, student_inputs, plan.student_source, "student")
     for number, peer in enumerate(config.peers):
-        _check_model(peer, inputs, source, f"peers[{number}]")
+        found += _check_model(peer, inputs, source, f"peers[{number}]")
     if not kind_of(config).is_fixed:
-        return
+        return found
     for member in members_of(config):
         recipe = recipe_to_fit(member, source, resolve_device(config.trainer.device))
         if recipe is None:
-            _check_ready(member, source, inputs)
+            found += _check_ready(member, source, inputs)
         else:
             check_schedule(recipe.config.schedule, recipe.config.trainer.epochs)
             check_batch(recipe.config, source.train.labelled, inputs, recipe.config.student, recipe.key)
-            _check_model(recipe.config.student, inputs, source, recipe.key)
+            found += _check_model(recipe.config.student, inputs, source, recipe.key)
     for recipe in assistant_recipes(config):
         check_batch(recipe.config, len(source.train.labels), inputs, recipe.config.student, recipe.key)
-        _check_model(recipe.config.student, inputs, source, recipe.key)
+        found += _check_model(recipe.config.student, inputs, source, recipe.key)
+    return found
 
 
-def _check_model(model: ModelConfig, inputs: Inputs, source: Source, key: str) -> None:
+def _check_model(model: ModelConfig, inputs: Inputs, source: Source, key: str) -> list[str]:
     """A model that will be trained: its weights can be had and fit, and it has the layers that are to be frozen."""
     outline = build_on_meta(model, inputs, key)
+    found = []
     if model.checkpoint is not None:
-        weights = read_weights(model.checkpoint)
+        weights = for_model(read_weights(model.checkpoint), outline, key)
+        found = _place_words(weights, key)
         matched(outline, weights, key, new_head=not knows_classes(weights, outline, source.classes, key))
     freeze(outline, model.freeze, key)
     if model.pretrained:
         build(model, inputs, key)  # fetches them, if they are not here yet
+    return found
 
 
-def _check_ready(member: Member, source: Source, inputs: Inputs) -> None:
+def _place_words(weights: Weights, key: str) -> list[str]:
+    return [f"{key}.checkpoint={weights.origin}: its weights are under {weights.place!r}"] if weights.place else []
+
+
+def _check_ready(member: Member, source: Source, inputs: Inputs) -> list[str]:
     """A teacher that serves as it is: its weights can be had, fit the model and know the classes."""
     teacher = member.config.teacher
     wanted = member.own_names(source.classes)
@@ -201,7 +211,9 @@ def _check_ready(member: Member, source: Source, inputs: Inputs) -> None:
         outline = build_on_meta(teacher, own_inputs, member.key)
         weights = weights_for(member, outline, teacher.checkpoint, wanted)
         matched(outline, weights, member.key, new_head=not teacher.head)
-    elif teacher.head:
+        return _place_words(weights, member.key)
+    if teacher.head:
         open_pretrained(fresh(teacher), wanted, own_inputs, member.key)
     else:
         build(dataclasses.replace(fresh(teacher), pretrained=True), own_inputs, member.key)
+    return []

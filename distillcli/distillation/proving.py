@@ -171,7 +171,7 @@ def judge(labels: Numbers, answers: Numbers, classes: int) -> Judgement:
     """
     images, hits = len(labels), int((labels == answers).sum())
     counts = [np.bincount(found, minlength=classes) / images for found in (labels, answers)]
-    chance = min(1.0, float(np.dot(*counts)))
+    chance = min(1.0, float(counts[0] @ counts[1]))
     by_chance = float(bdtrc(hits - 1, images, chance)) if hits else 1.0
     by_knowledge = float(bdtr(hits, images, (1 + chance) / 2))
     return Judgement(
