@@ -35,6 +35,12 @@ Distill = Callable[..., Answer]
 
 
 @pytest.fixture
+def ranks_without_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank is looked at by itself, and hears of no stop from the others."""
+    monkeypatch.setattr("distillcli.runtime.any_rank", lambda flag, _runtime: flag)
+
+
+@pytest.fixture
 def distill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Distill:
     """The command line within this process, which has torch already: ``distill("train", "seed=1", cwd=...)``."""
     from distillcli import cli

@@ -215,7 +215,7 @@ def test_a_finished_fit_is_only_read(known: dict[str, Path], runs: Path, monkeyp
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fits, "locked", refuse)
+        patch.setattr(fits, "in_turn", refuse)
         patch.setattr(Path, "mkdir", refuse)
         assert control(config_in(runs)) == known["control"]
 

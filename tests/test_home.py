@@ -12,6 +12,7 @@ import yaml
 
 from distillcli.config import search
 from distillcli.config.compose import compose
+from distillcli.errors import UserError
 
 FILES = ("labels.csv", "map.csv", "teacher.pt", "member.pt", "student.pt")
 
@@ -91,7 +92,9 @@ def test_the_paths_of_list_elements_and_of_eval_are_expanded(home: Path) -> None
 
 
 @pytest.mark.fault("F5.4", "F4.4")
-def test_a_tilde_that_is_no_home_folder_is_a_name(home: Path) -> None:
-    for given in ("~nobody-of-this-name", "./~odd"):
-        config: Any = compose("train", [f"out={given}"])
-        assert config.out == given
+@pytest.mark.fault("F4.7")
+def test_a_tilde_that_is_no_home_folder_is_a_name_where_it_is_written_as_one(home: Path) -> None:
+    config: Any = compose("train", ["out=./~odd"])
+    assert config.out == "./~odd"
+    with pytest.raises(UserError, match=r"out=~nobody-of-this-name: there is no home folder .* write out=\./~nobody"):
+        compose("train", ["out=~nobody-of-this-name"])

@@ -23,6 +23,8 @@ from distillcli.views.store import Rows
 from tests.test_loader import CONFIG, MEMORY, STREAM, array_images, by_index, file_images, loader, same
 from tests.tiny import last, tiny, train
 
+pytestmark = pytest.mark.usefixtures("ranks_without_a_group")
+
 MIXING = [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0, "mix_probability": 0.7}]
 
 

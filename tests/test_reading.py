@@ -184,7 +184,7 @@ def test_what_is_in_the_place_of_a_file_is_one_line(
     """Wherever a command meets it, here in the listing of the runs."""
     (tmp_path / "runs").mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(show, "_run_row", lambda *_: (tmp_path / "runs").read_text())
+        patch.setattr(show, "find_runs", lambda _: (tmp_path / "runs").read_text())
         write_result(tmp_path / "runs", Result(status="ok"))
         answer = distill("show", "runs")
     assert answer.code == 2
@@ -327,7 +327,7 @@ def test_a_sound_archive_of_something_else_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("word/document.xml", "<xml/>")
-    with pytest.raises(UserError, match=r"last\.pt is broken"):
+    with pytest.raises(UserError, match=r"last\.pt: a zip archive of other files \(it holds word/document.xml\)"):
         read_weights(str(path))
 
 
@@ -438,7 +438,7 @@ def test_a_broken_cache_is_named_and_the_others_are_listed(distill: Distill, tmp
 @pytest.mark.fault("R68")
 def test_an_unfinished_run_is_evaluated_and_marked(stopped: Path, distill: Distill, tmp_path: Path) -> None:
     folder, config = shutil.copytree(stopped, tmp_path / "run"), tiny("trainer.ema=0.9")
-    describe_folder(folder, dataclasses.asdict(config), "distill train", [], ("0", "1", "2", "3"))
+    describe_folder(folder, dataclasses.asdict(config), "distill train", [], ("0", "1", "2", "3"), {})
     answer = distill("eval", "checkpoint=run", "format=json")
     assert answer.code == 0, answer.stderr
     assert json.loads(answer.stdout)["checkpoint"] == "run"

@@ -206,6 +206,7 @@ def test_a_term_is_prepared_once_and_stays_so_over_an_interruption(
             said: Output = teacher(batch)
             return said
 
+        answer.repaired = 0  # type: ignore[attr-defined]
         return answer
 
     train(config, tmp_path / "whole", swap=counting)

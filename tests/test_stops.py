@@ -153,14 +153,15 @@ def test_checkpoints_that_are_gone_are_missed(tmp_path: Path) -> None:
         path.unlink()
     watch = Watch()
     train(tiny(*RECIPE), tmp_path, watch)
-    assert watch.warnings == [f"{tmp_path}: its checkpoints are gone, so its training begins again with epoch 1"]
+    assert watch.warnings == [f"{tmp_path}: 1 epochs are recorded, but no checkpoint is left; beginning at epoch 1"]
     assert [row["epoch"] for row in read_metrics(tmp_path) if row["kind"] == "train"] == [1, 2]
 
 
 # --- a whole run ---------------------------------------------------------------------------------------------------
 
-QUICK = ("trainer.threads=1", "trainer.device=cpu", "trainer.epochs=1", "teacher.fit.epochs=1", "dataset.samples=64")
-SMOKE = ("train", "experiment=smoke", *QUICK)
+QUICK = ("trainer.threads=1", "trainer.device=cpu", "trainer.epochs=1", "dataset.samples=64")
+SMOKE = ("train", "experiment=smoke", "teacher.fit.epochs=1", *QUICK)
+PLAIN = ("train", "experiment=smoke", "distill=none", "baseline=false", *QUICK)
 
 
 Tripping = Callable[[Trip], None]
@@ -242,7 +243,7 @@ def test_an_interrupted_sweep_says_how_it_goes_on(tmp_path: Path, distill: Disti
     """In the last moments of a job too: no further job starts."""
     folder = tmp_path / "my sweep"
     tripping(Trip(when=at_the_very_end, code=143))
-    answer = distill("train", "-m", *SMOKE[1:], "baseline=false", "distill=none", f"out={folder}", "seed=0,1")
+    answer = distill("train", "-m", *PLAIN[1:], f"out={folder}", "seed=0,1")
     assert answer.code == 143
     assert not (folder / "1").exists()
     assert (folder / "sweep.csv").exists()
@@ -312,7 +313,7 @@ def test_under_nohup_a_closed_terminal_is_no_matter() -> None:
 def test_a_closed_terminal_saves(tmp_path: Path) -> None:
     """A real terminal that is closed under a training: what it cannot write any more does not matter."""
     ours, theirs = pty.openpty()
-    arguments = [*SMOKE, "trainer.epochs=200", "baseline=false", "distill=none", "out=run"]
+    arguments = [*PLAIN, "trainer.epochs=200", "out=run"]
     process = subprocess.Popen(
         [sys.executable, "-m", "distillcli", *arguments],
         cwd=tmp_path,
@@ -424,6 +425,7 @@ def test_what_changes_the_bits_is_said(tmp_path: Path) -> None:
     now = begun["versions"]["torch"]
     begun["versions"]["torch"] = "1.0"
     file.write_text(json.dumps(begun | {"threads": 64, "processes": 4}))
+    (tmp_path / "SHA256SUMS").unlink()  # of the file as it was
     for sessions in (1, 2):  # what a run was begun with is not forgotten
         describe(tmp_path, config, ["trainer.workers=0"], source, watch.session)
         assert len(watch.warnings) == sessions
@@ -446,9 +448,8 @@ def photographs(folder: Path) -> Path:
         for label in ("a", "b"):
             (folder / part / label).mkdir(parents=True)
             for number in range(8):
-                Image.new("RGB", (36, 36), (20 * number, 90, 255 * (label == "b"))).save(
-                    folder / part / label / f"{number}.png"
-                )
+                colour = (20 * number, 90 + 10 * (part == "val"), 255 * (label == "b"))  # no image is in both parts
+                Image.new("RGB", (36, 36), colour).save(folder / part / label / f"{number}.png")
     return folder
 
 
@@ -468,10 +469,10 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, distill: Distill, 
     Image.new("RGB", (36, 36)).save(added)
     answer = distill("train", f"resume={tmp_path / 'run'}")
     assert answer.code == 2
-    assert "has changed since the run began (train: 16 -> 17 images); restore the data" in answer.stderr
+    assert "the data has changed since the run began (train: 1 added, 0 removed); restore it" in answer.stderr
     added.rename(added.with_name("7.png"))
     answer = distill("train", f"resume={tmp_path / 'run'}")
-    assert "(as many images as before, but other names, pixels or labels)" in answer.stderr
+    assert "(as many images of each class, but other names, sizes or contents)" in answer.stderr
     assert files(tmp_path / "runs") == before
 
 
@@ -481,7 +482,7 @@ def test_latest_names_a_run_with_weights(tmp_path: Path, distill: Distill, monke
     def fails(*_: object) -> None:
         raise UserError("no teacher today")
 
-    quick = (*SMOKE, "distill=none", "baseline=false")
+    quick = PLAIN
     latest = tmp_path / "runs" / "smoke" / "latest"
     with monkeypatch.context() as patch:
         patch.setattr(whole, "find_teaching", fails)

@@ -198,7 +198,8 @@ def check_file(path: Path) -> None:
         size, head = path.stat().st_size, handle.read(HEAD)
     if size == 0:
         raise UserError(f"{path}: the file is empty; copy or download it again")
-    refuse_other_kinds(path, head)
+    with reading(path):
+        refuse_other_kinds(path, head)
     if is_safetensors(head):
         try:
             with safetensors.safe_open(path, framework="pt") as opened:
