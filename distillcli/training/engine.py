@@ -109,6 +109,7 @@ def fit(fit: Fit, session: Session) -> Fitted:
             keeper.epoch_done(row["epoch"], row, numbers)
             watcher.epoch(row, {} if numbers is None else {"split": "val", **numbers})
             runtime.obey_stop()
+    keeper.fit_done()
     if loop.teacher is not None and loop.teacher.repaired:
         session.warn(f"teacher cache: {loop.teacher.repaired:,} damaged rows were computed again")
     return Fitted(state.deployed, state.best, state.last, images / seconds if seconds else None)
