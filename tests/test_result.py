@@ -52,6 +52,7 @@ FULL = Result(
     baseline=dataclasses.replace(STUDENT, run="runs/controls/x", best=EPOCH, knn_top1=70.0, probe_top1=75.0),
     gap_closed=0.5,
     verdict=Verdict("helps", 2.5, 0.4, 4.6, 0.01, 20, 5, 300, 250, 0.2, 0.8),
+    student_epoch=3,
     best=EPOCH,
     last=EPOCH,
     epochs=3,

@@ -199,7 +199,7 @@ def _fit_student(
     )
     fitted = fit(wanted, session)
     # 3. What came of it. The classes that are reported are those of the data, also where the student has no head.
-    result, predictions = result_of_fit(dataclasses.replace(wanted, data=data), fitted, session.warn, teaching.teacher)
+    result, predictions = result_of_fit(dataclasses.replace(wanted, data=data), fitted, teaching.teacher)
     result = dataclasses.replace(result, peers=tuple(measure(peer, data)[0] for peer in peers))
     if runtime.is_main:
         if predictions is not None:

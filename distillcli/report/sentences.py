@@ -163,6 +163,8 @@ def exported_sentence(result: Result) -> str:
     last, best = result.last or EpochNumbers(), result.best or EpochNumbers()
     if last.epoch is None or best.epoch in (None, last.epoch):
         return ""
+    if result.student_epoch == best.epoch:
+        return f"The student is that of epoch {best.epoch}, the best on val, and not of the last one, {last.epoch}."
     return f"The student is that of the last epoch, {last.epoch}; epoch {best.epoch} was better on val."
 
 

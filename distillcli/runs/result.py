@@ -120,7 +120,8 @@ class Result:
     command: str | None = None  # the command line that started it
     overrides: tuple[str, ...] = ()  # what that command changed in the config
     evaluated_on: str | None = None  # the part of the data that the accuracies are measured on: "test" or "val"
-    student: Measured | None = None  # the model this run trained, whatever its role, after its last epoch
+    student: Measured | None = None  # the model this run trained, whatever its role, at student_epoch
+    student_epoch: int | None = None  # the epoch the student is of: the last, or with trainer.select=best the best one
     teacher: Measured | None = None  # the teacher; null if there is none, or if it trains with the student
     chain: tuple[Measured, ...] = ()  # the assistants between teacher and student, in order
     peers: tuple[Measured, ...] = ()  # the models that were trained together with the student
@@ -143,6 +144,12 @@ class Result:
     warnings: tuple[str, ...] = ()  # what was printed as warnings
     versions: dict[str, str] = field(default_factory=dict)  # of Python, this package and the libraries it uses
     fingerprints: Fingerprints | None = None  # of data and recipe
+
+    @property
+    def student_numbers(self) -> EpochNumbers:
+        """Of the epoch that the student is of; results without it are of the last epoch."""
+        best, last = self.best or EpochNumbers(), self.last or EpochNumbers()
+        return best if self.student_epoch is not None and self.student_epoch == best.epoch else last
 
     @property
     def finished(self) -> bool:
