@@ -37,6 +37,8 @@ STUDENT = Measured(
     top1=93.5,
     per_class={"a cat": ClassAccuracy(top1=50.0, count=4)},
     latency_ms=1.5,
+    latency_spread_ms=0.1,
+    latency_setting="batch of 1, fp32, cuda",
 )
 FULL = Result(
     status="ok",

@@ -183,7 +183,7 @@ def outcome(folder: Path) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
     told = ("status", "teacher", "baseline", "student", "best", "last", "gap_closed", "warnings")
     numbers = {key: content[key] for key in told}
     for model in ("teacher", "baseline", "student"):
-        for key in ("latency_ms", "run", "runs"):
+        for key in ("latency_ms", "latency_spread_ms", "latency_setting", "latency_doubt", "run", "runs"):
             numbers[model].pop(key, None)
     return digest(last(folder)), numbers, untimed(folder)
 
@@ -193,11 +193,12 @@ PLACES = (
     {"find_teacher", "_train_epoch"},
     {"find_teacher", "_validate"},
     {"find_teacher", "measure"},
-    {"find_teaching", "latency"},
+    {"find_teaching", "measure"},
     {"_fit_student", "_train_epoch"},
-    {"_fit_student", "latency"},
+    {"_fit_student", "measure"},
     {"_find_control", "_train_epoch"},
     {"_find_control", "result_of_fit"},
+    {"with_latency"},
     {"probe"},
 )
 

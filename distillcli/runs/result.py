@@ -52,7 +52,10 @@ class Measured:
     agreement: float | None = None  # percent of all images for which it predicts the same class as the teacher
     kl_to_teacher: float | None = None  # KL(teacher || model) at temperature 1, nats per image
     per_class: dict[str, ClassAccuracy] | None = None  # class name -> its accuracy; classes without an image are absent
-    latency_ms: float | None = None  # milliseconds of one fp32 forward pass of one image, median of 30
+    latency_ms: float | None = None  # milliseconds of one forward pass of one image: the 10 % quantile of 10 to 50
+    latency_spread_ms: float | None = None  # from there to the median
+    latency_setting: str | None = None  # its batch, precision, device and threads
+    latency_doubt: str | None = None  # why it was too unsteady to be given
     run: str | None = None  # the run folder it was trained in; null for this run's student and for given weights
     runs: tuple[str | None, ...] | None = None  # teacher only: the same for every member of an ensemble
     best: EpochNumbers | None = None  # control only: its best epoch
@@ -60,7 +63,13 @@ class Measured:
     probe_top1: float | None = None  # percent, top-1 of a logistic regression on its embeddings
 
 
-_ONLY_SOME = ("runs", "best", "knn_top1", "probe_top1")  # the file leaves these out where they would be null
+_ONLY_SOME = (
+    "latency_doubt",
+    "runs",
+    "best",
+    "knn_top1",
+    "probe_top1",
+)  # the file leaves these out where they would be null
 
 
 @dataclass(frozen=True)
