@@ -238,7 +238,7 @@ def status(folder: Path) -> Any:
 
 @pytest.mark.fault("R47")
 def test_ctrl_c_saves_and_the_run_can_go_on(tmp_path: Path, run: Run) -> None:
-    long = ("trainer.epochs=15", "teacher.fit.epochs=1", "++student.args.drop_rate=0.3")
+    long = ("trainer.epochs=15", "teacher.fit.epochs=1", "++student.args.drop_rate=0.3", "trainer.keep_optimizer=true")
     code, err = interrupt(tmp_path, signal.SIGINT, "stopped/metrics.jsonl", "out=stopped", *long)
     folder = tmp_path / "stopped"
     assert code == 130

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distillcli.runtime import Runtime
 from distillcli.teachers.frozen import FrozenTeacher
-from distillcli.training.evaluation import evaluate, latency
+from distillcli.training.evaluation import evaluate
 from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
 
 CPU = torch.device("cpu")
@@ -186,9 +186,3 @@ def test_evaluation_makes_no_graph() -> None:
     )
     evaluate(model, loader)  # type: ignore[arg-type]
     assert seen == [False]
-
-
-def test_latency_is_measured_in_eval_mode_on_one_image() -> None:
-    model = Echo(3).train()
-    assert latency(model, Runtime(CPU)) > 0  # type: ignore[arg-type]
-    assert not any(model.modes)

@@ -73,7 +73,13 @@ def test_a_fit_is_found_again(known: dict[str, Path], runs: Path) -> None:
 
 # What only the distilled student knows, or what changes where and how fast and not what is computed.
 SAME = ("distill.temperature=2", "distill.alpha=0.5", "distill=hard", "name=other", "trainer.workers=1")
-SAME += ("baseline=false", "trainer.checkpoint_minutes=1", "trainer.threads=1", "teacher.name=test_vit")
+SAME += (
+    "baseline=false",
+    "trainer.checkpoint_minutes=1",
+    "trainer.keep_optimizer=true",
+    "trainer.threads=1",
+    "teacher.name=test_vit",
+)
 
 
 @pytest.mark.parametrize("override", SAME)

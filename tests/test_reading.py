@@ -379,6 +379,7 @@ SENSELESS: dict[str, Callable[[dict[str, Any]], object]] = {
     "no step at all": lambda content: content.update(step=None),
     "an epoch that never comes": lambda content: content["best"].update(epoch=99),
     "numbers of words": lambda content: content["last"].update(nll="low"),
+    "no state of the optimizer": lambda content: content.update(optimizer=None, scaler=None),
     "another epoch": lambda content: content["last"].update(epoch=2),
 }
 

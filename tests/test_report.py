@@ -571,11 +571,17 @@ def test_the_report_says_how_far_probabilities_can_be_trusted(tmp_path: Path) ->
         assert f"{number:.3f}" in section
 
 
+@pytest.mark.fault("F6.1")
 def test_the_student_is_said_to_be_of_the_last_epoch_where_another_was_better() -> None:
     result = make_result()
     result["best"], result["last"] = {"epoch": 3, "val_top1": 50.0}, {"epoch": 10, "val_top1": 34.4}
     words = "The student is that of the last epoch, 10; epoch 3 was better on val."
     assert exported_sentence(from_json(result)) == words
+    result["student_epoch"] = 10
+    assert exported_sentence(from_json(result)) == words
+    result["student_epoch"] = 3
+    chosen = "The student is that of epoch 3, the best on val, and not of the last one, 10."
+    assert exported_sentence(from_json(result)) == chosen
     result["best"] = result["last"]
     assert exported_sentence(from_json(result)) == ""
 

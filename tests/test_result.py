@@ -37,6 +37,8 @@ STUDENT = Measured(
     top1=93.5,
     per_class={"a cat": ClassAccuracy(top1=50.0, count=4)},
     latency_ms=1.5,
+    latency_spread_ms=0.1,
+    latency_setting="batch of 1, fp32, cuda",
 )
 FULL = Result(
     status="ok",
@@ -52,6 +54,7 @@ FULL = Result(
     baseline=dataclasses.replace(STUDENT, run="runs/controls/x", best=EPOCH, knn_top1=70.0, probe_top1=75.0),
     gap_closed=0.5,
     verdict=Verdict("helps", 2.5, 0.4, 4.6, 0.01, 20, 5, 300, 250, 0.2, 0.8),
+    student_epoch=3,
     best=EPOCH,
     last=EPOCH,
     epochs=3,

@@ -21,13 +21,23 @@ from tiny import STEPS, Watch, digest, files, last, tiny, train
 from distillcli.errors import Interrupted, UserError
 from distillcli.runs.folder import read_metrics
 from distillcli.training import checkpoint, engine, state
-from distillcli.training.checkpoint import load_last, read_checkpoint, remove_leftovers, save_checkpoint, save_last
+from distillcli.training.checkpoint import (
+    ballast,
+    drop_ballast,
+    load_last,
+    read_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+    save_last,
+    without_ballast,
+)
 from distillcli.training.evaluation import evaluate
 
 # Everything that could forget its state: moving average, dropout, clipping, a hint with a projector of its own.
 RECIPE = ("distill=hint", "distill.terms.hint.stage=-1", "++student.args.drop_rate=0.3")
-RECIPE += ("trainer.ema=0.9", "trainer.clip_grad=1", "trainer.epochs=3")
+RECIPE += ("trainer.ema=0.9", "trainer.clip_grad=1", "trainer.epochs=3", "trainer.keep_optimizer=true")
 STREAMED = "dataset.memory_gb=0"
+SMALL = "trainer.keep_optimizer=false"
 
 
 def anything(_content: dict[str, Any]) -> None:
@@ -118,6 +128,92 @@ def test_a_finished_run_is_not_trained_again(whole: Path, tmp_path: Path) -> Non
     assert watch.steps == 0
     assert files(tmp_path / "copy") == before
     assert (fitted.best, fitted.last) == (last(whole)["best"], last(whole)["last"])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, ended as runs do by default."""
+    folder = tmp_path_factory.mktemp("small")
+    train(tiny(*RECIPE, SMALL), folder)
+    return folder
+
+
+@pytest.mark.fault("F6.11")
+def test_a_finished_fit_ends_small(whole: Path, small: Path) -> None:
+    """Without what only a further step would need; what is left is what the whole run holds."""
+    assert sorted(path.name for path in (small / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+    assert (whole / "checkpoints" / "previous.pt").exists()
+    assert digest(last(small)) == digest(without_ballast(last(whole)))
+
+
+@pytest.mark.fault("F6.11", "R43")
+def test_a_small_run_is_not_trained_again(small: Path, tmp_path: Path) -> None:
+    """As when the student is finished and its control is still to be fitted."""
+    folder, watch = shutil.copytree(small, tmp_path / "copy"), Watch()
+    before = files(folder)
+    fitted = train(tiny(*RECIPE, SMALL), folder, watch)
+    assert watch.steps == 0
+    assert watch.said == ["student: resumed after its last epoch, 3"]
+    assert files(folder) == before
+    assert digest(fitted.backbone.net.state_dict()) == digest(last(small)["ema"])
+    assert (fitted.best, fitted.last) == (last(small)["best"], last(small)["last"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run when only the validation of its last epoch is left."""
+    folder = tmp_path_factory.mktemp("trained")
+    stopped(folder, 3 * STEPS)
+    return folder
+
+
+@pytest.mark.fault("F6.11", "R41")
+@pytest.mark.parametrize("moment", range(6))
+def test_a_kill_while_a_fit_is_made_small_leaves_a_checkpoint(
+    moment: int, trained: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each of its system calls: what is left goes on to the same end."""
+
+    class Killed(BaseException):
+        pass
+
+    folder, calls = shutil.copytree(trained, tmp_path / "run"), list[str]()
+
+    def killing(name: str, original: Any) -> Any:
+        def call(first: Any, *rest: Any, **options: Any) -> Any:
+            if calls or (name == "save" and first.get("optimizer", "none kept") is None):
+                calls.append(name)
+                if len(calls) - 1 == moment:
+                    raise Killed
+            return original(first, *rest, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", killing("save", torch.save))
+        patch.setattr(os, "fsync", killing("fsync", os.fsync))
+        for name in ("replace", "unlink"):
+            patch.setattr(Path, name, killing(name, getattr(Path, name)))
+        with pytest.raises(Killed):
+            train(tiny(*RECIPE, SMALL), folder)
+    assert calls == ["save", "fsync", "replace", "replace", "fsync", "unlink"][: moment + 1]
+    train(tiny(*RECIPE, SMALL), folder)
+    assert everything(folder) == everything(small)
+    assert not (folder / "checkpoints" / "previous.pt").exists()
+    assert [row["epoch"] for row in rows(folder, "eval")] == [1, 2, 3]
+
+
+@pytest.mark.fault("F6.11")
+def test_a_finished_run_is_pruned_to_the_same(whole: Path, small: Path, tmp_path: Path) -> None:
+    """What ``distill runs prune`` frees of an older run, or of one that kept its optimizer."""
+    folder = shutil.copytree(whole, tmp_path / "run")
+    size = sum(path.stat().st_size for path in folder.rglob("*"))
+    expected = ballast(folder)
+    drop_ballast(folder)
+    freed = size - sum(path.stat().st_size for path in folder.rglob("*"))
+    assert 0.9 * freed < expected <= freed
+    assert everything(folder) == everything(small)
+    assert ballast(folder) == ballast(small) == 0
 
 
 @pytest.mark.fault("R42")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import Distill
 
 from distillcli.commands import runs, show
 from distillcli.errors import UserError
@@ -152,6 +153,19 @@ def test_a_fit_that_other_runs_were_made_with_goes_only_with_them() -> None:
     runs.run(["rm", "runs/teachers/resnet50-abc", "runs/kd/1"])
     assert not Path("runs/kd/1").exists()
     assert not Path("runs/teachers/resnet50-abc").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F6.11")
+def test_a_real_run_is_pruned_and_still_known_to_be_finished(distill: Distill, tmp_path: Path) -> None:
+    arguments = ("experiment=smoke", "distill=none", "baseline=false", "trainer.epochs=1", "dataset.samples=32")
+    assert distill("train", *arguments, "trainer.threads=1", "trainer.keep_optimizer=true", "out=run").code == 0
+    assert distill("runs", "prune", "run", "runs=.").stdout.startswith("freed: ")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+    assert distill("runs", "prune", "run").stdout == "nothing to free\n"
+    (tmp_path / "run" / "result.json").unlink()
+    resumed = distill("train", "resume=run", "trainer.keep_optimizer=false")
+    assert (resumed.code, "resumed after its last epoch, 1" in resumed.stdout) == (0, True)
 
 
 def test_a_sweep_is_removed_with_its_jobs() -> None:

@@ -46,6 +46,7 @@ def run(config: EvalConfig, job: Job) -> None:
     from distillcli.runtime import start
     from distillcli.teachers.frozen import with_classes
     from distillcli.training.evaluation import measure
+    from distillcli.training.latency import architecture, time_together
     from distillcli.views.loader import open_data
 
     with start(config.trainer) as runtime:
@@ -58,6 +59,7 @@ def run(config: EvalConfig, job: Job) -> None:
         numbers, _ = measure(backbone, data, teacher=teacher)
         if not runtime.is_main:
             return
+        numbers = time_together([backbone], runtime)[architecture(backbone)].of(numbers)
     images, total = len(source.evaluation.labels), sum(len(split.labels) for split in source.parts.values())
     facts = {"checkpoint": what, "dataset": source.name, "evaluated_on": source.evaluated_on, "images": images}
     facts |= {"share": images / total}

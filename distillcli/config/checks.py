@@ -35,6 +35,7 @@ from distillcli.config.schema import (
 from distillcli.config.terms import check_terms
 from distillcli.errors import UserError, did_you_mean
 
+SELECTIONS = ("last", "best")
 FORMATS = ("table", "json")
 LOWEST_TEMPERATURE = 0.01
 LONGEST_NAME = 200  # bytes; file systems take 255
@@ -137,6 +138,7 @@ def _check_trainer(config: TrainerConfig) -> None:
         sizes = f"trainer.batch_size={config.batch_size} is not divisible by trainer.accumulate={config.accumulate}"
         raise UserError(f"{sizes}; every micro-batch must have the same size")
     one_of("trainer.precision", config.precision, PRECISIONS)
+    one_of("trainer.select", config.select, SELECTIONS)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         hint = did_you_mean(config.device, ("auto", "cpu", "cuda", "mps"))
         if config.device.lower().startswith("gpu"):

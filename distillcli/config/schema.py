@@ -185,6 +185,8 @@ class TrainerConfig:
     workers: int = 0  # loader processes, for images that are streamed
     threads: Optional[int] = None  # torch's CPU threads; null: as many as this process may use
     checkpoint_minutes: float = 10.0  # save within an epoch too, this often
+    select: str = "last"  # last | best: the epoch that becomes the student; best is chosen on val
+    keep_optimizer: bool = False  # keep the optimizer's state in last.pt after the last epoch
 
 
 @dataclass

@@ -79,6 +79,7 @@ def make_plan(config: TrainConfig, source: Source) -> Plan:
     student_run = dataclasses.replace(config, student=student_model(config, inputs))
     student = describe(student_run.student, student_inputs, "student")
     teachers = kind_of(config).describe(config, student, inputs)
+    _check_selection(config, source, student, teachers)
     # 4. The batch, which every model must be able to normalise.
     shown = len(source.train.labels) if needs_teacher(config.distill) else source.train.labelled
     check_batch(config, shown, inputs, student_run.student, "student")
@@ -133,6 +134,21 @@ def _wants_probe(config: TrainConfig, source: Source) -> bool:
         part = source.evaluated_on if source.train.labelled else "train"
         raise UserError(f"probe=true: it reads labels from embeddings and the {part} part has none; use probe=null")
     return possible and not learns_labels(config.distill) if config.probe is None else config.probe
+
+
+def _check_selection(config: TrainConfig, source: Source, student: Spec, teachers: list[Spec]) -> None:
+    """The best epoch is chosen on val: by its labels, or where it has none by how close the student is to a teacher."""
+    if config.trainer.select != "best":
+        return
+    if source.val is None:
+        why = "no images are held out to choose it on, as dataset.val_fraction=0.1 does"
+    elif student.classes == 0:
+        why = "the student has no classifier whose answers could be compared"
+    elif not source.val.labelled and not (kind_of(config).is_fixed and teachers[-1].classes):
+        why = "val has no labels, and no fixed teacher has answers to compare with"
+    else:
+        return
+    raise UserError(f"trainer.select=best: {why}; use trainer.select=last")
 
 
 def _check_objective(config: TrainConfig, student: ModelConfig, objective: Objective, inputs: Inputs) -> None:

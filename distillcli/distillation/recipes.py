@@ -93,6 +93,7 @@ def teacher_recipe(member: Member, device: torch.device) -> Recipe:
         trainer=dataclasses.replace(
             config.trainer,
             epochs=teacher.fit.epochs,
+            select="last",
             precision=resolve_precision(teacher.precision, device, teacher=True),
         ),
     )
@@ -137,6 +138,7 @@ def assistant_recipes(config: TrainConfig) -> list[Recipe]:
                 teacher=dataclasses.replace(config.teacher, assistants=models[:position]),
                 baseline=False,
                 generations=1,
+                trainer=dataclasses.replace(config.trainer, select="last"),
             ),
             "assistant",
             f"teacher.assistants[{position}]" if position < named else "student",
@@ -179,9 +181,11 @@ def recipe_fingerprint(
     )
     if config.teacher.mean and needs_teacher(config.distill):
         learning["mean_teacher"] = [[config.teacher.precision]]
+    selection = {} if trainer.select == "last" else {"select": trainer.select}
     return fingerprint(
         {
             **learning,
+            **selection,
             "version": RECIPE_VERSION,
             "data": data.source.fingerprint,
             "views": data.train.rendering(config.augment),

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-
 from distillcli.config.schema import DatasetConfig
-from distillcli.errors import UserError
 from distillcli.runs.folder import versions
 from distillcli.runs.predictions import Predictions
-from distillcli.runs.reading import reading
 from distillcli.runs.result import DatasetFacts, EpochNumbers, Fingerprints, Measured, Result
 from distillcli.sources.source import Source
 from distillcli.teachers.frozen import FrozenTeacher
-from distillcli.training.checkpoint import read_checkpoint
 from distillcli.training.evaluation import evaluate, measure
 from distillcli.training.fit import Fit, Fitted
 from distillcli.training.soundness import check_numbers
 from distillcli.types import Spec
 
 
-def result_of_fit(
-    fit: Fit, fitted: Fitted, warn: Callable[[str], None], teacher: FrozenTeacher | None = None
-) -> tuple[Result, Predictions | None]:
+def result_of_fit(fit: Fit, fitted: Fitted, teacher: FrozenTeacher | None = None) -> tuple[Result, Predictions | None]:
     """Measure what was fitted, at its last and at its best epoch. ``teacher``: what it is compared with.
 
     Raises NumericError when the outputs are not finite. The caller adds what else belongs to the run: its command, its
@@ -31,15 +23,16 @@ def result_of_fit(
     config, data = fit.config, fit.data
     student, predictions = measure(fitted.backbone, data, teacher=teacher)
     measured = {"nll": student.nll, "kl_to_teacher": student.kl_to_teacher}
-    check_numbers({name: n for name, n in measured.items() if n is not None}, fit, config.trainer.epochs)
+    check_numbers({name: n for name, n in measured.items() if n is not None}, fit, fitted.epoch)
     result = Result(
         status="ok",
         role=fit.role,
         name=config.name,
         evaluated_on=data.source.evaluated_on,
         student=student,
-        best=_best_epoch(fit, fitted, student, teacher, warn),
-        last=_epoch(fitted.last, student.top1, student.kl_to_teacher),
+        student_epoch=fitted.epoch,
+        best=_measured_epoch(fitted.best, fit, fitted, student, teacher) if fitted.best else None,
+        last=_measured_epoch(fitted.last, fit, fitted, student, teacher),
         epochs=config.trainer.epochs,
         images_per_second=fitted.images_per_second,
         temperature=config.distill.temperature,
@@ -54,27 +47,14 @@ def result_of_fit(
     return result, predictions
 
 
-def _best_epoch(
-    fit: Fit, fitted: Fitted, student: Measured, teacher: FrozenTeacher | None, warn: Callable[[str], None]
-) -> EpochNumbers | None:
-    """None without validation data, which alone may choose an epoch."""
-    if not fitted.best:
-        return None
-    epoch = fitted.best["epoch"]
-    if epoch == fitted.last["epoch"]:
-        return _epoch(fitted.best, student.top1, student.kl_to_teacher)
-    path, best = fit.folder / "checkpoints" / "best.pt", copy.deepcopy(fitted.backbone)
-    try:
-        weights = read_checkpoint(path)
-        with reading(path):
-            if (weights["recipe"], weights.get("epoch", epoch)) != (fit.fingerprint, epoch):
-                raise ValueError(f"it is not epoch {epoch} of this run")
-            best.net.load_state_dict(weights["student"] if weights["ema"] is None else weights["ema"])
-    except UserError as error:
-        warn(f"{error}; the best epoch is not measured on {fit.data.source.evaluated_on}")
-        return _epoch(fitted.best, None, None)
-    numbers = evaluate(best, fit.data.evaluation, teacher=teacher)
-    return _epoch(fitted.best, numbers.get("top1"), numbers.get("kl_to_teacher"))
+def _measured_epoch(
+    of: dict[str, float], fit: Fit, fitted: Fitted, student: Measured, teacher: FrozenTeacher | None
+) -> EpochNumbers:
+    """The best or the last epoch on the evaluated part as well, as far as its weights are there."""
+    if of["epoch"] == fitted.epoch:
+        return _epoch(of, student.top1, student.kl_to_teacher)
+    numbers = {} if fitted.other is None else evaluate(fitted.other, fit.data.evaluation, teacher=teacher)
+    return _epoch(of, numbers.get("top1"), numbers.get("kl_to_teacher"))
 
 
 def _epoch(on_val: dict[str, float], top1: float | None, kl_to_teacher: float | None) -> EpochNumbers:

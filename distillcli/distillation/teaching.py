@@ -14,6 +14,7 @@ from distillcli.distillation.kinds import kind_of
 from distillcli.distillation.proving import prove_given
 from distillcli.distillation.recipes import assistant_recipes, assistants_of, recipe_to_fit
 from distillcli.errors import NumericError
+from distillcli.models.ensemble import Classifier
 from distillcli.runs.predictions import Predictions
 from distillcli.runs.result import Measured
 from distillcli.sources.source import Source
@@ -30,7 +31,7 @@ class Teaching:
 
     ``teacher``: the configured one. ``nearest``: the one the student learns from: the last assistant, or the teacher.
     ``targets``: the outputs of ``nearest``, cached as ``cache_format`` where they can be. ``numbers`` and ``chain``: of
-    the teacher and of its assistants, for ``result.json``. ``predictions``: the teacher's, None without a head.
+    the teacher and of its ``assistants``, for ``result.json``. ``predictions``: the teacher's, None without a head.
     ``warnings``: what speaks against a teacher that was given; printed already.
     """
 
@@ -41,6 +42,7 @@ class Teaching:
     numbers: Measured | None = None
     predictions: Predictions | None = None
     chain: tuple[Measured, ...] = ()
+    assistants: tuple[Classifier, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -64,17 +66,21 @@ def find_teaching(config: TrainConfig, data: Data, taps: Taps, spent: Spent, ses
     if config.teacher.head:
         session.say(f"teacher: {_accuracy(numbers, data.source)}")
     # 2. Its assistants, each the teacher of the next.
-    nearest, chain = teacher, list[Measured]()
+    nearest, chain, assistants = teacher, list[Measured](), list[Classifier]()
     with spent.part("assistants") if assistants_of(config) else nullcontext():
         for nearest, run in train_assistants(config, data, teacher, session):
             assistant, _ = measure(nearest.backbone, data, nearest.precision, teacher)
             chain.append(dataclasses.replace(assistant, run=run))
+            assistants.append(nearest.backbone)
             session.say(f"assistant: {_accuracy(chain[-1], data.source)}")
     # 3. The model nearest to the student outputs what the objective compares.
     nearest = dataclasses.replace(nearest, taps=taps)
     targets, cache_format = open_cache_or_warn(config, data, nearest, session)
     return Teaching(
-        teacher, nearest, targets, cache_format, numbers, predictions, chain=tuple(chain), warnings=tuple(warnings)
+        *(teacher, nearest, targets, cache_format, numbers, predictions),
+        chain=tuple(chain),
+        assistants=tuple(assistants),
+        warnings=tuple(warnings),
     )
 
 

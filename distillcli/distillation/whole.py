@@ -22,9 +22,11 @@ from distillcli.distillation.reopening import reopen_model
 from distillcli.distillation.results import dataset_facts, images_words, result_of_fit
 from distillcli.distillation.students import export_for_timm, new_backbone, new_peers, with_teachers_head
 from distillcli.distillation.teaching import Teaching, find_teaching
+from distillcli.distillation.timing import with_latency
 from distillcli.distillation.verdict import verdict_of
 from distillcli.errors import Interrupted
 from distillcli.models.backbone import Backbone, place
+from distillcli.models.backbone import describe as describe_model
 from distillcli.models.memory_layout import settle_layout
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
@@ -142,7 +144,7 @@ def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) 
     is_named_latest = runtime.is_main and plan.config.out is None and job.folder is None
     to_student = dataclasses.replace(session, saved=point_latest) if is_named_latest else session
     with spent.part("student"):
-        student, result = _fit_student(plan, data, teaching, warnings, folder, to_student)
+        trained, result = _fit_student(plan, data, teaching, warnings, folder, to_student)
     control = None
     if plan.config.baseline and plan.teachers and data.source.train.labelled:
         with spent.part("control"):
@@ -152,8 +154,10 @@ def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) 
     # 4. The evidence.
     warnings += teaching.warnings
     result = dataclasses.replace(result, teacher=teaching.numbers, chain=teaching.chain, baseline=control)
+    if runtime.is_main:
+        result = with_latency(result, teaching, trained, _like_control(result, plan, trained[0], runtime), runtime)
     if plan.with_probe and runtime.is_main:
-        result = _with_probes(result, plan.config, data, student, teaching, runtime)
+        result = _with_probes(result, plan.config, data, trained[0], teaching, runtime)
     for warning in comparison_warnings(result):
         session.warn(warning)
         warnings.append(warning)
@@ -180,8 +184,11 @@ def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) 
 
 def _fit_student(
     plan: Plan, data: Data, teaching: Teaching, warnings: list[str], folder: Path, session: Session
-) -> tuple[Backbone, Result]:
-    """Train, measure and export the student and its peers. Adds to ``warnings`` what its start gives rise to."""
+) -> tuple[list[Backbone], Result]:
+    """Train, measure and export the student and its peers; returns them in this order.
+
+    Adds to ``warnings`` what the student's start gives rise to.
+    """
     runtime = session.runtime
     student_data = dataclasses.replace(data, source=plan.student_source)
     # 1. The student and its peers, as they are before step 1.
@@ -201,7 +208,7 @@ def _fit_student(
     )
     fitted = fit(wanted, session)
     # 3. What came of it. The classes that are reported are those of the data, also where the student has no head.
-    result, predictions = result_of_fit(dataclasses.replace(wanted, data=data), fitted, session.warn, teaching.teacher)
+    result, predictions = result_of_fit(dataclasses.replace(wanted, data=data), fitted, teaching.teacher)
     result = dataclasses.replace(result, peers=tuple(measure(peer, data)[0] for peer in peers))
     if runtime.is_main:
         if predictions is not None:
@@ -209,7 +216,7 @@ def _fit_student(
         export_for_timm(fitted.backbone, folder / "student", student_data)
         for number, peer in enumerate(peers, 1):
             export_for_timm(peer, folder / "peers" / str(number), data)
-    return fitted.backbone, result
+    return [fitted.backbone, *peers], result
 
 
 def _start_warnings(plan: Plan, student: Backbone, data: Data, teaching: Teaching, runtime: Runtime) -> list[str]:
@@ -229,6 +236,15 @@ def _find_control(config: TrainConfig, data: Data, session: Session) -> Measured
     assert result is not None
     assert result.student is not None
     return dataclasses.replace(result.student, run=str(folder), best=result.best)
+
+
+def _like_control(result: Result, plan: Plan, student: Backbone, runtime: Runtime) -> Backbone:
+    """A model of the control's architecture: the student, unless it has another head than the data ask for."""
+    config = plan.config
+    if result.baseline is None or plan.student == describe_model(config.student, plan.inputs, "student"):
+        return student
+    assert result.baseline.run is not None
+    return reopen_model(result.baseline.run, plan.source, config.dataset, config.trainer.channels_last, runtime)
 
 
 def _verdict(folder: Path, control: Measured, teaching: Teaching) -> Verdict | None:

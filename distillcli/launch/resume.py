@@ -20,6 +20,7 @@ NEUTRAL_KEYS = frozenset(
         "trainer.device",
         "trainer.threads",
         "trainer.checkpoint_minutes",
+        "trainer.keep_optimizer",
         "dataset.root",
         "dataset.labels",
         "dataset.class_map",

@@ -28,6 +28,7 @@ from rich.text import Text
 from distillcli.report.format import Grid, clean, count, fixed, significant, size_words, transposed
 from distillcli.report.grids import data_words, evaluation_grid
 from distillcli.report.sections import Block, Bullets, Code, Picture, Sentence, Table, report_sections
+from distillcli.report.sentences import latency_sentence
 from distillcli.runs.result import DatasetFacts, Measured, Result, finite
 
 # For terminals that cannot show them (LANG=C).
@@ -326,3 +327,4 @@ def evaluation_table(rows: Sequence[tuple[str, Measured]]) -> None:
         return
     grid = evaluation_grid(rows)
     print_grid(grid, upright=len(rows) > 1 and grid_width(grid) <= CONSOLE.width)
+    sentence(latency_sentence(rows))

@@ -13,12 +13,14 @@ from typing import Literal
 
 from distillcli.report.format import Grid
 from distillcli.report.grids import closing_grid, lost_classes_grid, quality_grid, settings_grid
+from distillcli.report.models import measured_models
 from distillcli.report.sentences import (
     QUALITY_WORDS,
     best_sentence,
     exported_sentence,
     gap_sentence,
     heading,
+    latency_sentence,
     status_sentence,
     time_sentence,
     verdict_sentence,
@@ -90,6 +92,7 @@ def report_sections(result: Result, folder: Path) -> list[Section]:
             Sentence(gap_sentence(result)),
             Sentence(exported_sentence(result)),
             Sentence(best_sentence(result)),
+            Sentence(latency_sentence(measured_models(result))),
             Sentence(time_sentence(result)),
             brief=True,
         ),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from distillcli.report.format import fixed, percent, seconds, share, significant
-from distillcli.runs.result import DatasetFacts, EpochNumbers, Result, top1_of
+from distillcli.runs.result import DatasetFacts, EpochNumbers, Measured, Result, top1_of
 
 # The arrow and the dash are meant.
 
@@ -163,7 +165,25 @@ def exported_sentence(result: Result) -> str:
     last, best = result.last or EpochNumbers(), result.best or EpochNumbers()
     if last.epoch is None or best.epoch in (None, last.epoch):
         return ""
+    if result.student_epoch == best.epoch:
+        return f"The student is that of epoch {best.epoch}, the best on val, and not of the last one, {last.epoch}."
     return f"The student is that of the last epoch, {last.epoch}; epoch {best.epoch} was better on val."
+
+
+def latency_sentence(models: Sequence[tuple[str, Measured]]) -> str:
+    """What the latencies are, how steady they were, and why one is missing.
+
+    ``models``: with their labels. Empty where nothing was timed, as in results of earlier versions.
+    """
+    timed = [(label, model) for label, model in models if model.latency_setting]
+    if not timed:
+        return ""
+    words = [f"Latency: 10 % quantile of single passes ({timed[0][1].latency_setting})"]
+    above = [(model.latency_spread_ms or 0) / model.latency_ms for _, model in timed if model.latency_ms]
+    if above:
+        words.append(f"the median is at most {share(max(above))} longer")
+    words += [f"none for {label}, as {model.latency_doubt}" for label, model in timed if model.latency_doubt]
+    return f"{'; '.join(words)}."
 
 
 def is_without_validation(result: Result) -> bool:

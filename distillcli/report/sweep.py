@@ -63,23 +63,22 @@ def _table(jobs: Sequence[SweepJob], keys: Sequence[str]) -> Grid:
         ]
     ]
     for job in best_first(jobs):
-        student, (best, last) = job.result.student or Measured(), _epochs(job)
+        student, on_val = job.result.student or Measured(), job.result.student_numbers
+        best = job.result.best or EpochNumbers()
         grid.append(
             [
                 job.name,
                 *(value_of(job, key) or DASH for key in keys),
-                *(fixed(share) for share in (last.val_top1, student.top1, student.top5, student.agreement, best.top1)),
+                *(
+                    fixed(share)
+                    for share in (on_val.val_top1, student.top1, student.top5, student.agreement, best.top1)
+                ),
                 *(fixed(job.top1(name)) for name in others),
                 *(fixed(student.nll, 3), fixed(student.ece, 3)),
                 *(fixed(job.result.seconds, 0), job.status),
             ]
         )
     return grid
-
-
-def _epochs(job: SweepJob) -> tuple[EpochNumbers, EpochNumbers]:
-    """The best and the last one."""
-    return job.result.best or EpochNumbers(), job.result.last or EpochNumbers()
 
 
 def _stacked(header: Sequence[str]) -> list[str]:
@@ -120,7 +119,8 @@ def _notes(jobs: Sequence[SweepJob]) -> list[str]:
         notes.append('accuracies are on val, which also chose the "best" epoch and the order of the jobs: optimistic')
     elif parts:
         where = " and ".join(parts)
-        if any(last.val_top1 is not None or last.val_kl_to_teacher is not None for _, last in map(_epochs, jobs)):
+        on_val = [job.result.student_numbers for job in jobs]
+        if any(one.val_top1 is not None or one.val_kl_to_teacher is not None for one in on_val):
             notes.append(f'accuracies are on {where}; val chose the order of the jobs and "best", the best epoch')
         else:
             notes.append(f"accuracies are on {where}, which also orders the jobs, as there is no val part: optimistic")

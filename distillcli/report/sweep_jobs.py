@@ -11,7 +11,7 @@ from pathlib import Path
 
 from distillcli.report.format import clean
 from distillcli.report.models import MODELS, model_of
-from distillcli.runs.result import EpochNumbers, Measured, Result, read_result, top1_of
+from distillcli.runs.result import Measured, Result, read_result, top1_of
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def chosen_by(job: SweepJob) -> float:
     Without labels the one closest to its teacher is the best. Without validation data only the reported numbers are
     left.
     """
-    last, student = job.result.last or EpochNumbers(), job.result.student or Measured()
-    for merit in (last.val_top1, _negative(last.val_kl_to_teacher), student.top1, _negative(student.kl_to_teacher)):
+    on_val, student = job.result.student_numbers, job.result.student or Measured()
+    for merit in (on_val.val_top1, _negative(on_val.val_kl_to_teacher), student.top1, _negative(student.kl_to_teacher)):
         if merit is not None:
             return merit
     return -math.inf

@@ -52,7 +52,10 @@ class Measured:
     agreement: float | None = None  # percent of all images for which it predicts the same class as the teacher
     kl_to_teacher: float | None = None  # KL(teacher || model) at temperature 1, nats per image
     per_class: dict[str, ClassAccuracy] | None = None  # class name -> its accuracy; classes without an image are absent
-    latency_ms: float | None = None  # milliseconds of one fp32 forward pass of one image, median of 30
+    latency_ms: float | None = None  # milliseconds of one forward pass of one image: the 10 % quantile of 10 to 50
+    latency_spread_ms: float | None = None  # from there to the median
+    latency_setting: str | None = None  # its batch, precision, device and threads
+    latency_doubt: str | None = None  # why it was too unsteady to be given
     run: str | None = None  # the run folder it was trained in; null for this run's student and for given weights
     runs: tuple[str | None, ...] | None = None  # teacher only: the same for every member of an ensemble
     best: EpochNumbers | None = None  # control only: its best epoch
@@ -60,7 +63,13 @@ class Measured:
     probe_top1: float | None = None  # percent, top-1 of a logistic regression on its embeddings
 
 
-_ONLY_SOME = ("runs", "best", "knn_top1", "probe_top1")  # the file leaves these out where they would be null
+_ONLY_SOME = (
+    "latency_doubt",
+    "runs",
+    "best",
+    "knn_top1",
+    "probe_top1",
+)  # the file leaves these out where they would be null
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,8 @@ class Result:
     command: str | None = None  # the command line that started it
     overrides: tuple[str, ...] = ()  # what that command changed in the config
     evaluated_on: str | None = None  # the part of the data that the accuracies are measured on: "test" or "val"
-    student: Measured | None = None  # the model this run trained, whatever its role, after its last epoch
+    student: Measured | None = None  # the model this run trained, whatever its role, at student_epoch
+    student_epoch: int | None = None  # the epoch the student is of: the last, or with trainer.select=best the best one
     teacher: Measured | None = None  # the teacher; null if there is none, or if it trains with the student
     chain: tuple[Measured, ...] = ()  # the assistants between teacher and student, in order
     peers: tuple[Measured, ...] = ()  # the models that were trained together with the student
@@ -144,6 +154,12 @@ class Result:
     warnings: tuple[str, ...] = ()  # what was printed as warnings
     versions: dict[str, str] = field(default_factory=dict)  # of Python, this package and the libraries it uses
     fingerprints: Fingerprints | None = None  # of data and recipe
+
+    @property
+    def student_numbers(self) -> EpochNumbers:
+        """Of the epoch that the student is of; results without it are of the last epoch."""
+        best, last = self.best or EpochNumbers(), self.last or EpochNumbers()
+        return best if self.student_epoch is not None and self.student_epoch == best.epoch else last
 
     @property
     def finished(self) -> bool:

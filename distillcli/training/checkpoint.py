@@ -126,8 +126,16 @@ def ballast(folder: Path) -> int:
 
 
 def drop_ballast(folder: Path) -> None:
-    """Shrink the checkpoints of a finished run to the last epoch and the best one, without optimizer states."""
+    """Shrink the checkpoints of a finished run to the last epoch and the best one, without optimizer states.
+
+    A kill at any moment leaves a ``last.pt`` from which the run is known to be finished.
+    """
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
         save_checkpoint(last, without_ballast(read_checkpoint(last)))
-    last.with_name("previous.pt").unlink(missing_ok=True)
+    drop_previous(folder)
+
+
+def drop_previous(folder: Path) -> None:
+    """Remove what ``save_last`` has kept of the checkpoint before."""
+    (folder / "checkpoints" / "previous.pt").unlink(missing_ok=True)

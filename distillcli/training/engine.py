@@ -20,6 +20,7 @@ from distillcli.training.evaluation import evaluate
 from distillcli.training.fit import Fit, Fitted
 from distillcli.training.learners import Distillation, MutualLearning
 from distillcli.training.optim import build_optimizer, build_schedule
+from distillcli.training.selection import select
 from distillcli.training.session import Session, Watcher
 from distillcli.training.soundness import check_losses, first_gradient_doubt
 from distillcli.training.state import Keeper, State
@@ -109,9 +110,11 @@ def fit(fit: Fit, session: Session) -> Fitted:
             keeper.epoch_done(row["epoch"], row, numbers)
             watcher.epoch(row, {} if numbers is None else {"split": "val", **numbers})
             runtime.obey_stop()
+    keeper.fit_done()
     if loop.teacher is not None and loop.teacher.repaired:
         session.warn(f"teacher cache: {loop.teacher.repaired:,} damaged rows were computed again")
-    return Fitted(state.deployed, state.best, state.last, images / seconds if seconds else None)
+    # 7. The epoch that becomes the student.
+    return select(fit, state, images / seconds if seconds else None, session.warn)
 
 
 def _train_epoch(fit: Fit, loop: Loop, model: nn.Module, keeper: Keeper, watcher: Watcher) -> dict[str, Any]:

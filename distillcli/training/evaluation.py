@@ -1,9 +1,7 @@
-"""Accuracy, calibration, fidelity to the teacher, and cost of a model."""
+"""Accuracy, calibration and fidelity to the teacher of a model."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +13,11 @@ from torchmetrics.classification import MulticlassCalibrationError
 from distillcli.models.ensemble import Classifier
 from distillcli.runs.predictions import Predictions
 from distillcli.runs.result import ClassAccuracy, Measured
-from distillcli.runtime import Runtime, autocast, sum_over_ranks
+from distillcli.runtime import autocast, sum_over_ranks
 from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.views.loader import Data, Loader
 
 ECE_BINS = 15
-LATENCY_RUNS = 30
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,10 @@ class Evaluation:
 def measure(
     backbone: Classifier, data: Data, precision: str = "fp32", teacher: FrozenTeacher | None = None
 ) -> tuple[Measured, Predictions | None]:
-    """All numbers of one model on the evaluated part of ``data``, unknown ones None, and what they are made of."""
+    """All numbers of one model on the evaluated part of ``data``, unknown ones None, and what they are made of.
+
+    Latency is measured for all models of a run together.
+    """
     found = evaluate_by_class(backbone, data.evaluation, precision, teacher)
     numbers, names = found.numbers, data.source.classes
     measured = Measured(
@@ -52,7 +52,6 @@ def measure(
         agreement=numbers.get("agreement"),
         kl_to_teacher=numbers.get("kl_to_teacher"),
         per_class={names[k]: ClassAccuracy(top1, count) for k, (top1, count) in found.by_class.items()} or None,
-        latency_ms=latency(backbone, data.evaluation.runtime),
     )
     return measured, found.predictions
 
@@ -131,20 +130,3 @@ def evaluate_by_class(
     answers = (loader.labels, sum_over_ranks(predicted, runtime), sum_over_ranks(likelihood, runtime))
     predictions = Predictions(*(values[shown].cpu().numpy() for values in answers))
     return Evaluation({name: value.item() for name, value in numbers.items()}, by_class, predictions)
-
-
-@torch.no_grad()
-def latency(backbone: Classifier, runtime: Runtime) -> float:
-    """Milliseconds of one fp32 forward pass of one image of its own size: the median of 30 after 5 to warm up."""
-    backbone.eval()
-    device, size = runtime.device, backbone.image_size
-    images = torch.zeros(1, backbone.spec.channels, size, size, device=device)
-    times = []
-    for _ in range(LATENCY_RUNS + 5):
-        runtime.obey_stop()  # a large model on a CPU takes a minute for all of them
-        started = time.perf_counter()
-        backbone(images)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times[5:])

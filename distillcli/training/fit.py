@@ -41,12 +41,16 @@ class Fit:
 
 @dataclass(frozen=True)
 class Fitted:
-    """``best`` and ``last``: epoch and validation numbers; without validation data ``best`` is empty.
+    """``backbone``: the student, of ``epoch``, the last or the best one. ``other``: the model of the other one.
 
-    The images a second are those of training alone.
+    ``other`` is None where both are one epoch, where none is the best, or where its weights are lost. ``best`` and
+    ``last``: epoch and validation numbers; without validation data ``best`` is empty. The images a second are those of
+    training alone.
     """
 
     backbone: Backbone
+    epoch: int
+    other: Backbone | None
     best: dict[str, float]
     last: dict[str, float]
     images_per_second: float | None

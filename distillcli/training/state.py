@@ -15,7 +15,14 @@ from distillcli.models.backbone import Backbone
 from distillcli.models.card import arguments
 from distillcli.runs.folder import append_metrics, read_metrics, rewind_metrics
 from distillcli.runtime import Runtime, any_rank
-from distillcli.training.checkpoint import load_last, remove_leftovers, save_checkpoint, save_last
+from distillcli.training.checkpoint import (
+    drop_previous,
+    load_last,
+    remove_leftovers,
+    save_checkpoint,
+    save_last,
+    without_ballast,
+)
 from distillcli.training.fit import Fit
 from distillcli.training.learners import Distillation, MutualLearning
 from distillcli.training.session import Session
@@ -89,8 +96,9 @@ class State:
             peer.net.load_state_dict(weights)
         if self.ema is not None:
             self.ema.module.net.load_state_dict(content["ema"])
-        self.update.optimizer.load_state_dict(content["optimizer"])
-        self.update.scaler.load_state_dict(content["scaler"])
+        if content["optimizer"] is not None:  # after the last epoch it may be gone
+            self.update.optimizer.load_state_dict(content["optimizer"])
+            self.update.scaler.load_state_dict(content["scaler"])
         self.step, self.best, self.last = content["step"], content["best"], content["last"]
         self.trained = content["trained"]
         self.totals.restore(content["totals"], runtime)
@@ -120,6 +128,7 @@ class Keeper:
         self.saved_at = time.monotonic()
         self.steps_per_epoch = fit.showing.steps_per_epoch
         self.epochs = config.trainer.epochs
+        self.keeps_optimizer = config.trainer.keep_optimizer
 
     def resume(self) -> None:
         """Put the last checkpoint in the place of the state, if there is one. Raises UserError for another recipe."""
@@ -173,10 +182,21 @@ class Keeper:
         check_weights(self.state.tensors, self.fit, self.state.step, self.runtime)
         totals = self.state.totals.content(self.runtime)
         content = self.state.everything() | {"totals": totals} | self.identity
+        if self._is_finished and not self.keeps_optimizer:
+            content = without_ballast(content)
         if self.runtime.is_main:
             save_last(self.folder, content)
             self.session.saved(self.folder)
         self.saved_at = time.monotonic()
+
+    def fit_done(self) -> None:
+        """Leave a finished fit small: ``last.pt`` holds all that is still needed, so the checkpoint before it goes."""
+        if self.runtime.is_main and not self.keeps_optimizer:
+            drop_previous(self.folder)
+
+    @property
+    def _is_finished(self) -> bool:
+        return self.state.step == self.steps_per_epoch * self.epochs and not self.state.trained
 
     def epoch_trained(self, train: dict[str, Any]) -> None:
         """Save an epoch before it is validated: whatever ends the process now, the validation alone is made up."""

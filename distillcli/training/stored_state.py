@@ -18,12 +18,16 @@ def check_state(found: dict[str, Any], own: dict[str, Any], optimizer: Optimizer
 
     ``own``: what the fit would save now. ``optimizer``: its own. ``steps``: of one epoch.
     """
-    for part in ("student", "ema", "objective", "peers", "scaler"):
+    for part in ("student", "ema", "objective", "peers"):
         _same_kind(found[part], own[part], part)
-    _check_optimizer(found["optimizer"], own["optimizer"], optimizer)
     step = found["step"]
     if type(step) is not int or not 0 <= step <= steps * epochs:
         raise ValueError(f"step {step!r} is none of the {steps * epochs} of this fit")
+    if found["optimizer"] is not None or found["scaler"] is not None:
+        _same_kind(found["scaler"], own["scaler"], "scaler")
+        _check_optimizer(found["optimizer"], own["optimizer"], optimizer)
+    elif step < steps * epochs or found["trained"]:
+        raise ValueError(f"it holds no state of the optimizer, and its step {step} is not the end of the fit")
     for part in ("best", "last"):
         _check_numbers(found[part], found["last"], part, epochs)
     if found["last"].get("epoch", 0) not in (step // steps, step // steps - 1):
