@@ -35,8 +35,9 @@ from safetensors.torch import load_file, save_file
 
 from distillcli import cli
 
-SMALL = ("experiment=smoke", "dataset.samples=64", "trainer.batch_size=16", "trainer.epochs=2", "teacher.fit.epochs=1")
+SMALL = ("experiment=smoke", "dataset.samples=64", "trainer.batch_size=16", "trainer.epochs=2")
 SMALL += ("trainer.device=cpu", "trainer.threads=1", "trainer.channels_last=true", "trainer.keep_optimizer=true")
+FITTED = ("teacher.fit.epochs=1",)
 # Numbers of a result that no two runs share.
 TIMED = {"latency_ms", "latency_spread_ms", "latency_setting", "latency_doubt"}
 TIMED |= {"seconds", "timings", "images_per_second", "cache", "warnings"}
@@ -62,7 +63,7 @@ COMMANDS = (
     Command("eval student", ("eval", "checkpoint=run/student", "format=json"), ("run/*", "run/student/*")),
     Command("eval best", ("eval", "checkpoint=run/checkpoints/best.pt", "format=json"), ("run/*", "run/checkpoints/*")),
     Command("resume", ("train", "resume=half"), ("half/*", "half/checkpoints/*", "runs/c*/*/*"), "half"),
-    Command("train", ("train", *SMALL, "out=again"), ("runs/*/*/*", "runs/*/*/*/*"), "again"),
+    Command("train", ("train", *SMALL, *FITTED, "out=again"), ("runs/*/*/*", "runs/*/*/*/*"), "again"),
     Command(
         "train given",
         ("train", *SMALL, "out=given", "baseline=false", "teacher.checkpoint=teacher"),
@@ -78,7 +79,7 @@ COMMANDS = (
 def make_runs(folder: Path) -> None:
     """A finished run with its teacher, its control and its cache; the same run when one epoch was left to train."""
     folder.mkdir()
-    code = in_process(folder, ("train", *SMALL, "out=run"), 600)
+    code = in_process(folder, ("train", *SMALL, *FITTED, "out=run"), 600)
     assert code == 0, (folder / "stderr").read_text()
     half = shutil.copytree(folder / "run", folder / "half")
     for name in ("result.json", "report.md", "curves.png"):

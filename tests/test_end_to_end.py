@@ -126,13 +126,13 @@ def test_the_result_says_everything(work: Path, smoke: Path) -> None:
     assert "timm.create_model('local-dir:" in said
 
 
-def test_the_verdict_rests_on_the_predictions_that_the_run_keeps(smoke: Path) -> None:
+def test_the_verdict_rests_on_the_predictions_that_the_run_keeps(work: Path, smoke: Path) -> None:
     result = read_result(smoke)
     assert result is not None
     assert result.student is not None
     assert result.baseline is not None
     assert result.verdict is not None
-    student, control = read_predictions(smoke), read_predictions(Path(str(result.baseline.run)))
+    student, control = read_predictions(smoke), read_predictions(work / str(result.baseline.run))
     assert student is not None
     assert control is not None
     assert [100 * answers.hits.mean() for answers in (student, control)] == pytest.approx(
