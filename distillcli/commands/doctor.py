@@ -14,6 +14,7 @@ from pathlib import Path
 
 from distillcli import __version__
 from distillcli.config import search
+from distillcli.config.check_published import hub_cache
 from distillcli.errors import UserError
 from distillcli.runs.folder import LIBRARIES
 
@@ -98,8 +99,7 @@ def _folders() -> Iterator[Row]:
     yield "runs", _writable(Path("runs"))
     usage = shutil.disk_usage(Path.cwd())
     yield "disk", f"{usage.free / 2**30:.0f} GiB free of {usage.total / 2**30:.0f} GiB"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub")
-    cache = cache.expanduser()
+    cache = hub_cache()
     models = sorted(cache.glob("models--timm--*")) if cache.is_dir() else []
     yield "weights", f"{cache}: {len(models)} timm models" if models else f"{cache}: no timm models yet"
 
