@@ -15,8 +15,8 @@ from distillcli.config.search import builtin_folder
 # The weight beside cross-entropy on the labels and the options that belong to it; which source has them; and, where the
 # sources differ, what the preset's file has to say about the other one.
 #
-# "CRD benchmark": Tian, Krishnan, Isola, "Contrastive representation distillation", ICLR 2020, for CIFAR-100; the weights
-# stand in scripts/run_distill_others.sh of the authors' code, RepDistiller.
+# "CRD benchmark": Tian, Krishnan, Isola, "Contrastive representation distillation", ICLR 2020, for CIFAR-100, with the
+# weights of the authors' code (RepDistiller, scripts/run_cifar_distill.sh).
 PUBLISHED: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "hint": ({"weight": 100.0}, "CRD benchmark; FitNets trains on the hint alone first", ("CIFAR-100", "CRD")),
     "at": ({"weight": 1000.0, "power": 2.0, "form": "code"}, "Zagoruyko, Komodakis, ICLR 2017, their code", ()),

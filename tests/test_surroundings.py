@@ -6,8 +6,10 @@ import itertools
 import logging
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from test_stops import SMOKE, Trip, Tripping, outcome, tripping  # noqa: F401 - 
 
 from distillcli.commands import train as commands
 from distillcli.distillation import whole
+from distillcli.report import console
 from distillcli.runs.folder import append_metrics, check_place, read_metrics, write_text
 from distillcli.runs.result import read_result
 
@@ -151,6 +154,19 @@ def test_a_run_goes_on_in_another_place_while_the_clock_jumps_back(
     assert distill("train", "resume=elsewhere/moved").code == 0
     assert outcome(tmp_path / "elsewhere" / "moved") == outcome(tmp_path / "whole")
     assert not (tmp_path / "run").exists()
+
+
+# --- what takes long -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("F6.13")
+def test_what_takes_long_is_said_before(distill: Distill, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "sys", SimpleNamespace(modules={}, stdout=sys.stdout, stderr=sys.stderr))
+    lines = distill(*ALONE, "out=run").stdout.splitlines()
+    said = [line for line in lines if line.startswith(("loading", "opening", "student"))]
+    assert said[:2] == ["loading torch and timm", "opening 96 images of fake"]
+    assert said[2].startswith("student  epoch 1/1  loss ")
+    assert said[3:] == ["student: measuring it on 16 images (test), then exporting it"]
 
 
 # --- the environment -----------------------------------------------------------------------------------------------

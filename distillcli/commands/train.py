@@ -8,7 +8,7 @@ from distillcli.config.check_published import check_published_weights
 from distillcli.config.job import Job, is_main_process
 from distillcli.config.schema import TrainConfig
 from distillcli.distillation.same_data import check_same_data
-from distillcli.report.console import closing_table, say
+from distillcli.report.console import closing_table, say, say_loading
 from distillcli.runs.folder import check_place, claim, claim_new, locked
 from distillcli.runs.result import read_result
 from distillcli.sources.open import check_reported, open_source
@@ -26,6 +26,8 @@ def run(config: TrainConfig, job: Job) -> None:
     if config.resume is not None:
         check_same_data(Path(config.resume), source)
     check_published_weights(config)
+    if is_main_process():
+        say_loading()
 
     from distillcli.distillation.plan import check_weights, make_plan
 

@@ -15,11 +15,12 @@ from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.training.checkpoint import read_checkpoint
 from distillcli.training.evaluation import evaluate, measure
 from distillcli.training.fit import Fit, Fitted
+from distillcli.training.session import Session
 from distillcli.training.soundness import check_numbers
 
 
 def result_of_fit(
-    fit: Fit, fitted: Fitted, warn: Callable[[str], None], teacher: FrozenTeacher | None = None
+    fit: Fit, fitted: Fitted, session: Session, teacher: FrozenTeacher | None = None
 ) -> tuple[Result, Predictions | None]:
     """Measure what was fitted, at its last and at its best epoch. ``teacher``: what it is compared with.
 
@@ -27,6 +28,8 @@ def result_of_fit(
     teacher, its control.
     """
     config, data = fit.config, fit.data
+    images, part = len(data.evaluation.shown), data.source.evaluated_on
+    session.say(f"{fit.role}: measuring it on {images:,} images ({part}), then exporting it")
     student, predictions = measure(fitted.backbone, data, teacher=teacher)
     measured = {"nll": student.nll, "kl_to_teacher": student.kl_to_teacher}
     check_numbers({name: n for name, n in measured.items() if n is not None}, fit, config.trainer.epochs)
@@ -36,7 +39,7 @@ def result_of_fit(
         name=config.name,
         evaluated_on=data.source.evaluated_on,
         student=student,
-        best=_best_epoch(fit, fitted, student, teacher, warn),
+        best=_best_epoch(fit, fitted, student, teacher, session.warn),
         last=_epoch(fitted.last, student.top1, student.kl_to_teacher),
         epochs=config.trainer.epochs,
         images_per_second=fitted.images_per_second,

@@ -149,6 +149,8 @@ def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) 
     # 2. The run describes itself: from here on it can be resumed. Then its data, decoded if it fits into memory.
     if runtime.is_main:
         describe(folder, plan.config, overrides, plan.source, session)
+    images = sum(len(split.labels) for split in plan.source.parts.values())
+    session.say(f"opening {images:,} images of {plan.source.name}")
     data = open_data(plan.source, plan.config.dataset, plan.config.trainer.workers, runtime)
     if runtime.is_main:
         opening(_opening(plan, runtime, folder))
@@ -217,7 +219,7 @@ def _fit_student(
     )
     fitted = fit(wanted, session)
     # 3. What came of it. The classes that are reported are those of the data, also where the student has no head.
-    result, predictions = result_of_fit(dataclasses.replace(wanted, data=data), fitted, session.warn, teaching.teacher)
+    result, predictions = result_of_fit(dataclasses.replace(wanted, data=data), fitted, session, teaching.teacher)
     result = dataclasses.replace(result, peers=tuple(measure(peer, data)[0] for peer in peers))
     if runtime.is_main:
         if predictions is not None:
