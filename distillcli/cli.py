@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from distillcli import __version__
 from distillcli.commands.table import COMMANDS
-from distillcli.errors import Interrupted, NumericError, UserError, did_you_mean
+from distillcli.errors import FULL, Interrupted, NumericError, UserError, did_you_mean
 from distillcli.report.format import clean
 from distillcli.signals import leaving_at_once
 
@@ -56,7 +56,7 @@ def run(argv: list[str]) -> int:
         if error.errno in IN_THE_WAY and error.filename is not None:
             path = error.filename2 or error.filename
             return _fail(f"{path}: {error.strerror}; give access to it, or move what is in its place", 2)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             return _bug()
         where = error.filename or "stdout"
         return _fail(f"{where}: the disk is full; free some space and continue with resume=RUN", 2)

@@ -344,3 +344,10 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Pat
     (tmp_path / "cache").write_text("in the way")
     with pytest.raises(OSError, match="cache"):
         cached(tiny(f"runs={tmp_path}"))
+
+
+@pytest.mark.fault("F6.17")
+def test_the_teacher_cache_says_its_size_in_a_unit_that_suits_it() -> None:
+    for images, words in ((64, "up to 768 B"), (1_281_167, "up to 15.4 MB")):
+        assert choose_format("float16", 4, images, 1, 20.0, 4.0, False)[0] == "float16"
+        assert choose_format("auto", 4, images, 1, 20.0, 4.0, False)[1].endswith(words)

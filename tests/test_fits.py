@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny import CPU, STEPS, Watch, digest, files, last, open_tiny, tiny
 
 from distillcli.config.schema import TrainConfig
-from distillcli.distillation import fits
+from distillcli.distillation import folders
 from distillcli.distillation.fits import fit_once
 from distillcli.distillation.recipes import control_recipe, teacher_recipe
 from distillcli.distillation.teaching import find_teacher
@@ -221,7 +221,7 @@ def test_a_finished_fit_is_only_read(known: dict[str, Path], runs: Path, monkeyp
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fits, "in_turn", refuse)
+        patch.setattr(folders, "locked", refuse)
         patch.setattr(Path, "mkdir", refuse)
         assert control(config_in(runs)) == known["control"]
 

@@ -8,9 +8,17 @@ from pathlib import Path
 import pytest
 
 from distillcli.config.schema import ModelConfig
-from distillcli.distillation.advice import family_warnings, schedule_warnings, start_warnings
+from distillcli.distillation.advice import (
+    batch_warnings,
+    family_warnings,
+    schedule_warnings,
+    share_warnings,
+    start_warnings,
+    temperature_warnings,
+)
 from distillcli.models.backbone import describe
 from distillcli.types import Inputs
+from tests.builders import objective, spec
 from tests.conftest import Distill
 from tests.tiny import tiny
 
@@ -41,6 +49,40 @@ def test_a_decay_that_the_run_does_not_reach_is_said(schedule: str, said: str | 
     found = schedule_warnings(tiny(*schedule.split()))
     assert len(found) == (said is not None)
     assert said is None or found[0].startswith(said)
+
+
+@pytest.mark.fault("R4")
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        ("distill.temperature=0.05", ["distill.temperature"]),
+        ("distill.temperature_end=0.05", ["distill.temperature_end"]),
+        ("+distill.terms.kl.temperature=0.05", ["distill.terms.kl.temperature"]),
+        ("teacher.members=[{name:test_vit},{name:test_vit,temperature:0.05}]", ["teacher.members[1].temperature"]),
+        ("distill.temperature=0.1", []),
+    ],
+)
+def test_a_temperature_that_leaves_only_the_decision_is_said(overrides: str, keys: list[str]) -> None:
+    found = temperature_warnings(tiny(*overrides.split()))
+    assert [warning.split("=")[0] for warning in found] == keys
+
+
+@pytest.mark.fault("R6")
+def test_an_objective_says_whose_share_is_nothing() -> None:
+    (said,) = share_warnings(tiny("distill.alpha=0"))
+    assert said.startswith("distill.alpha=0: the student learns from the labels alone")
+    assert share_warnings(tiny("distill.alpha=0.1")) == share_warnings(tiny("distill=none")) == []
+    student = spec(4)
+    assert objective({"ce": {}, "kl": {}}, student, student, alpha=1.0).words() == "1·kl(T=4)"
+
+
+@pytest.mark.fault("R7")
+def test_a_batch_larger_than_the_data_is_said_and_is_all_of_it(distill: Distill) -> None:
+    assert batch_warnings(tiny(), 16) == []
+    few = ("experiment=smoke", "dataset.samples=8", "trainer.batch_size=16", "trainer.device=cpu", "trainer.epochs=1")
+    answer = distill("train", *few, "distill=none", "baseline=false")
+    assert answer.code == 0
+    assert "trainer.batch_size=16: there are 8 training images, so that every step takes them all" in answer.stderr
 
 
 @pytest.mark.fault("F1.9")

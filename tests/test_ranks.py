@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,8 +18,10 @@ import pytest
 import torch
 from conftest import ROOT
 from test_fits import holder, line
-from tiny import CPU, STEPS, Watch, last, open_tiny, setting, some_teacher, tiny, train
+from tiny import CPU, STEPS, Watch, digest, last, open_tiny, setting, some_teacher, tiny, train
 
+from distillcli import cli
+from distillcli.config.checks import check_train
 from distillcli.config.schema import TrainerConfig
 from distillcli.distillation.folders import in_turn
 from distillcli.distillation.reopening import reopen_model
@@ -27,6 +31,7 @@ from distillcli.models.backbone import describe
 from distillcli.runs.folder import read_metrics
 from distillcli.runtime import Runtime, any_rank, from_main, one_fate, start
 from distillcli.terms.objective import Objective
+from distillcli.training import engine
 from distillcli.training.evaluation import evaluate
 from distillcli.types import Inputs
 
@@ -72,7 +77,7 @@ def test_ranks_speak_to_each_other(tmp_path: Path) -> None:
     assert on_two_ranks(work, tmp_path) == [[rank, "from the main one", True, False] for rank in (0, 1)]
 
 
-@pytest.mark.fault("R53")
+@pytest.mark.fault("R53", "R58")
 def test_two_ranks_take_the_steps_of_one(tmp_path: Path) -> None:
     """Without batch norm the gradient of the halves is the gradient of the whole, up to rounding."""
 
@@ -117,7 +122,7 @@ def writes(event: str, args: tuple[Any, ...]) -> bool:
 
 
 @pytest.mark.parametrize("samples", [72, 64 + 4, 7])
-@pytest.mark.fault("R53")
+@pytest.mark.fault("R53", "R54")
 def test_evaluation_counts_every_image_once(samples: int, tmp_path: Path) -> None:
     """An odd number of images, batch norm, and with 7 samples a single image for two ranks."""
     config = tiny(f"dataset.samples={samples}")
@@ -256,6 +261,61 @@ def test_both_ranks_wait_and_both_stop(tmp_path: Path) -> None:
         assert line(other) == "held"
         assert on_two_ranks(work, tmp_path) == [143, 143]
         other.kill()
+
+
+@pytest.mark.fault("R56")
+def test_what_torchrun_starts_again_goes_on(tmp_path: Path) -> None:
+    """After one rank was killed, the same command continues its folder and ends with the same bits."""
+    command = ["train", "experiment=smoke", "trainer.threads=1", "trainer.device=cpu", "dataset.samples=64"]
+    command += ["trainer.batch_size=16", "trainer.epochs=2", "distill=none", "baseline=false"]
+
+    def attempt(number: int, folder: Path, killed: bool) -> list[int]:
+        """The exit codes of both ranks."""
+        codes = []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+
+        def rank_main(rank: int) -> None:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.environ |= {"TORCHELASTIC_RESTART_COUNT": str(number), "TORCHELASTIC_MAX_RESTARTS": "1"}
+            if killed and rank == 1:
+                engine.train_step = dying(engine.train_step)
+            os._exit(cli.run([*command, f"out={folder}"]))
+
+        processes = [multiprocessing.get_context("fork").Process(target=rank_main, args=(rank,)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+            codes.append(process.exitcode or 0)
+        return codes
+
+    def dying(step: Any) -> Any:
+        taken = itertools.count(1)
+
+        def instead(*args: Any) -> Any:
+            if next(taken) == STEPS + 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*args)
+
+        return instead
+
+    assert attempt(0, tmp_path / "whole", killed=False) == [0, 0]
+    assert attempt(0, tmp_path / "run", killed=True) == [2, -signal.SIGKILL]
+    assert last(tmp_path / "run")["step"] == STEPS
+    assert attempt(1, tmp_path / "run", killed=False) == [0, 0]
+    assert digest(last(tmp_path / "run")) == digest(last(tmp_path / "whole"))
+    assert [row["epoch"] for row in read_metrics(tmp_path / "run")] == [1, 1, 2, 2]
+
+
+@pytest.mark.fault("R56")
+def test_what_may_be_started_again_needs_a_folder_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    with pytest.raises(UserError, match=r"name a folder, out=FOLDER$"):
+        check_train(tiny())
+    check_train(tiny("out=somewhere"))
 
 
 def test_sweeps_are_refused_under_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

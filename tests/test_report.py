@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -21,7 +23,7 @@ from PIL import Image
 
 from distillcli.report import console
 from distillcli.report.curves import draw_curves
-from distillcli.report.format import DASH, clean, count, seconds, size_words
+from distillcli.report.format import DASH, byte_count, clean, count, seconds, size_words
 from distillcli.report.grids import lost_classes_grid
 from distillcli.report.markdown import escaped, fenced, write_report
 from distillcli.report.sections import (
@@ -301,6 +303,81 @@ def test_one_plain_line_per_epoch_where_there_is_no_terminal(capsys: pytest.Capt
     assert capsys.readouterr().out == expected
 
 
+@pytest.mark.fault("F6.13")
+def test_a_long_epoch_is_told_of_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resumed in the middle of the second epoch of three; a step takes 25 s."""
+    clock = itertools.count(0, 25)
+    monkeypatch.setattr(console, "TELL_SECONDS", 30)
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with console.Progress("student", 3, 4, done=6) as progress:
+        for _ in range(3):
+            now[0] = float(next(clock)) + 25
+            progress.step(None)
+    assert capsys.readouterr().out.splitlines() == ["student  epoch 2/3  step 4/4  1 min 40 s left"]
+
+
+@pytest.mark.fault("F6.16")
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 200])
+def test_a_line_of_an_epoch_fits_the_terminal(columns: int) -> None:
+    """The label, the epoch, the loss and the accuracy stay; the terms of the loss in their order."""
+    terms = {f"loss/{name}": 0.123 for name in ("ce", "kl", "hint", "rkd", "class_correlation", "batch_correlation")}
+    train = {"epoch": 3, "loss": 1.2341, **terms, "lr": 0.00291, "images_per_second": 911.6}
+    full = console.epoch_line("student", 10, train, {"split": "val", "top1": 81.5})
+    line = console.epoch_line("student", 10, train, {"split": "val", "top1": 81.5}, width=columns)
+    assert len(line) <= max(columns, len("student  epoch  3/10  loss 1.234  val top-1 81.5"))
+    assert line.startswith("student  epoch  3/10  loss 1.234  ")
+    assert "val top-1 81.5" in line
+    cells = iter(full.split("  "))
+    assert all(cell in cells for cell in line.split("  "))
+    assert (line == full) == (columns == 200)
+
+
+@pytest.mark.fault("F6.16")
+def test_the_log_and_a_pipe_get_all_of_a_line(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.CONSOLE, "_width", 30)
+    caplog.set_level("INFO", "distillcli")
+    for terminal in (False, True):
+        monkeypatch.setattr(console, "_is_terminal", lambda terminal=terminal: terminal)
+        progress = console.Progress("student", 10, 5)
+        progress.epoch({"epoch": 3, "loss": 1.0, "lr": 0.1, "images_per_second": 7.0}, {})
+    whole = "student  epoch  3/10  loss 1.000  lr 0.1  7 img/s"
+    assert capsys.readouterr().out.splitlines() == [whole, "student  epoch  3/10  loss 1.000"]
+    assert caplog.messages == [whole, whole]
+
+
+@pytest.mark.fault("F6.17")
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "0 B"),
+        (770, "770 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (9216, "9.2 kB"),
+        (4.1e9, "4.1 GB"),
+        (2e12, "2.0 TB"),
+    ],
+)
+def test_a_size_has_a_unit_that_suits_it(size: float, words: str) -> None:
+    assert byte_count(size) == words
+
+
+@pytest.mark.fault("F6.18")
+def test_the_lines_that_load_the_student_say_where_they_hold(tmp_path: Path) -> None:
+    """And hold as they stand, comment included."""
+    folder = write_run(tmp_path / "run", make_result())
+    blocks = [block for section in report_sections(from_json(make_result()), folder) for block in section.blocks]
+    (lines,) = (block.text for block in blocks if isinstance(block, Code) and "timm" in block.text)
+    assert "once the run has moved" in lines
+    assert ast.parse(lines).body
+    assert lines in write_report(folder).read_text("utf-8")
+
+
 class _Terminal(io.StringIO):
     encoding = "utf-8"
 
@@ -326,6 +403,7 @@ def test_the_bar_leaves_only_the_epoch_lines_and_warnings_pass_it(monkeypatch: p
     assert "careful" not in out.getvalue()
     assert err.getvalue().count("careful") == 2
     assert not console._live
+    assert "left" in out.getvalue()
 
 
 SCRIPT = """

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from test_report import EVIL, make_result, picture
 
 from distillcli.report import console
@@ -111,7 +112,6 @@ def test_only_overrides_that_vary_are_columns(tmp_path: Path) -> None:
     close_sweep(tmp_path)
     assert {"b", "c"} <= rows(tmp_path)[0].keys()
     assert "a" not in rows(tmp_path)[0]
-    assert not (tmp_path / "sweep.png").exists()
 
 
 def test_overrides_are_read_as_hydra_writes_them() -> None:
@@ -253,6 +253,45 @@ def test_the_picture_is_drawn_where_one_number_varies(values: list[str], tmp_pat
         height, width = picture(tmp_path / "sweep.png").shape
         assert height >= 400
         assert width >= 700
+
+
+@pytest.mark.fault("F6.19")
+@pytest.mark.parametrize(
+    ("swept", "drawn"),
+    [
+        (["a=1 b=x", "a=2 b=x", "a=1 b=y", "a=2 b=y"], True),
+        (["a=1 b=x", "a=2 b=y"], True),
+        (["a=x b=$y", "a=<z> b=null"], True),
+        (["a=1 b=x seed=0", "a=2 b=y seed=1", "a=2 b=y seed=2"], True),
+        (["a=1", "a=2 b=y"], True),
+        (["a=1 b=1 c=1", "a=2 b=2 c=2"], False),
+        (["a=x", "a=y"], False),
+    ],
+)
+def test_the_picture_of_two_keys_is_a_map(swept: list[str], drawn: bool, tmp_path: Path) -> None:
+    close_sweep(write_sweep(tmp_path, [(overrides.split(), make_result()) for overrides in swept]))
+    assert (tmp_path / "sweep.png").exists() == drawn
+    assert ("sweep.png" in (tmp_path / "report.md").read_text("utf-8")) == drawn
+    if drawn:
+        assert picture(tmp_path / "sweep.png").std() > 5
+
+
+@pytest.mark.fault("F6.19")
+def test_the_map_says_the_mean_over_seeds_and_leaves_out_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    original = Axes.text
+
+    def kept(self: Axes, x: float, y: float, words: str, **how: Any) -> Any:
+        written.append(f"{x},{y} {words}")
+        return original(self, x, y, words, **how)
+
+    monkeypatch.setattr(Axes, "text", kept)
+    jobs = [("10", "x", 0, 90.0), ("10", "x", 1, 92.0), ("2", "x", 0, 80.0), ("2", "y", 0, 85.0)]
+    found = [([f"a={a}", f"b={b}", f"seed={seed}"], make_result(top1)) for a, b, seed, top1 in jobs]
+    close_sweep(write_sweep(tmp_path, [*found, (["a=10", "b=y", "seed=0"], failed("x"))]))
+    assert sorted(written) == ["0,0 80.0", "0,1 91.0", "1,0 85.0"], "2 comes before 10"
 
 
 def test_numbers_that_json_does_not_know_do_not_reach_the_files(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distillcli.errors import UserError, did_you_mean
 from distillcli.report.console import say, warn
-from distillcli.report.format import count
+from distillcli.report.format import byte_count
 from distillcli.teachers.rows import cache_folders, look_into
 
 USAGE = "distill cache ls [DIR] | verify RUN | clear NAME|all [DIR]; DIR is runs/cache unless given"
@@ -43,7 +43,7 @@ def _list(root: Path) -> None:
         damaged = f", {cache.damaged:,} damaged rows that will be computed again" if cache.damaged else ""
         say(
             f"{cache.folder.name}  {cache.teacher}  {cache.format}  {cache.views} views, "
-            f"{cache.rows:,} rows, {count(cache.bytes)}B{damaged}"
+            f"{cache.rows:,} rows, {byte_count(cache.bytes)}{damaged}"
         )
     if not folders:
         say(f"nothing is cached in {root}")

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from distillcli import __version__
 from distillcli.config import search
+from distillcli.config.check_published import hub_cache
 from distillcli.errors import UserError
+from distillcli.report.format import byte_count
 from distillcli.runs.folder import LIBRARIES
 
 Row = tuple[str, str]
@@ -69,7 +71,7 @@ def _devices() -> Iterator[Row]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            yield f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+            yield f"cuda:{index}", f"{properties.name}, {byte_count(properties.total_memory)}"
         yield "bf16", "yes" if torch.cuda.is_bf16_supported() else "no; trainer.precision=auto uses fp32"
     else:
         yield "cuda", "none"
@@ -97,9 +99,8 @@ def _folders() -> Iterator[Row]:
         yield "configs", f"{folder} ({sum(1 for _ in folder.rglob('*.yaml'))} files)"
     yield "runs", _writable(Path("runs"))
     usage = shutil.disk_usage(Path.cwd())
-    yield "disk", f"{usage.free / 2**30:.0f} GiB free of {usage.total / 2**30:.0f} GiB"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub")
-    cache = cache.expanduser()
+    yield "disk", f"{byte_count(usage.free)} free of {byte_count(usage.total)}"
+    cache = hub_cache()
     models = sorted(cache.glob("models--timm--*")) if cache.is_dir() else []
     yield "weights", f"{cache}: {len(models)} timm models" if models else f"{cache}: no timm models yet"
 

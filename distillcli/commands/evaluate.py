@@ -8,11 +8,11 @@ from pathlib import Path
 
 from distillcli.config.check_data import check_dataset
 from distillcli.config.check_models import check_teacher
-from distillcli.config.job import Job
+from distillcli.config.job import Job, is_main_process
 from distillcli.config.schema import DatasetConfig, EvalConfig, TrainConfig
 from distillcli.distillation.same_data import data_changes, may_be_same_images
 from distillcli.errors import UserError
-from distillcli.report.console import evaluation_table, say, sentence, warn
+from distillcli.report.console import evaluation_table, say, say_loading, sentence, warn
 from distillcli.runs.reading import read_config, try_json
 from distillcli.runs.result import read_result, to_json
 from distillcli.sources.labels import with_class_names
@@ -41,6 +41,8 @@ def run(config: EvalConfig, job: Job) -> None:
         source = with_class_names(source, _class_names(run_folder))
     for note in source.notes:
         warn(note)
+    if config.format != "json" and is_main_process():
+        say_loading()
 
     from distillcli.distillation.reopening import reopen_model, reopen_teacher
     from distillcli.runtime import start

@@ -12,7 +12,7 @@ from typing import Any
 from distillcli.commands.table import COMMANDS
 from distillcli.errors import UserError, did_you_mean
 from distillcli.report.console import closing_table, say
-from distillcli.report.format import count
+from distillcli.report.format import byte_count
 from distillcli.report.listing import print_listing
 from distillcli.report.runs import HEADERS, object_of, row_of
 from distillcli.runs.folder import point_latest
@@ -69,7 +69,7 @@ def _list(words: list[str]) -> None:
 
 def _show(name: str) -> None:
     found = _existing(name)
-    say(f"{found.folder}: {found.state}, last changed {found.changed:%Y-%m-%d %H:%M}, {count(found.size)}B")
+    say(f"{found.folder}: {found.state}, last changed {found.changed:%Y-%m-%d %H:%M}, {byte_count(found.size)}")
     say(f"set: {' '.join(found.result.overrides) or 'nothing, all is as shipped'}")
     closing_table(found.result, found.folder)
 
@@ -91,7 +91,7 @@ def _remove(names: list[str]) -> None:
             )
     for folder, runs in doomed.items():
         shutil.rmtree(folder)
-        say(f"removed {folder}, {count(sum(run.size for run in runs))}B")
+        say(f"removed {folder}, {byte_count(sum(run.size for run in runs))}")
         _repoint_latest(folder.parent)
 
 
@@ -136,11 +136,11 @@ def _prune(words: list[str]) -> None:
     for folder, size in heavy.items():
         if names:
             drop_ballast(folder)
-        say(f"{'freed' if names else 'can be freed'}: {count(size)}B  {folder}")
+        say(f"{'freed' if names else 'can be freed'}: {byte_count(size)}  {folder}")
     if not heavy:
         say("nothing to free")
     elif not names:
-        say(f"{count(sum(heavy.values()))}B in all; name the runs, or free all: distill runs prune all")
+        say(f"{byte_count(sum(heavy.values()))} in all; name the runs, or free all: distill runs prune all")
 
 
 def _existing(name: str) -> Run:

@@ -24,7 +24,7 @@ def check_published_weights(config: TrainConfig) -> None:
     model is found out when they are loaded.
     """
     wanted = [(key, model) for key, model in _models(config) if model.pretrained and _is_published(model)]
-    cache = _hub_cache()
+    cache = hub_cache()
     if not wanted or _holds_something(cache) or _holds_something(_torch_cache()) or _hub_is_reachable():
         return
     key, model = wanted[0]
@@ -50,13 +50,18 @@ def _is_published(model: ModelConfig) -> bool:
     return ":" not in model.name and not any(name.startswith("pretrained_cfg") for name in model.args)
 
 
-def _hub_cache() -> Path:
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+def hub_cache() -> Path:
+    """Where published weights are kept."""
+    return _expanded(os.environ.get("HF_HUB_CACHE") or f"{os.environ.get('HF_HOME', '~/.cache/huggingface')}/hub")
 
 
 def _torch_cache() -> Path:
-    return Path(os.environ.get("TORCH_HOME", "~/.cache/torch")).expanduser() / "hub" / "checkpoints"
+    return _expanded(os.environ.get("TORCH_HOME", "~/.cache/torch")) / "hub" / "checkpoints"
+
+
+def _expanded(path: str) -> Path:
+    """As the libraries do it: where there is no home folder, ``~`` is a name like any other."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def _holds_something(folder: Path) -> bool:

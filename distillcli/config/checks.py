@@ -21,7 +21,7 @@ from distillcli.config.check_models import (
     check_reused_head,
     check_teacher,
 )
-from distillcli.config.job import is_main_process
+from distillcli.config.job import is_main_process, may_be_restarted
 from distillcli.config.model_names import SCHEDULES, optimizer_names
 from distillcli.config.ranges import above_zero, at_least, check_known, check_two_shares, one_of, path_exists
 from distillcli.config.schema import (
@@ -159,6 +159,8 @@ def _check_trainer(config: TrainerConfig) -> None:
 def _check_folders(config: TrainConfig) -> None:
     if config.resume is not None or not is_main_process():  # by now the main process has claimed the folder
         return
+    if config.out is None and may_be_restarted():
+        raise UserError("torchrun --max-restarts: what is started again must find its run; name a folder, out=FOLDER")
     for key, value in (("out", config.out), ("runs", config.runs)):
         if value is not None and path_exists(value) and not Path(value).is_dir():
             raise UserError(f"{key}={value}: is a file; name a folder")

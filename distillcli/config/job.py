@@ -23,3 +23,12 @@ def is_main_process() -> bool:
 def process_count() -> int:
     """How many processes of ``torchrun`` train together; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_restarted() -> bool:
+    """Whether ``torchrun`` has started the processes again, because one of them had failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def may_be_restarted() -> bool:
+    return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
 
 import timm
 
 from distillcli.config.schema import ModelConfig, TrainConfig
+from distillcli.config.terms import needs_teacher
 from distillcli.distillation.kinds import kind_of
 from distillcli.distillation.plan import Plan
 from distillcli.runs.result import Result, top1_of
@@ -17,13 +20,16 @@ from distillcli.types import Spec
 # timm's recipes of "ResNet strikes back" train with binary cross-entropy; their softmax is not calibrated.
 BCE_TAGS = ("a1_", "a2_", "a3_", "a1h_", "b1k_", "b2k_", "c1_", "c2_")
 
+LOW_TEMPERATURE = 0.1
+
 MAPS_OF_ONE_FAMILY = ("at", "nst", "fsp", "hint")
 
 
 def planned_warnings(plan: Plan) -> list[str]:
     """Warnings that are known before anything is trained."""
     found = data_warnings(plan.source) + _enlarged("student", plan.config.student, plan.config)
-    found += plan.objective.doubts + schedule_warnings(plan.config)
+    found += plan.objective.doubts + schedule_warnings(plan.config) + share_warnings(plan.config)
+    found += temperature_warnings(plan.config) + batch_warnings(plan.config, len(plan.source.train.labels))
     if kind_of(plan.config).is_fixed:
         found += teacher_warnings(plan.config) + family_warnings(
             [*plan.objective.terms], plan.student, plan.teachers[0]
@@ -39,6 +45,40 @@ def data_warnings(source: Source) -> list[str]:
             f"{source.name}: {len(source.skipped)} images that cannot be decoded are left out, e.g. {source.skipped[0]}"
         )
     return found
+
+
+def share_warnings(config: TrainConfig) -> list[str]:
+    """Whether an objective with terms of a teacher leaves it no share."""
+    if config.distill.alpha != 0 or needs_teacher(config.distill) or len(config.distill.terms) == 1:
+        return []
+    return ["distill.alpha=0: the student learns from the labels alone, and no teacher is trained or asked"]
+
+
+def batch_warnings(config: TrainConfig, images: int) -> list[str]:
+    """Whether a batch is larger than the training data."""
+    wanted = config.trainer.batch_size
+    if wanted <= images:
+        return []
+    return [f"trainer.batch_size={wanted}: there are {images:,} training images, so that every step takes them all"]
+
+
+def temperature_warnings(config: TrainConfig) -> list[str]:
+    """Whether a temperature leaves so little of the teacher's answer that it is a label."""
+    found = {"distill": asdict(config.distill)}
+    found |= {f"teacher.members[{number}]": asdict(member) for number, member in enumerate(config.teacher.members)}
+    return [
+        f"{key}={value:g}: below {LOW_TEMPERATURE} a teacher's answer is hardly more than its decision; 1 to 8 is usual"
+        for key, value in _temperatures(found)
+        if value < LOW_TEMPERATURE
+    ]
+
+
+def _temperatures(node: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _temperatures(value, f"{above}{name}.")
+        elif name.startswith("temperature") and value is not None:
+            yield from ((f"{above}{name}", each) for each in (value if isinstance(value, list) else [value]))
 
 
 def schedule_warnings(config: TrainConfig) -> list[str]:

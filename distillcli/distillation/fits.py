@@ -102,7 +102,7 @@ def _carry_out(wanted: Fit, session: Session) -> None:
         describe(folder, wanted.config, [], wanted.data.source, session)
     try:
         fitted = fit(wanted, session)
-        result, predictions = result_of_fit(wanted, fitted)
+        result, predictions = result_of_fit(wanted, fitted, session)
     except (Interrupted, KeyboardInterrupt):
         if runtime.is_main:
             known = Result(name=wanted.config.name, role=wanted.role, command=session.command, seed=wanted.config.seed)

@@ -10,17 +10,22 @@ from distillcli.sources.source import Source
 from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.training.evaluation import evaluate, measure
 from distillcli.training.fit import Fit, Fitted
+from distillcli.training.session import Session
 from distillcli.training.soundness import check_numbers
 from distillcli.types import Spec
 
 
-def result_of_fit(fit: Fit, fitted: Fitted, teacher: FrozenTeacher | None = None) -> tuple[Result, Predictions | None]:
+def result_of_fit(
+    fit: Fit, fitted: Fitted, session: Session, teacher: FrozenTeacher | None = None
+) -> tuple[Result, Predictions | None]:
     """Measure what was fitted, at its last and at its best epoch. ``teacher``: what it is compared with.
 
     Raises NumericError when the outputs are not finite. The caller adds what else belongs to the run: its command, its
     teacher, its control.
     """
     config, data = fit.config, fit.data
+    images, part = len(data.evaluation.shown), data.source.evaluated_on
+    session.say(f"{fit.role}: measuring it on {images:,} images ({part}), then exporting it")
     student, predictions = measure(fitted.backbone, data, teacher=teacher)
     measured = {"nll": student.nll, "kl_to_teacher": student.kl_to_teacher}
     check_numbers({name: n for name, n in measured.items() if n is not None}, fit, fitted.epoch)

@@ -57,6 +57,7 @@ def find_teaching(config: TrainConfig, data: Data, taps: Taps, spent: Spent, ses
     with spent.part("teacher"):
         warnings = prove_given(config, data, session)
         teacher, runs = find_teacher(config, data, taps, session)
+    session.say(f"teacher: measuring it on {len(data.evaluation.shown):,} images ({data.source.evaluated_on})")
     numbers, predictions = measure(teacher.backbone, data, teacher.precision)
     numbers = dataclasses.replace(numbers, run=runs[0] if len(runs) == 1 else None, runs=tuple(runs))
     if numbers.nll is not None and not math.isfinite(numbers.nll):

@@ -6,8 +6,9 @@ import dataclasses
 import logging
 import shlex
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def session(config: TrainConfig, command: str, folder: Path | None) -> Iterator[
         if folder is None:
             yield Session(runtime, command, lambda *_: nullcontext(Silence()), _say_nothing, _say_nothing, _forget)
             return
-        handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        handler = _RunLog(folder / "train.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger()
         logger.addHandler(handler)
@@ -64,7 +65,16 @@ def session(config: TrainConfig, command: str, folder: Path | None) -> Iterator[
             yield Session(runtime, command, Progress, say, warn, _forget)
         finally:
             logger.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):
+                handler.close()
+
+
+class _RunLog(logging.FileHandler):
+    """A full disk costs lines of the log, and no more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class Silence:
@@ -104,18 +114,26 @@ def run(plan: Plan, job: Job, claimed: Path | None) -> None:
             if current.runtime.is_main:
                 LOG.info(line)
                 so_far = dataclasses.replace(known, seconds=spent.seconds, timings=spent.parts)
-                write_result(folder, dataclasses.replace(so_far, status="interrupted"))
+                _leave(folder, dataclasses.replace(so_far, status="interrupted"))
             raise Interrupted(line if current.runtime.is_main else "", code) from None
         except Exception as error:
             if current.runtime.is_main:
                 LOG.exception("failed")
                 why = f"{type(error).__name__}: {error}"
                 so_far = dataclasses.replace(known, seconds=spent.seconds, timings=spent.parts)
-                write_result(folder, dataclasses.replace(so_far, status="failed", error=why))
+                _leave(folder, dataclasses.replace(so_far, status="failed", error=why))
             raise
         if current.runtime.stop.is_asked():
             # Too late for this run, but not for the other jobs of a sweep.
             raise Interrupted(f"interrupted; {folder} is finished", current.runtime.stop.exit_code)
+
+
+def _leave(folder: Path, result: Result) -> None:
+    """Write what is known of a run that ends early; a full disk must not hide why it does."""
+    try:
+        write_result(folder, result)
+    except OSError as error:
+        warn(f"{folder / 'result.json'}: cannot be written ({error.strerror})")
 
 
 def resume_command(folder: Path) -> str:
@@ -133,6 +151,8 @@ def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) 
     # 2. The run describes itself: from here on it can be resumed. Then its data, decoded if it fits into memory.
     if runtime.is_main:
         describe(folder, plan.config, overrides, plan.source, session)
+    images = sum(len(split.labels) for split in plan.source.parts.values())
+    session.say(f"opening {images:,} images of {plan.source.name}")
     data = open_data(plan.source, plan.config.dataset, plan.config.trainer.workers, runtime)
     if runtime.is_main:
         opening(_opening(plan, runtime, folder))
@@ -208,7 +228,7 @@ def _fit_student(
     )
     fitted = fit(wanted, session)
     # 3. What came of it. The classes that are reported are those of the data, also where the student has no head.
-    result, predictions = result_of_fit(dataclasses.replace(wanted, data=data), fitted, teaching.teacher)
+    result, predictions = result_of_fit(dataclasses.replace(wanted, data=data), fitted, session, teaching.teacher)
     result = dataclasses.replace(result, peers=tuple(measure(peer, data)[0] for peer in peers))
     if runtime.is_main:
         if predictions is not None:

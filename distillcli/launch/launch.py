@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from distillcli.config import search
 from distillcli.config.compose import compose_raw, parse_override, register_schemas, typed_config
-from distillcli.config.job import Job, is_main_process, process_count
+from distillcli.config.job import Job, is_main_process, is_restarted, process_count
 from distillcli.config.keys import dotted_keys
 from distillcli.config.mistakes import unknown_key
 from distillcli.config.origin import Given, given_keys
@@ -24,7 +24,7 @@ from distillcli.config.schema import RunConfig
 from distillcli.config.unread import check_all_read, compose_for_user
 from distillcli.errors import Interrupted, NumericError, UserError
 from distillcli.launch.arguments import Arguments, parse_arguments
-from distillcli.launch.resume import NEUTRAL_KEYS, check_unchanged, merge_overrides, recorded_overrides
+from distillcli.launch.resume import NEUTRAL_KEYS, check_unchanged, going_on, merge_overrides, recorded_overrides
 from distillcli.report.format import clean
 from distillcli.runs.folder import claim_new
 from distillcli.runs.result import Result, read_result, write_result
@@ -42,6 +42,8 @@ def launch(primary: str, arguments: list[str], action: Action) -> None:
     parsed = parse_arguments(arguments)
     search.use(parsed.config_folders)
     overrides = normalise_overrides(primary, parsed.overrides, parsed.multirun)
+    if is_restarted():
+        overrides = going_on(overrides)
     command = shlex.join(["distill", primary, *arguments])
     known = dotted_keys(PRIMARIES[primary].schema)
     if parsed.package is not None and parsed.package not in known:

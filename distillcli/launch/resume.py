@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from distillcli.config.compose import parse_override
 from distillcli.config.overrides import key_of
 from distillcli.config.ranges import nearest_path
 from distillcli.config.schema import RunConfig
@@ -53,6 +54,16 @@ def recorded_overrides(run: Path) -> list[str]:
 
 def _near(run: Path) -> str:
     return "" if run.exists() else nearest_path(run)
+
+
+def going_on(overrides: list[str]) -> list[str]:
+    """``overrides`` with ``out=RUN`` as ``resume=RUN`` where that run has begun."""
+    return [
+        f"resume={override.partition('=')[2]}"
+        if key_of(override) == "out" and (Path(str(parse_override(override).value())) / "environment.json").exists()
+        else override
+        for override in overrides
+    ]
 
 
 def merge_overrides(recorded: list[str], typed: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from distillcli.report.format import Grid, count, percent
+from distillcli.report.format import Grid, byte_count, count, percent
 
 WORDS = {
     "data": "wait for data",
@@ -72,8 +72,8 @@ def summary(found: Profile) -> list[str]:
         rates += f", {found.images_per_second_cached:.0f} once the teacher's outputs are cached"
     return [
         f"{rates}.",
-        f"Peak memory: {count(found.memory_bytes)}B. A large matrix product reaches {peaks}; the student's share of "
-        "that peak covers its forward and backward pass.",
+        f"Peak memory: {byte_count(found.memory_bytes)}. A large matrix product reaches {peaks}; the student's share "
+        "of that peak covers its forward and backward pass.",
         suggestion(found),
     ]
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +21,19 @@ from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from distillcli.report.format import Grid, clean, count, fixed, significant, size_words, transposed
+from distillcli.report.format import Grid, clean, count, fixed, seconds, significant, size_words, transposed
 from distillcli.report.grids import data_words, evaluation_grid
 from distillcli.report.sections import Block, Bullets, Code, Picture, Sentence, Table, report_sections
 from distillcli.report.sentences import latency_sentence
 from distillcli.runs.result import DatasetFacts, Measured, Result, finite
+
+TELL_SECONDS = 60  # between two lines where there is no terminal
+SPEED_SECONDS = 300  # what the time that is left is reckoned from: a validation must not upset it
 
 # For terminals that cannot show them (LANG=C).
 _ASCII = str.maketrans({"×": "x", "–": "-", "—": "-", "±": "+/-", "·": "*", "…": "...", "→": "->"})  # noqa: RUF001
@@ -128,6 +132,17 @@ def say(words: str = "") -> None:
     CONSOLE.print(Text(clean(words)), soft_wrap=True)
 
 
+def say_loading() -> None:
+    """Say what takes so long, before the first import of torch."""
+    if "torch" not in sys.modules:
+        say("loading torch and timm")
+
+
+def _is_terminal() -> bool:
+    """Not Console.is_terminal: FORCE_COLOR makes that true for a file, which a moving bar would fill."""
+    return cast(_Stream, CONSOLE.file).isatty() and not CONSOLE.is_dumb_terminal
+
+
 def warn(words: str) -> None:
     """One yellow line on stderr."""
     LOG.warning("%s", words)
@@ -188,54 +203,70 @@ def opening(facts: Opening) -> None:
     CONSOLE.print(Panel(table, title=Text("distill"), title_align="left", expand=False, padding=(0, 1)))
 
 
-def epoch_line(label: str, epochs: int, train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
-    """``student  epoch  3/10  loss 1.234  ce 0.900  kl 0.300  val top-1 81.5  lr 0.0029  912 img/s``"""
+def epoch_line(
+    label: str, epochs: int, train: Mapping[str, Any], evaluation: Mapping[str, Any], width: int | None = None
+) -> str:
+    """``student  epoch  3/10  loss 1.234  ce 0.900  kl 0.300  val top-1 81.5  lr 0.0029  912 img/s``
+
+    ``width``: columns of a terminal; what does not fit is left out, the least important first.
+    """
     counter = fixed(finite(train.get("epoch")), 0)
     cells = [label, f"epoch {counter:>{len(str(epochs))}}/{epochs}", f"loss {fixed(finite(train.get('loss')), 3)}"]
-    cells += [f"{key[5:]} {fixed(finite(value), 3)}" for key, value in train.items() if key.startswith("loss/")]
+    terms = [f"{key[5:]} {fixed(finite(value), 3)}" for key, value in train.items() if key.startswith("loss/")]
+    cells += terms
     if evaluation:
         top1, divergence = (finite(evaluation.get(key)) for key in ("top1", "kl_to_teacher"))
         shown = f"top-1 {fixed(top1)}" if divergence is None else f"KL to teacher {fixed(divergence, 3)}"
         cells.append(f"{evaluation.get('split', 'val')} {shown}")
-    cells.append(f"lr {significant(finite(train.get('lr')), 2)}")
-    cells.append(f"{fixed(finite(train.get('images_per_second')), 0)} img/s")
+    rate, speed = (
+        f"lr {significant(finite(train.get('lr')), 2)}",
+        f"{fixed(finite(train.get('images_per_second')), 0)} img/s",
+    )
+    cells += [rate, speed]
+    spare = [*terms, rate, speed]
+    while width is not None and spare and cell_len("  ".join(cells)) > width:
+        cells.remove(spare.pop())
     return "  ".join(cells)
 
 
 class Progress:
-    """A bar for the current epoch, on terminals only, and one plain line per finished epoch, always.
+    """One plain line per finished epoch, always; between them a bar on terminals, and elsewhere a line every minute.
 
-    ``done``: optimizer steps a resumed run has already taken.
+    Both tell the time that is left of all epochs. ``done``: optimizer steps a resumed run has already taken.
     """
 
     def __init__(self, label: str, epochs: int, steps_per_epoch: int, done: int = 0) -> None:
         self.label = clean(label)
         self.epochs = epochs
         self.steps = max(1, steps_per_epoch)
-        self.finished = done // self.steps
-        self.start = done % self.steps
+        self.done = done
+        self.begun_at = done
+        self.started = self.told = time.monotonic()
         self.bar: Bar | None = None
         self.task = TaskID(0)
 
     def _title(self) -> str:
-        return f"{self.label}  epoch {min(self.finished + 1, self.epochs)}/{self.epochs}"
+        """``student  epoch 3/10  step 12/20``"""
+        epoch, step = divmod(max(0, self.done - 1), self.steps)
+        return f"{self.label}  epoch {epoch + 1}/{self.epochs}  step {step + (self.done > 0)}/{self.steps}"
 
     def __enter__(self) -> Progress:
-        # Not Console.is_terminal: FORCE_COLOR makes that true for a file, which a moving bar would fill.
-        if cast(_Stream, CONSOLE.file).isatty() and not CONSOLE.is_dumb_terminal:
+        if _is_terminal():
             self.bar = Bar(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
-                MofNCompleteColumn(),
                 TextColumn("{task.fields[loss]}", markup=False),
                 TimeRemainingColumn(compact=True),
+                TextColumn("left"),
                 console=CONSOLE,
                 transient=True,
+                speed_estimate_period=SPEED_SECONDS,
                 # rich would put its own proxies in place of sys.stdout and sys.stderr.
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
-            self.task = self.bar.add_task(self._title(), total=self.steps, completed=self.start, loss="")
+            total = self.steps * self.epochs
+            self.task = self.bar.add_task(self._title(), total=total, completed=self.done, loss="")
             self.bar.start()
             _live.append(self.bar)
         return self
@@ -250,22 +281,22 @@ class Progress:
 
     def step(self, loss: float | None) -> None:
         """Call after every optimizer step. None keeps the loss on display: reading it may force a synchronisation."""
-        if self.bar is None:
-            return
-        if loss is None:
-            self.bar.update(self.task, advance=1)
-        else:
-            self.bar.update(self.task, advance=1, loss=f"loss {loss:.3f}")
+        self.done += 1
+        if self.bar is not None:
+            self.bar.update(self.task, advance=1, description=self._title())
+            if loss is not None:
+                self.bar.update(self.task, loss=f"loss {loss:.3f}")
+        elif time.monotonic() - self.told >= TELL_SECONDS:
+            self.told = time.monotonic()
+            spent = (self.told - self.started) / (self.done - self.begun_at)
+            say(f"{self._title()}  {seconds(spent * (self.steps * self.epochs - self.done))} left")
 
     def epoch(self, train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
         """Call after every epoch with its two rows of ``metrics.jsonl``; ``evaluation`` may be empty."""
-        say(epoch_line(self.label, self.epochs, train, evaluation))
-        self.finished += 1
-        if self.bar is not None:
-            if self.finished < self.epochs:
-                self.bar.reset(self.task, description=self._title(), total=self.steps, loss="")
-            else:
-                self.bar.update(self.task, visible=False)
+        LOG.info("%s", epoch_line(self.label, self.epochs, train, evaluation))
+        width = CONSOLE.width if _is_terminal() else None
+        CONSOLE.print(Text(clean(epoch_line(self.label, self.epochs, train, evaluation, width))), soft_wrap=True)
+        self.told = time.monotonic()
 
 
 def grid_width(grid: Grid) -> int:

@@ -55,6 +55,12 @@ def count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def byte_count(value: float) -> str:
+    """Bytes, in the unit that suits them: ``850 B``, ``12.3 kB``, ``4.1 GB``."""
+    words = count(value)
+    return f"{words}B" if words[-1].isalpha() else f"{words} B"
+
+
 def seconds(value: float | None) -> str:
     """A duration: ``25 s``, ``3 min 20 s``, ``2 h 05 min``."""
     if value is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distillcli.config.overrides import key_of
-from distillcli.report.format import count, fixed, share
+from distillcli.report.format import byte_count, fixed, share
 from distillcli.runs.inventory import Run
 from distillcli.runs.result import Measured, top1_of
 
@@ -33,7 +33,7 @@ def row_of(run: Run) -> tuple[str, ...]:
         (result.dataset.name if result.dataset else None) or "",
         "" if result.seed is None else str(result.seed),
         f"{run.changed:%Y-%m-%d %H:%M}",
-        f"{count(run.size)}B",
+        f"{byte_count(run.size)}",
         " ".join(override for override in result.overrides if key_of(override) not in _TOLD),
     )
 

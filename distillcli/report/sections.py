@@ -28,6 +28,8 @@ from distillcli.report.sentences import (
 from distillcli.runs.reading import try_json
 from distillcli.runs.result import Result
 
+PLACE = "# the path from here; another one once the run has moved"
+
 
 @dataclass(frozen=True)
 class Sentence:
@@ -139,7 +141,7 @@ def _lost_classes(result: Result) -> list[Block]:
 def _loading(folder: Path) -> list[Block]:
     if not (folder / "student").is_dir():
         return []
-    lines = ["import timm", *own_imports(folder), f"student = {load_expression(folder)}"]
+    lines = ["import timm", *own_imports(folder), PLACE, f"student = {load_expression(folder)}"]
     return [Sentence("Load the student:"), Code("\n".join(lines), "python")]
 
 

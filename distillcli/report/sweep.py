@@ -27,7 +27,7 @@ from distillcli.report.sweep_jobs import (
     value_of,
     varying_keys,
 )
-from distillcli.report.sweep_plot import draw_sweep, swept_number
+from distillcli.report.sweep_plot import draw_sweep, drawn_keys
 from distillcli.runs.folder import write_json, write_text
 from distillcli.runs.result import EpochNumbers, Measured, to_json
 
@@ -178,7 +178,7 @@ def _report(
     if summary:
         blocks += ["## Over seeds", f"{_SUMMARY_WORDS}.", markdown_table(_summary_grid(summary), len(keys) - 1)]
     if picture:
-        blocks.append("![Top-1 over the swept value](sweep.png)")
+        blocks.append("![Top-1 over the swept values](sweep.png)")
     blocks.append("Every job folder holds its own `report.md`; `sweep.csv` and `sweep.json` hold all numbers.")
     return "\n\n".join(blocks) + "\n"
 
@@ -191,7 +191,7 @@ def close_sweep(folder: Path) -> None:
         return
     keys = varying_keys(jobs)
     summary = seed_summary(jobs, keys)
-    key = swept_number(jobs, keys)
+    drawn = drawn_keys(jobs, keys)
     CONSOLE.print()
     sentence(f"Sweep of {_jobs(len(jobs))}", "bold")
     CONSOLE.print()
@@ -212,9 +212,9 @@ def close_sweep(folder: Path) -> None:
 
     write_text(folder / "sweep.csv", sweep_csv(jobs, keys))
     write_json(folder / "sweep.json", _sweep_json(folder, jobs, keys, summary))
-    if key is not None:
-        draw_sweep(jobs, key, folder / "sweep.png")
-    write_text(folder / "report.md", _report(folder, jobs, keys, summary, picture=key is not None))
+    if drawn:
+        draw_sweep(jobs, drawn, folder / "sweep.png")
+    write_text(folder / "report.md", _report(folder, jobs, keys, summary, picture=bool(drawn)))
     if dropped:
         sentence(f"No room here for {', '.join(dropped)}: see sweep.csv.")
     say(f"All numbers: {folder / 'sweep.csv'}")

@@ -1,4 +1,4 @@
-"""``sweep.png``: accuracy over the swept value, where that is a number."""
+"""``sweep.png``: accuracy over the swept value, where that is a number, or over the values of two keys."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distillcli.report.curves import COLOURS, DPI, plot_text, save, tidy
-from distillcli.report.format import fixed
+from distillcli.report.format import DASH, fixed
 from distillcli.report.models import MODELS
 from distillcli.report.sweep_jobs import SweepJob, differs, value_of
 
@@ -21,17 +21,65 @@ def _numeric(words: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def swept_number(jobs: Sequence[SweepJob], keys: Sequence[str]) -> str | None:
-    """The only varying key besides the seed (or the seed, if only that varies), if all its values are numbers."""
+def drawn_keys(jobs: Sequence[SweepJob], keys: Sequence[str]) -> list[str]:
+    """The keys over which a picture is drawn: one with numbers, or two of any kind; empty where there is none.
+
+    The seed counts only if nothing else varies.
+    """
     candidates = [key for key in keys if key != "seed"] or list(keys)
     shown = [job for job in jobs if job.top1() is not None]
-    if len(candidates) != 1 or not shown:
-        return None
+    if not shown or len(candidates) not in (1, 2):
+        return []
     numeric = all(_numeric(value_of(job, candidates[0])) is not None for job in shown)
-    return candidates[0] if numeric else None
+    return candidates if numeric or len(candidates) == 2 else []
 
 
-def draw_sweep(jobs: Sequence[SweepJob], key: str, path: Path) -> None:
+def draw_sweep(jobs: Sequence[SweepJob], keys: Sequence[str], path: Path) -> None:
+    """Top-1 over ``keys``, of which there are one or two."""
+    if len(keys) == 1:
+        _draw_line(jobs, keys[0], path)
+    else:
+        _draw_map(jobs, keys[0], keys[1], path)
+
+
+def _draw_map(jobs: Sequence[SweepJob], down: str, along: str, path: Path) -> None:
+    """The student's top-1 for each pair of values, the mean over seeds; a pair without a result stays white."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found: dict[tuple[str, str], list[float]] = {}
+    for job in jobs:
+        top1 = job.top1()
+        if top1 is not None:
+            found.setdefault((value_of(job, down), value_of(job, along)), []).append(top1)
+    rows, columns = (sorted({pair[place] for pair in found}, key=_in_order) for place in (0, 1))
+    means = {pair: statistics.fmean(values) for pair, values in found.items()}
+    cells = [[means.get((row, column), math.nan) for column in columns] for row in rows]
+    figure = Figure(
+        figsize=(max(7.5, 2 + 0.9 * len(columns)), max(4.8, 2 + 0.5 * len(rows))), dpi=DPI, layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    image = axes.imshow(cells, aspect="auto", cmap="cividis")  # told apart with any colour vision
+    middle = (min(means.values()) + max(means.values())) / 2
+    for (row, column), mean in means.items():
+        colour = "white" if mean <= middle else "black"
+        axes.text(columns.index(column), rows.index(row), fixed(mean), ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(columns)), [plot_text(value or DASH) for value in columns])
+    axes.set_yticks(range(len(rows)), [plot_text(value or DASH) for value in rows])
+    axes.set_xlabel(plot_text(along))
+    axes.set_ylabel(plot_text(down))
+    figure.colorbar(image, label="top-1 of the student, %")
+    save(figure, path)
+
+
+def _in_order(value: str) -> tuple[float, str]:
+    """Numbers by their size, then words."""
+    number = _numeric(value)
+    return (math.inf if number is None else number), value
+
+
+def _draw_line(jobs: Sequence[SweepJob], key: str, path: Path) -> None:
     """Top-1 over the swept value: a point per job, a line through the means, control and teacher beside it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -83,6 +83,16 @@ def writable(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def check_place(folder: Path) -> None:
+    """Raise UserError where ``folder`` cannot be made or written to. Nothing is made."""
+    with writable(folder):
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 @contextmanager
 def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold ``folder`` for this process. A second one is refused with the holder's pid and host, or waits its turn.
@@ -178,15 +188,31 @@ def _changed(begun: dict[str, Any], now: dict[str, Any]) -> list[str]:
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error of the system say which file could not be written: opening one names it, writing does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one and nothing in between."""
+    """Write a file so that a reader, or a crash, sees the old content or the new one and nothing in between.
+
+    Raises OSError, and leaves nothing else behind, when the disk is full.
+    """
     fresh = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-    # Names of files that are not valid Unicode reach us as surrogates.
-    with fresh.open("w", encoding="utf-8", errors="backslashreplace") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    fresh.replace(path)
+    try:
+        # Names of files that are not valid Unicode reach us as surrogates.
+        with _named(path), fresh.open("w", encoding="utf-8", errors="backslashreplace") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -194,7 +220,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as handle:
+    path = folder / "metrics.jsonl"
+    with _named(path), path.open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

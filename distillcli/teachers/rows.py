@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillcli.errors import UserError
+from distillcli.report.format import byte_count
 from distillcli.runs.folder import fingerprint, write_json
 from distillcli.runs.reading import read_json, reading, try_json
 
@@ -126,9 +127,9 @@ def choose_format(
     if not embedding and width >= 1000 and temperature <= 1.5:
         candidates.append("topk")
     for name in candidates:
-        gigabytes = images * views * (FORMATS[name].size(width) + CHECKSUM_BYTES) / 1e9
-        if gigabytes <= max_gb:
-            return name, f"teacher cache: {name}, {views} views of {images:,} images, up to {gigabytes:.2g} GB"
+        needed = images * views * (FORMATS[name].size(width) + CHECKSUM_BYTES)
+        if needed <= max_gb * 1e9:
+            return name, f"teacher cache: {name}, {views} views of {images:,} images, up to {byte_count(needed)}"
     return "off", (
         f"teacher cache: off, {views} views of {images:,} images do not fit into teacher.cache.max_gb={max_gb:g}; "
         "teacher.cache.views=K would cycle through fewer"
@@ -215,7 +216,7 @@ class RowCache:
         return self._own[view]
 
 
-def _reserve(path: Path, size: int) -> None:
+def _reserve(path: Path, needed: int) -> None:
     """Make a file of zeros. Not a sparse one: writing into a hole on a full disk would kill the process.
 
     It takes its name when it is complete. Raises UserError when it cannot be made.
@@ -223,11 +224,11 @@ def _reserve(path: Path, size: int) -> None:
     fresh = path.with_name(f"{path.name.replace('view', 'new')}.{os.getpid()}")
     try:
         with fresh.open("wb") as handle:
-            os.posix_fallocate(handle.fileno(), 0, size)
+            os.posix_fallocate(handle.fileno(), 0, needed)
         fresh.replace(path)
     except OSError as error:
         raise UserError(
-            f"{path}: {size / 1e9:.2g} GB of the teacher cache cannot be written ({error.strerror}); free some space, "
+            f"{path}: {byte_count(needed)} of the teacher cache cannot be written ({error.strerror}); free some space, "
             "or use teacher.cache.mode=off or teacher.cache.dir="
         ) from error
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +9,11 @@ from typing import Any
 
 import torch
 
-from distillcli.errors import UserError
+from distillcli.errors import FULL, UserError
 from distillcli.models.weights import check_file, load_tensors
 from distillcli.runs.reading import reading
 
 FORMAT = "distillcli"
-# The disk, the quota of the user, or the largest file that this process may write.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
