@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import time
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Distill
+from conftest import ROOT, Distill
 
 from distillcli.commands import runs, show
 from distillcli.errors import UserError
-from distillcli.runs.folder import locked
 from distillcli.runs.inventory import describe
 
 
@@ -44,9 +45,28 @@ def listed(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, ob
     return found
 
 
-def hold(folder: Path) -> None:
-    with locked(folder):
-        time.sleep(60)
+HOLD = """
+import sys
+from pathlib import Path
+from distillcli.runs.folder import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_by_another(folder: Path) -> Iterator[None]:
+    """Another process works in the folder, and is killed in the end."""
+    command = [sys.executable, "-c", HOLD, str(folder.absolute())]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "held"
+        yield
+        process.kill()
 
 
 @pytest.mark.fault("F3.5", "F6.10")
@@ -58,15 +78,8 @@ def test_every_folder_with_a_config_is_listed_with_its_state(capsys: pytest.Capt
     make_run("runs/kd/4", {"status": "failed"}, changed=4)
     held = make_run("runs/kd/5")
     Path("runs/kd/latest").symlink_to("5")
-    process = multiprocessing.get_context("fork").Process(target=hold, args=(held,))
-    process.start()
-    try:
-        while describe(held).state != "running":
-            time.sleep(0.01)
+    with held_by_another(held):
         found = listed(capsys)
-    finally:
-        process.kill()
-        process.join()
     assert [(run["run"], run["state"]) for run in found] == [
         ("runs/kd/1", "ok"),
         ("runs/kd/2", "killed"),
@@ -131,16 +144,8 @@ def test_a_removed_run_leaves_latest_at_one_that_exists() -> None:
 
 def test_a_running_run_is_not_removed() -> None:
     held = make_run("runs/kd/1")
-    process = multiprocessing.get_context("fork").Process(target=hold, args=(held,))
-    process.start()
-    try:
-        while describe(held).state != "running":
-            time.sleep(0.01)
-        with pytest.raises(UserError, match="a process is working in it"):
-            runs.run(["rm", str(held)])
-    finally:
-        process.kill()
-        process.join()
+    with held_by_another(held), pytest.raises(UserError, match="a process is working in it"):
+        runs.run(["rm", str(held)])
     assert (held / "config.yaml").exists()
 
 
