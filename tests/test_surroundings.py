@@ -166,7 +166,7 @@ def test_what_takes_long_is_said_before(distill: Distill, monkeypatch: pytest.Mo
     said = [line for line in lines if line.startswith(("loading", "opening", "student"))]
     assert said[:2] == ["loading torch and timm", "opening 96 images of fake"]
     assert said[2].startswith("student  epoch 1/1  loss ")
-    assert said[3:] == ["student: measuring it on 16 images (test), then exporting it"]
+    assert said[3] == "student: measuring it on 16 images (test), then exporting it"
 
 
 # --- the environment -----------------------------------------------------------------------------------------------
