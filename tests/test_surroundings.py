@@ -14,16 +14,13 @@ from typing import Any
 
 import pytest
 from conftest import Distill
-from test_stops import SMOKE, Trip, Tripping, outcome, tripping  # noqa: F401 - a fixture
+from test_stops import ALONE, SMOKE, Trip, Tripping, outcome, tripping  # noqa: F401 - a fixture
 
 from distillcli.commands import train as commands
 from distillcli.distillation import whole
 from distillcli.report import console
 from distillcli.runs.folder import append_metrics, check_place, read_metrics, write_text
 from distillcli.runs.result import read_result
-
-ALONE = (*(word for word in SMOKE if not word.startswith("teacher")), "baseline=false", "distill=none")
-
 
 # --- the disk ------------------------------------------------------------------------------------------------------
 
