@@ -106,7 +106,13 @@ def test_a_run_from_its_own_teachers_weights_is_told_before_it_starts(tmp_path: 
     few = ("experiment=smoke", "dataset.samples=64", "trainer.device=cpu", "trainer.epochs=1", "baseline=false")
     first = distill("train", *few, "distill=none", "student.name=test_resnet", "out=first")
     assert first.code == 0, first.stderr
-    same = ("student.name=test_resnet", "student.checkpoint=first", "teacher.checkpoint=first", "student.freeze=2")
+    same = (
+        "student.name=test_resnet",
+        "student.checkpoint=first",
+        "teacher.checkpoint=first",
+        "student.freeze=2",
+        "teacher.trust=true",
+    )
     done = distill("train", *few, *same, "out=second")
     assert done.code == 0, done.stderr
     log = (tmp_path / "second" / "train.log").read_text()
