@@ -162,7 +162,7 @@ def test_checkpoints_that_are_gone_are_missed(tmp_path: Path) -> None:
 
 QUICK = ("trainer.threads=1", "trainer.device=cpu", "trainer.epochs=1", "dataset.samples=64")
 SMOKE = ("train", "experiment=smoke", "teacher.fit.epochs=1", *QUICK)
-PLAIN = ("train", "experiment=smoke", "distill=none", "baseline=false", *QUICK)
+ALONE = ("train", "experiment=smoke", "distill=none", "baseline=false", *QUICK)
 
 
 Tripping = Callable[[Trip], None]
@@ -245,7 +245,7 @@ def test_an_interrupted_sweep_says_how_it_goes_on(tmp_path: Path, distill: Disti
     """In the last moments of a job too: no further job starts."""
     folder = tmp_path / "my sweep"
     tripping(Trip(when=at_the_very_end, code=143))
-    answer = distill("train", "-m", *PLAIN[1:], f"out={folder}", "seed=0,1")
+    answer = distill("train", "-m", *ALONE[1:], f"out={folder}", "seed=0,1")
     assert answer.code == 143
     assert not (folder / "1").exists()
     assert (folder / "sweep.csv").exists()
@@ -315,7 +315,7 @@ def test_under_nohup_a_closed_terminal_is_no_matter() -> None:
 def test_a_closed_terminal_saves(tmp_path: Path) -> None:
     """A real terminal that is closed under a training: what it cannot write any more does not matter."""
     ours, theirs = pty.openpty()
-    arguments = [*PLAIN, "trainer.epochs=200", "out=run"]
+    arguments = [*ALONE, "trainer.epochs=200", "out=run"]
     process = subprocess.Popen(
         [sys.executable, "-m", "distillcli", *arguments],
         cwd=tmp_path,
@@ -484,7 +484,7 @@ def test_latest_names_a_run_with_weights(tmp_path: Path, distill: Distill, monke
     def fails(*_: object) -> None:
         raise UserError("no teacher today")
 
-    quick = PLAIN
+    quick = ALONE
     latest = tmp_path / "runs" / "smoke" / "latest"
     with monkeypatch.context() as patch:
         patch.setattr(whole, "find_teaching", fails)
