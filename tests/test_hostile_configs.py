@@ -61,6 +61,18 @@ def test_a_config_that_expands_without_end_is_refused_by_its_file(kind: str, dis
         read_yaml(file)
 
 
+@pytest.mark.fault("F7.1")
+@pytest.mark.parametrize("topic", ["teachers", "students"])
+def test_a_list_of_configs_does_not_expand_them_either(
+    topic: str, distill: Distill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(f"{topic.removesuffix('s')}/bad", BOMBS["merge keys"])
+    monkeypatch.setenv("DISTILL_CONFIG_DIR", str(Path("mine").absolute()))
+    answer = distill("show", topic)
+    assert (answer.code, answer.stderr.count("\n")) == (2, 1)
+    assert str(file) in answer.stderr
+
+
 def test_anchors_that_say_something_once_are_kept() -> None:
     file = write("experiment/good", "# @package _global_\nx: &fit {epochs: 3}\nteacher: {fit: *fit}\n")
     assert read_yaml(file) == {"x": {"epochs": 3}, "teacher": {"fit": {"epochs": 3}}}

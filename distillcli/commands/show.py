@@ -12,6 +12,7 @@ from distillcli.config import search
 from distillcli.config.keys import dotted_keys, key_notes
 from distillcli.config.schema import TrainConfig
 from distillcli.config.terms import KNOWN_TERMS, KnownTerm
+from distillcli.config.yaml_files import read_yaml
 from distillcli.errors import UserError, did_you_mean
 from distillcli.report.listing import Rows, print_listing
 from distillcli.report.runs import HEADERS, row_of
@@ -77,11 +78,9 @@ def _datasets() -> tuple[tuple[str, ...], Rows]:
 
 
 def _models_of(group: str) -> tuple[tuple[str, ...], Rows]:
-    import yaml
-
     rows: Rows = []
     for name, file in _options(group):
-        content = yaml.safe_load(file.read_text("utf-8")) or {}
+        content = read_yaml(file) or {}
         rows.append((name, str(content.get("name", "")), _comment(file)))
     return (group, "timm model", "notes"), rows
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from distillcli.evidence.paired import compare, gap_interval
@@ -19,16 +21,10 @@ def verdict_of(student: Predictions | None, control: Predictions | None, teacher
         gap = gap_interval(student.hits, control.hits, teacher.hits)
     return Verdict(
         conclusion="not settled" if not found.settled else "helps" if found.difference > 0 else "hurts",
-        difference=found.difference,
-        low=found.low,
-        high=found.high,
-        p_value=found.p_value,
-        gained=found.gained,
-        lost=found.lost,
-        images=found.images,
         images_to_settle=found.images_to_settle,
         gap_low=None if gap is None else gap[0],
         gap_high=None if gap is None else gap[1],
+        **dataclasses.asdict(found),
     )
 
 
