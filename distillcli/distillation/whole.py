@@ -31,6 +31,7 @@ from distillcli.models.backbone import describe as describe_model
 from distillcli.models.memory_layout import settle_layout
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
+from distillcli.report.hub_card import write_hub_card
 from distillcli.report.markdown import write_report
 from distillcli.runs.folder import point_latest
 from distillcli.runs.predictions import read_predictions, write_predictions
@@ -198,6 +199,7 @@ def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) 
         write_result(folder, result)
         draw_curves(folder)
         write_report(folder)
+        write_hub_card(folder, result)
         closing_table(result, folder)
     return result
 

@@ -35,7 +35,7 @@ def markdown_table(grid: Grid, numbers_from: int = 1) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ruler, *rows[1:]])
 
 
-def _block(block: Block) -> str:
+def markdown_block(block: Block) -> str:
     match block:
         case Sentence(words, tone):
             return escaped(words) if tone == "plain" else f"**{escaped(words)}**"
@@ -58,7 +58,7 @@ def write_report(folder: Path) -> Path:
     blocks = [f"# {escaped(result.name or folder.name)}"]
     for section in report_sections(result, folder):
         blocks += [f"## {section.title}"] if section.title else []
-        blocks += [_block(block) for block in section.blocks]
+        blocks += [markdown_block(block) for block in section.blocks]
     path = folder / "report.md"
     write_text(path, "\n\n".join(blocks) + "\n")
     return path
