@@ -44,7 +44,7 @@ SMALL += ("trainer.device=cpu", "trainer.threads=1", "trainer.channels_last=true
 FITTED = ("teacher.fit.epochs=1",)
 # Numbers of a result that no two runs share.
 TIMED = {"latency_ms", "latency_spread_ms", "latency_setting", "latency_doubt"}
-TIMED |= {"seconds", "timings", "images_per_second", "cache", "warnings"}
+TIMED |= {"seconds", "timings", "images_per_second", "cache", "warnings", "bytes"}
 
 Numbers = dict[str, Any]
 
@@ -74,7 +74,7 @@ COMMANDS = (
         ("teacher/student/*", "runs/cache/*/*"),
         "given",
     ),
-    Command("show runs", ("show", "runs"), ("runs/*/*/*",)),
+    Command("runs ls", ("runs", "ls", "--json"), ("runs/*/*/*",)),
     Command("cache ls", ("cache", "ls"), ("runs/cache/*/*",)),
     Command("cache verify", ("cache", "verify", "run"), ("run/*", "runs/cache/*/*", "runs/teachers/*/student/*")),
 )
@@ -131,9 +131,8 @@ def numbers_of(folder: Path, command: Command) -> Numbers:
     text = (folder / "stdout").read_text()
     if "format=json" in command.argv:
         return dict(flat(json.loads(text)))
-    if command.name == "show runs":
-        rows = [line.split() for line in text.splitlines()]  # columns are as wide as what stands in them
-        return {row[-1]: row for row in rows if row}
+    if command.name == "runs ls":
+        return dict(flat({run["run"]: run for run in json.loads(text)}))
     return {}  # what caches hold is no result
 
 
@@ -362,7 +361,7 @@ def compare(folder: Path, command: Command, healthy: Numbers, stderr: str, was_e
     if different and not was_edited:
         key = min(different)
         return "other numbers", f"{key}: {healthy[key]} -> {numbers[key]}"
-    if missing and "warning: " not in stderr and command.name != "show runs":
+    if missing and "warning: " not in stderr and command.name != "runs ls":
         return "unsaid", f"{missing[0]} is missing"
     return ("edited" if different else "same numbers"), ""
 
@@ -370,7 +369,7 @@ def compare(folder: Path, command: Command, healthy: Numbers, stderr: str, was_e
 def fuzz(work: Path, numbers: range, seed: int, limit: float, workers: int) -> list[Case]:
     """Run these cases side by side in ``work``, a new folder. The folders of those that fail are kept."""
     # Everything a command imports, once and for all processes.
-    for module in ("commands.evaluate", "commands.train", "commands.cache", "commands.show", "distillation.whole"):
+    for module in ("commands.evaluate", "commands.train", "commands.cache", "commands.runs", "distillation.whole"):
         importlib.import_module(f"distillcli.{module}")
     make_runs(work / "healthy")
     commands, found = list(dict.fromkeys(draw_command(seed, number)[0] for number in numbers)), []
