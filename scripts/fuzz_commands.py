@@ -1,8 +1,10 @@
 """Random command lines against the checks of the config: python scripts/fuzz_commands.py --count 500 --seed 0
 
 Every line must end with exit code 0 or 2, and with 2 say why in one line that begins with "error: ". Nothing is
-trained: what a command does after its checks is left out. Each line runs in a process of its own, so that a crash, a
-hang or more memory than a check may need counts as a fault and not as the end of the script. Needs no torch.
+trained: what a command does after its checks is left out. Each line runs in a process and a folder of its own, so that
+a crash, a hang or more memory than a check may need counts as a fault and not as the end of the script. The lines of a
+seed are the same for every number of workers. Exits with 1 for a fault, or when `--seconds` are over before all lines
+ran. Needs no torch.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +38,7 @@ from distillcli.config.terms import KNOWN_TERMS
 
 SECONDS = 30  # of one line, on a slow machine
 MEMORY = 3 * 2**30
+FORK = multiprocessing.get_context("fork")  # what is imported and left out holds for every line
 
 NUMBERS = ["0", "1", "-1", "2", "0.5", "1e9", "1e30", "-1e30", "nan", "inf", "-inf", "1" + "0" * 400, "0x10", "1_0"]
 WORDS = ["null", "true", "false", "auto", "kd", "resnet18", "digits", "folder", "photos", "~x", "~", "/", ".", "hot"]
@@ -186,61 +192,94 @@ def leave_out_the_work() -> None:
     sys.modules[COMMANDS["bench"].module] = SimpleNamespace(run=check_only)  # type: ignore[assignment]
 
 
-def fault(line: list[str], folder: Path) -> str | None:
-    """What is wrong with the answer to a line, or None."""
-    results = folder / "answer.json"
-    results.unlink(missing_ok=True)
-    work = folder / "work"
-    (work / "photos" / "ant").mkdir(parents=True, exist_ok=True)
-    process = multiprocessing.get_context("fork").Process(target=answer, args=(line, str(work), str(results)))
-    process.start()
-    process.join(SECONDS)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        return f"hangs for {SECONDS} s"
-    if not results.exists():
-        return f"dies with exit code {process.exitcode}"
-    code, out, err, trace = json.loads(results.read_text("utf-8"))
+@dataclass(frozen=True)
+class Answer:
+    line: list[str]
+    outcome: str  # "accepted", "refused", "not run", or the kind of fault
+    words: str = ""
+
+    @property
+    def is_fault(self) -> bool:
+        return self.outcome not in ("accepted", "refused", "not run")
+
+
+def ask(deadline: float, line: list[str]) -> Answer:
+    """Run a line in a new process and folder, and judge what it says."""
+    if time.monotonic() > deadline:
+        return Answer(line, "not run")
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        results, work = Path(folder, "answer.json"), Path(folder, "work")
+        (work / "photos" / "ant").mkdir(parents=True)
+        process = FORK.Process(target=answer, args=(line, str(work), str(results)))
+        process.start()
+        process.join(SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            return Answer(line, "hang", f"over {SECONDS} s")
+        if not results.exists():
+            return Answer(line, "crash", f"exit code {process.exitcode}")
+        return Answer(line, *judge(*json.loads(results.read_text("utf-8"))))
+
+
+def judge(code: int | None, out: str, err: str, trace: str) -> tuple[str, str]:
+    """The outcome of a line that came to an end, and what is wrong with it."""
     if trace or "Traceback" in err:
-        return "traceback: " + (trace or err).strip().splitlines()[-1]
+        return "traceback", (trace or err).strip().splitlines()[-1]
     sweeps = "sweep of" in out  # whose jobs leave no results here
     if code not in (0, 2) and not (sweeps and code == 1):
-        return f"exit code {code}: {err[-200:]!r}"
+        return "exit code", f"{code}: {err[-200:]!r}"
     if code == 2 and (err.count("\n") != 1 or not err.startswith("error: ")):
-        return f"{err.count(chr(10))} lines: {err[:300]!r}"
+        return "not one line", repr(err[:300])
     if any(ord(char) < 32 and char not in "\n\t" for char in out + err):
-        return f"control characters reach the terminal: {(out + err)[:200]!r}"
-    return None
+        return "control characters", repr((out + err)[:200])
+    return ("refused" if code == 2 else "accepted"), ""
 
 
-def fuzz(count: int, seed: int, seconds: float) -> list[tuple[list[str], str]]:
-    """Faults of ``count`` random lines, or of as many as there is time for; they print as they are found."""
+def fuzz(lines: list[list[str]], workers: int, seconds: float) -> list[Answer]:
+    """The answers to ``lines``, asked side by side; faults print as they are found."""
     leave_out_the_work()
-    grammar, found, started = Grammar(seed), [], time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(count):
-            if time.monotonic() - started > seconds:
-                print(f"stopped after {number} lines: {seconds:g} s are over")
-                break
-            line = grammar.line()
-            wrong = fault(line, Path(folder))
-            if wrong is not None:
-                found.append((line, wrong))
-                print(f"distill {shlex.join(line)!r}\n  {wrong}", flush=True)
-    return found
+    answers = []
+    with ProcessPoolExecutor(workers, mp_context=FORK) as pool:
+        for found in pool.map(partial(ask, time.monotonic() + seconds), lines):
+            answers.append(found)
+            if found.is_fault:
+                print(f"distill {shlex.join(found.line)!r}\n  {found.outcome}: {found.words}", flush=True)
+    return answers
+
+
+def table(answers: list[Answer]) -> str:
+    """Commands by outcomes; what names no command is "other"."""
+    rows = [(answer.line[0] if answer.line[0] in COMMANDS else "other", answer.outcome) for answer in answers]
+    outcomes, counts = sorted({outcome for _, outcome in rows}), Counter(rows)
+    lines = [["command", *outcomes]]
+    lines += [
+        [name, *(str(counts[name, outcome]) for outcome in outcomes)] for name in sorted({name for name, _ in rows})
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=900)
+    parser.add_argument("--seconds", type=float, default=900, help="of all lines; those left are not run")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="lines side by side")
+    parser.add_argument("--only", type=int, metavar="NUMBER", help="repeat one line of the seed, counted from 0")
     options = parser.parse_args()
-    found = fuzz(options.count, options.seed, options.seconds)
-    kinds = Counter(wrong.split(":")[0] for _, wrong in found)
-    print(f"{len(found)} faults in at most {options.count} lines with seed {options.seed}", dict(kinds) or "")
-    raise SystemExit(bool(found))
+    grammar = Grammar(options.seed)
+    first, last = (0, options.count) if options.only is None else (options.only, options.only + 1)
+    lines = [grammar.line() for _ in range(last)][first:]
+    answers = fuzz(lines, options.workers, options.seconds)
+    ran = sum(answer.outcome != "not run" for answer in answers)
+    faults = [number for number, answer in enumerate(answers, first) if answer.is_fault]
+    print(f"{table(answers)}\n{ran} of {len(lines)} lines with seed {options.seed} ran, {len(faults)} faults")
+    for number in faults:
+        print(f"to repeat: python scripts/fuzz_commands.py --seed {options.seed} --only {number}")
+    if ran < len(lines):
+        print(f"{options.seconds:g} s were over before all lines ran: give more --seconds or --workers")
+    raise SystemExit(bool(faults) or ran < len(lines))
 
 
 if __name__ == "__main__":

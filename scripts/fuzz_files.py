@@ -3,7 +3,8 @@
 A case is one copy of the runs, one damage, and one command in a process of its own. It fails by a traceback, by
 taking longer than `--limit` seconds, or by ending with 0 and other numbers than those of the healthy runs. What is
 edited by hand where no checksum is (an older folder) may well have other numbers, but neither traceback nor hang; a
-whole checkpoint in the place of another is no damage. Exits with 1 when a case fails, and keeps its files.
+whole checkpoint in the place of another is no damage. The cases of a seed are the same for every number of workers.
+Exits with 1 when a case fails, and keeps its files.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import collections
 import ctypes
 import importlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -23,7 +25,9 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +44,7 @@ SMALL += ("trainer.device=cpu", "trainer.threads=1", "trainer.channels_last=true
 FITTED = ("teacher.fit.epochs=1",)
 # Numbers of a result that no two runs share.
 TIMED = {"latency_ms", "latency_spread_ms", "latency_setting", "latency_doubt"}
-TIMED |= {"seconds", "timings", "images_per_second", "cache", "warnings"}
+TIMED |= {"seconds", "timings", "images_per_second", "cache", "warnings", "bytes"}
 
 Numbers = dict[str, Any]
 
@@ -70,7 +74,7 @@ COMMANDS = (
         ("teacher/student/*", "runs/cache/*/*"),
         "given",
     ),
-    Command("show runs", ("show", "runs"), ("runs/*/*/*",)),
+    Command("runs ls", ("runs", "ls", "--json"), ("runs/*/*/*",)),
     Command("cache ls", ("cache", "ls"), ("runs/cache/*/*",)),
     Command("cache verify", ("cache", "verify", "run"), ("run/*", "runs/cache/*/*", "runs/teachers/*/student/*")),
 )
@@ -127,9 +131,8 @@ def numbers_of(folder: Path, command: Command) -> Numbers:
     text = (folder / "stdout").read_text()
     if "format=json" in command.argv:
         return dict(flat(json.loads(text)))
-    if command.name == "show runs":
-        rows = [line.split() for line in text.splitlines()]  # columns are as wide as what stands in them
-        return {row[-1]: row for row in rows if row}
+    if command.name == "runs ls":
+        return dict(flat({run["run"]: run for run in json.loads(text)}))
     return {}  # what caches hold is no result
 
 
@@ -275,6 +278,7 @@ EDITS: dict[str, Damage] = {
     ".pt": edit_checkpoint,
     ".safetensors": edit_tensors,
 }
+BLIND = (edit_checkpoint, edit_rows)  # these files have no checksums
 
 
 # --- cases ---------------------------------------------------------------------------------------------------------
@@ -282,6 +286,7 @@ EDITS: dict[str, Damage] = {
 
 @dataclass(frozen=True)
 class Case:
+    number: int
     command: Command
     path: str
     damage: str
@@ -293,9 +298,9 @@ class Case:
         return self.outcome in ("traceback", "hang", "crash", "other numbers", "unsaid", "no line")
 
 
-def sound_numbers(healthy: Path, folder: Path, command: Command) -> Numbers:
+def sound_numbers(work: Path, command: Command) -> Numbers:
     """What the command measures where nothing is damaged."""
-    shutil.copytree(healthy, folder)
+    folder = shutil.copytree(work / "healthy", work / f"sound-{command.name}")
     code = in_process(folder, command.argv, 600)
     assert code == 0, f"{command.name}: {(folder / 'stderr').read_text()}"
     numbers = numbers_of(folder, command)
@@ -303,8 +308,16 @@ def sound_numbers(healthy: Path, folder: Path, command: Command) -> Numbers:
     return numbers
 
 
-def run_case(folder: Path, command: Command, known: Numbers, draws: random.Random, limit: float) -> Case:
-    """Damage one file that the command reads, in a folder of its own, and run it."""
+def draw_command(seed: int, number: int) -> tuple[Command, random.Random]:
+    """The command of a case, and what its damage is drawn from."""
+    draws = random.Random(f"{seed}/{number}")
+    return draws.choice(COMMANDS), draws
+
+
+def run_case(work: Path, known: dict[Command, Numbers], seed: int, limit: float, number: int) -> Case:
+    """Damage one file that the command of this case reads, in a folder of its own, and run it."""
+    command, draws = draw_command(seed, number)
+    folder = shutil.copytree(work / "healthy", work / f"case-{number}")
     found = [path for pattern in command.reads for path in sorted(folder.glob(pattern)) if path.is_file()]
     wanted = {".json", ".jsonl", ".yaml", ".pt", ".safetensors", ".txt", "", ".r0"}
     path = draws.choice([path for path in found if path.suffix in wanted and path.name != ".lock"])
@@ -320,8 +333,11 @@ def run_case(folder: Path, command: Command, known: Numbers, draws: random.Rando
     stderr = (folder / "stderr").read_text(errors="replace")
     outcome, words = judge(code, stderr), stderr.strip().splitlines()[-1:] or [""]
     if outcome == "":
-        outcome, words[0] = compare(folder, command, known, stderr, of_old or damage in (edit_checkpoint, edit_rows))
-    return Case(command, str(path.relative_to(folder)), name, outcome, words[0])
+        outcome, words[0] = compare(folder, command, known[command], stderr, of_old or damage in BLIND)
+    case = Case(number, command, str(path.relative_to(folder)), name, outcome, words[0])
+    if not case.failed:
+        shutil.rmtree(folder)
+    return case
 
 
 def judge(code: int | None, stderr: str) -> str:
@@ -345,43 +361,37 @@ def compare(folder: Path, command: Command, healthy: Numbers, stderr: str, was_e
     if different and not was_edited:
         key = min(different)
         return "other numbers", f"{key}: {healthy[key]} -> {numbers[key]}"
-    if missing and "warning: " not in stderr and command.name != "show runs":
+    if missing and "warning: " not in stderr and command.name != "runs ls":
         return "unsaid", f"{missing[0]} is missing"
     return ("edited" if different else "same numbers"), ""
 
 
-def fuzz(work: Path, cases: int, seed: int, limit: float) -> list[Case]:
-    """Run all cases in ``work``, a new folder. The folders of those that fail are kept."""
+def fuzz(work: Path, numbers: range, seed: int, limit: float, workers: int) -> list[Case]:
+    """Run these cases side by side in ``work``, a new folder. The folders of those that fail are kept."""
     # Everything a command imports, once and for all processes.
-    for module in ("commands.evaluate", "commands.train", "commands.cache", "commands.show", "distillation.whole"):
+    for module in ("commands.evaluate", "commands.train", "commands.cache", "commands.runs", "distillation.whole"):
         importlib.import_module(f"distillcli.{module}")
-    healthy, known, found = work / "healthy", dict[str, Numbers](), list[Case]()
-    make_runs(healthy)
-    for number in range(cases):
-        draws, folder = random.Random(f"{seed}/{number}"), work / f"case-{number}"
-        command = draws.choice(COMMANDS)
-        if command.name not in known:
-            known[command.name] = sound_numbers(healthy, work / "sound", command)
-        shutil.copytree(healthy, folder)
-        case = run_case(folder, command, known[command.name], draws, limit)
-        found.append(case)
-        if case.failed:
-            print(f"{case.outcome}: {folder.name}: {case.command.name}, {case.path}, {case.damage}: {case.words}")
-        else:
-            shutil.rmtree(folder)
+    make_runs(work / "healthy")
+    commands, found = list(dict.fromkeys(draw_command(seed, number)[0] for number in numbers)), []
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers, mp_context=fork) as pool:
+        known = dict(zip(commands, pool.map(partial(sound_numbers, work), commands), strict=True))
+        for case in pool.map(partial(run_case, work, known, seed, limit), numbers):
+            found.append(case)
+            if case.failed:
+                what = f"{case.command.name}, {case.path}, {case.damage}: {case.words}"
+                print(f"{case.outcome}: case-{case.number}: {what}", flush=True)
     return found
 
 
-def table(cases: list[Case]) -> str:
-    """Commands by outcomes."""
-    outcomes = sorted({case.outcome for case in cases})
-    counts = collections.Counter((case.command.name, case.outcome) for case in cases)
-    lines = [["command", *outcomes]]
-    lines += [[command.name, *(str(counts[command.name, outcome]) for outcome in outcomes)] for command in COMMANDS]
+def table(title: str, rows: list[tuple[str, str]]) -> str:
+    """How often each first word met each second one."""
+    names, outcomes = (sorted(set(column)) for column in zip(*rows, strict=True))
+    counts = collections.Counter(rows)
+    lines = [[title, *outcomes]]
+    lines += [[name, *(str(counts[name, outcome]) for outcome in outcomes)] for name in names]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def main() -> None:
@@ -389,12 +399,19 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=60, help="seconds of one case")
-    arguments = parser.parse_args()
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="cases side by side")
+    parser.add_argument("--only", type=int, metavar="NUMBER", help="repeat one case of the seed, counted from 0")
+    options = parser.parse_args()
+    numbers = range(options.cases) if options.only is None else range(options.only, options.only + 1)
     work = Path(tempfile.mkdtemp(prefix="fuzz-"))
     work.chmod(0o755)
-    cases = fuzz(work, arguments.cases, arguments.seed, arguments.limit)
-    failed = sum(case.failed for case in cases)
-    print(f"{table(cases)}\n{len(cases)} cases with seed {arguments.seed}, {failed} failed")
+    cases = fuzz(work, numbers, options.seed, options.limit, options.workers)
+    failed = [case.number for case in cases if case.failed]
+    print(table("command", [(case.command.name, case.outcome) for case in cases]), end="\n\n")
+    print(table("damage", [(case.damage, case.outcome) for case in cases]), end="\n\n")
+    print(f"{len(cases)} cases with seed {options.seed}, {len(failed)} failed")
+    for number in failed:
+        print(f"to repeat: python scripts/fuzz_files.py --seed {options.seed} --only {number}")
     if failed:
         print(f"their folders: {work}")
         raise SystemExit(1)

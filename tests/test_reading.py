@@ -70,9 +70,9 @@ def test_whatever_a_file_holds_is_one_line(read: Callable[[Path], Any], content:
 @pytest.mark.fault("F7.1")
 def test_yaml_does_not_expand(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    for text in (BOMB, "a: &a [1]\nb: *a", "a: &a {b: *a}"):
+    for text, reason in ((BOMB, "more than 50,000 values"), ("a: &a {b: *a}", "the anchor a contains itself")):
         path.write_text(text)
-        with pytest.raises(UserError, match="anchors"):
+        with pytest.raises(UserError, match=f"config.yaml is broken: .*{reason}"):
             read_yaml(path)
     path.write_text("seed: ${oc.env:HOME}")
     with pytest.raises(UserError, match="interpolations"):

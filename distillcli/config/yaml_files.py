@@ -1,7 +1,7 @@
 """YAML that somebody else may have written, read within limits.
 
 A few lines of anchors that refer to anchors stand for billions of values, and a thousand opening brackets exhaust the
-stack of a parser. So the events of a file are counted before anything is built of them.
+stack of a parser. So the events of a file are counted before anything is built from them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,14 @@ def read_yaml(file: Path) -> Any:
         return yaml.safe_load(file.read_text("utf-8"))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain data that ``text`` stands for. Raises ValueError where it is too much, YAMLError where it is no YAML."""
+    too_much = _too_much(text)
+    if too_much:
+        raise ValueError(too_much)
+    return yaml.safe_load(text)
 
 
 def check_size(file: Path) -> None:

@@ -23,11 +23,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distillcli.config.ranges import check_finite
 from distillcli.config.schema import TrainConfig
+from distillcli.config.yaml_files import parse_yaml
 from distillcli.errors import UserError
 from distillcli.runs.checksums import compare
 
 MOST_BYTES = 64 << 20  # of a file of text
-MOST_DEPTH = 40  # of lists and mappings in each other
 SPARE_BYTES = 1 << 20  # what an archive may hold beyond its own size
 
 # What parsers raise for content that they do not expect.
@@ -79,19 +79,9 @@ def try_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file that this package wrote: it needs no anchors, whose copies can fill the memory.
-
-    Raises UserError when there is none.
-    """
+    """The mapping in a YAML file. Raises UserError when there is none, or when it stands for too much."""
     with reading(path):
-        text, depth = _text(path), 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError("it holds anchors, which no run writes")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MOST_DEPTH:
-                raise ValueError(f"it is more than {MOST_DEPTH} levels deep")
-        return _mapping(yaml.safe_load(text))
+        return _mapping(parse_yaml(_text(path)))
 
 
 def read_config(run: Path) -> TrainConfig:
