@@ -20,7 +20,8 @@ from distillcli.distillation.kinds import KINDS
 from distillcli.errors import UserError
 from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import build, describe
-from distillcli.models.weights import load_into, read_weights
+from distillcli.models.matching import load_into
+from distillcli.models.weights import read_weights
 from distillcli.runs.result import read_result, top1_of
 from distillcli.sources.channels import with_channels
 from distillcli.sources.decode import decode_file, luma

@@ -19,7 +19,8 @@ from distillcli.distillation.students import student_model, with_teachers_head
 from distillcli.errors import UserError
 from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build, describe
-from distillcli.models.weights import load_into, read_weights
+from distillcli.models.matching import load_into
+from distillcli.models.weights import read_weights
 from distillcli.reused_head import ReusedHead, join, start_from
 from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher

@@ -25,7 +25,7 @@ from test_fits import holder, line
 from tiny import CPU, STEPS, Watch, digest, files, last, open_tiny, tiny, train
 
 from distillcli.config.schema import DatasetConfig
-from distillcli.distillation import folders, whole
+from distillcli.distillation import folders, sessions, whole
 from distillcli.distillation.folders import describe, in_turn
 from distillcli.distillation.recipes import recipe_fingerprint
 from distillcli.distillation.students import new_backbone
@@ -173,7 +173,7 @@ def tripping(monkeypatch: pytest.MonkeyPatch) -> Tripping:
     """Gives the runs that follow a trip for their signals."""
 
     def use(trip: Trip) -> None:
-        monkeypatch.setattr(whole, "listening", lambda: nullcontext(trip))
+        monkeypatch.setattr(sessions, "listening", lambda: nullcontext(trip))
 
     return use
 
@@ -428,9 +428,9 @@ def test_what_changes_the_bits_is_said(tmp_path: Path) -> None:
     begun["versions"]["torch"] = "1.0"
     file.write_text(json.dumps(begun | {"threads": 64, "processes": 4}))
     (tmp_path / "SHA256SUMS").unlink()  # of the file as it was
-    for sessions in (1, 2):  # what a run was begun with is not forgotten
+    for times in (1, 2):  # what a run was begun with is not forgotten
         describe(tmp_path, config, ["trainer.workers=0"], source, watch.session)
-        assert len(watch.warnings) == sessions
+        assert len(watch.warnings) == times
         assert f"torch 1.0 -> {now}, threads 64 -> 1, processes 4 -> 1" in watch.warnings[-1]
         assert "not bit-identical" in watch.warnings[-1]
     assert json.loads(file.read_text())["overrides"] == ["trainer.workers=0"]
