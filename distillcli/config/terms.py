@@ -305,7 +305,7 @@ def parse_options(name: str, given: dict[str, Any]) -> TermOptions:
     if name not in KNOWN_TERMS:
         hint = did_you_mean(name, KNOWN_TERMS) or "; see distill show terms"
         raise UserError(f"distill.terms.{name}: no such term{hint}")
-    schema = KNOWN_TERMS[name].options
+    schema: type = KNOWN_TERMS[name].options
     fields = {option.name: option for option in dataclasses.fields(schema)}
     for key in given:
         if key not in fields:
