@@ -8,7 +8,6 @@ import pty
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Distill
+from conftest import Distill
+from forked import begin_on_terminal
 from PIL import Image
 from test_fits import holder, line
 from tiny import CPU, STEPS, Watch, digest, files, last, open_tiny, tiny, train
@@ -315,37 +315,21 @@ def test_under_nohup_a_closed_terminal_is_no_matter() -> None:
 def test_a_closed_terminal_saves(tmp_path: Path) -> None:
     """A real terminal that is closed under a training: what it cannot write any more does not matter."""
     ours, theirs = pty.openpty()
-    arguments = [*ALONE, "trainer.epochs=200", "out=run"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "distillcli", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-        preexec_fn=_take_terminal,
-    )
-    os.close(theirs)
+    process = begin_on_terminal(*ALONE, "trainer.epochs=200", "out=run", cwd=tmp_path, terminal=os.ttyname(theirs))
     try:
         while not (tmp_path / "run" / "metrics.jsonl").exists():
-            assert process.poll() is None
+            assert process.is_alive()
             _drain(ours)
+        os.close(theirs)
         os.close(ours)
-        assert process.wait(60) == 129
+        process.join(60)
+        assert process.exitcode == 129
     finally:
         process.kill()
-        process.wait()
+        process.join()
     assert (read_result(tmp_path / "run")).status == "interrupted"  # type: ignore[union-attr]
     assert 0 < last(tmp_path / "run")["step"] < 200 * STEPS
     assert "continue with: distill train resume=" in (tmp_path / "run" / "train.log").read_text()
-
-
-def _take_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def _drain(terminal: int) -> None:
