@@ -1,7 +1,8 @@
 """Commands in processes of their own that start within a moment: forked from one that has imported torch and timm.
 
 A new Python spends six seconds on these imports. The server that is forked has only imported: it never trained, has no
-threads and none of the state of a test. The standard library starts it with the first command, and ends it with the tests.
+threads and none of the state of a test. The standard library starts it with the first command and ends it with the
+tests.
 """
 
 from __future__ import annotations

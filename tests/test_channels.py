@@ -210,7 +210,7 @@ def test_a_run_from_the_data_to_the_exported_model(
     channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = ["dataset=digits"] if channels == 1 else ["dataset=npz", f"dataset.root={npz(tmp_path)}"]
+    data = ["dataset=npz", f"dataset.root={npz(tmp_path, MULTISPECTRAL[..., :channels])}"]
     arguments = [*data, f"dataset.channels={channels}", "teacher.name=test_resnet", "student.name=test_efficientnet"]
     arguments += [*QUICK, "dataset.image_size=32", "out=run", "augment=light", "trainer.channels_last=null"]
     assert cli.run(["train", *arguments]) == 0, capsys.readouterr().err
