@@ -13,6 +13,8 @@ import pytest
 
 # Before anything imports torch, and inherited by every process a test starts: the tests keep all cores busy as it is.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Read once, when huggingface_hub is imported. Without it whatever is not there is asked for again and again.
+os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DISTILL_CONFIG_DIR"] = ""
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,7 +20,8 @@ from distillcli.distillation.kinds import KINDS
 from distillcli.errors import UserError
 from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import build, describe
-from distillcli.models.weights import load_into, read_weights
+from distillcli.models.matching import load_into
+from distillcli.models.weights import read_weights
 from distillcli.runs.result import read_result, top1_of
 from distillcli.sources.channels import with_channels
 from distillcli.sources.decode import decode_file, luma
@@ -210,7 +211,7 @@ def test_a_run_from_the_data_to_the_exported_model(
     channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = ["dataset=digits"] if channels == 1 else ["dataset=npz", f"dataset.root={npz(tmp_path)}"]
+    data = ["dataset=npz", f"dataset.root={npz(tmp_path, MULTISPECTRAL[..., :channels])}"]
     arguments = [*data, f"dataset.channels={channels}", "teacher.name=test_resnet", "student.name=test_efficientnet"]
     arguments += [*QUICK, "dataset.image_size=32", "out=run", "augment=light", "trainer.channels_last=null"]
     assert cli.run(["train", *arguments]) == 0, capsys.readouterr().err

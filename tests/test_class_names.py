@@ -17,7 +17,8 @@ from distillcli.models.backbone import Backbone, build
 from distillcli.models.class_names import columns, teacher_classes
 from distillcli.models.ensemble import Ensemble
 from distillcli.models.imagenet import open_pretrained, pretrained_classes
-from distillcli.models.weights import Weights, load_into, select_classes
+from distillcli.models.matching import load_into, select_classes
+from distillcli.models.weights import Weights
 from distillcli.runs.folder import write_text
 from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import open_teacher

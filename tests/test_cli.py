@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import Answer, Distill
+from test_mistakes import told
 
 from distillcli.cli import run
 from distillcli.commands.table import COMMANDS
@@ -67,55 +69,54 @@ def test_config_is_shown_without_torch(light: Distill) -> None:
     assert "epochs: 10" in answer.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
-        (["--halp"], "unknown flag '--halp'"),
-        (["train", "distill.temprature=2"], "unknown key distill.temprature=2; did you mean distill.temperature=2?"),
-        (["train", "+distill.temprature=2"], "unknown key distill.temprature=2; did you mean distill.temperature=2?"),
-        (["train", "temperature=2"], "did you mean distill.temperature=2?"),
-        (["train", "student.name=resnt18"], "did you mean 'resnet18'"),
-        (["train", "dataset=folder"], "dataset.root is missing"),
-        (["train", "dataset=folder", "dataset.root=nowhere"], "dataset.root=nowhere: does not exist"),
-        (["train", "distill.terms.kll.weight=2"], "distill.terms.kll: no such term; did you mean 'kl'?"),
-        (["train", "distill.terms.kl.weigt=2"], "unknown key distill.terms.kl.weigt=2; did you mean 'weight'?"),
-        (["train", "distill.terms.kl.weight=high"], "distill.terms.kl.weight=high: expected float"),
-        (["train", "distill=at", "distill.terms.at.power=0"], "distill.terms.at.power=0: must be above 0"),
-        (["train", "distill=at", "distill.terms.at.form=cod"], "one of code, paper; did you mean 'code'?"),
-        (["train", "distill.alpha=0", "distill.terms.ce.weight=0"], "every term has weight 0"),
-        (["bench", "distill.terms.kl.weigt=2"], "unknown key distill.terms.kl.weigt=2; did you mean 'weight'?"),
-        (["show", "views", "distill.terms.kl.weigt=2"], "unknown key distill.terms.kl.weigt=2; did you mean 'weight'?"),
-        (["train", "distill.temperature=hot"], "distill.temperature=hot: expected number"),
-        (["train", "seed=1.5"], "seed=1.5: expected whole number"),
-        (["train", "seed=${oc.env:DISTILL_ABSENT}"], "seed: "),
-        (["train", "seed=1,2"], "add -m"),
-        (["train", "name=[1,2"], "quote the value"),
-        (["train", "--mutlirun"], "unknown flag --mutlirun; did you mean '--multirun'?"),
-        (["train", "--cfg"], "--cfg needs one of job"),
-        (["train", "--cfg", "job", "--package", "trainr"], "did you mean trainer"),
-        (["train", "word"], "'word' is not of the form key=value"),
-        (["train", "my_token=abc"], "HF_TOKEN"),
-        (["train", "--config-dir", "nowhere"], "nowhere is not a folder"),
-        (["eval"], "distill eval needs checkpoint="),
-        (["eval", "checkpoint=resnt18"], "did you mean 'resnet18'"),
-        (["eval", "checkpoint=resnet18", "dataset.root=x"], "dataset=folder dataset.root=PATH"),
-        (["show", "modles"], "did you mean 'models'?"),
-        (["show", "models", "resnt18"], "did you mean 'resnet18'"),
-        (["configs", "cp", "kd", "x"], "did you mean distill/kd?"),
-        (["completion", "tcsh"], "bash, zsh, fish"),
-    ],
-)
+MISTAKES = [
+    (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+    (["--halp"], "unknown flag '--halp'"),
+    (["train", "distill.temprature=2"], "unknown key distill.temprature=2; did you mean distill.temperature=2?"),
+    (["train", "+distill.temprature=2"], "unknown key distill.temprature=2; did you mean distill.temperature=2?"),
+    (["train", "temperature=2"], "did you mean distill.temperature=2?"),
+    (["train", "student.name=resnt18"], "did you mean 'resnet18'"),
+    (["train", "dataset=folder"], "dataset.root is missing"),
+    (["train", "dataset=folder", "dataset.root=nowhere"], "dataset.root=nowhere: does not exist"),
+    (["train", "distill.terms.kll.weight=2"], "distill.terms.kll: no such term; did you mean 'kl'?"),
+    (["train", "distill.terms.kl.weigt=2"], "unknown key distill.terms.kl.weigt=2; did you mean 'weight'?"),
+    (["train", "distill.terms.kl.weight=high"], "distill.terms.kl.weight=high: expected float"),
+    (["train", "distill=at", "distill.terms.at.power=0"], "distill.terms.at.power=0: must be above 0"),
+    (["train", "distill=at", "distill.terms.at.form=cod"], "one of code, paper; did you mean 'code'?"),
+    (["train", "distill.alpha=0", "distill.terms.ce.weight=0"], "every term has weight 0"),
+    (["bench", "distill.terms.kl.weigt=2"], "unknown key distill.terms.kl.weigt=2; did you mean 'weight'?"),
+    (["show", "views", "distill.terms.kl.weigt=2"], "unknown key distill.terms.kl.weigt=2; did you mean 'weight'?"),
+    (["train", "distill.temperature=hot"], "distill.temperature=hot: expected number"),
+    (["train", "seed=1.5"], "seed=1.5: expected whole number"),
+    (["train", "seed=${oc.env:DISTILL_ABSENT}"], "seed: "),
+    (["train", "seed=1,2"], "add -m"),
+    (["train", "name=[1,2"], "quote the value"),
+    (["train", "--mutlirun"], "unknown flag --mutlirun; did you mean '--multirun'?"),
+    (["train", "--cfg"], "--cfg needs one of job"),
+    (["train", "--cfg", "job", "--package", "trainr"], "did you mean trainer"),
+    (["train", "word"], "'word' is not of the form key=value"),
+    (["train", "my_token=abc"], "HF_TOKEN"),
+    (["train", "--config-dir", "nowhere"], "nowhere is not a folder"),
+    (["eval"], "distill eval needs checkpoint="),
+    (["eval", "checkpoint=resnt18"], "did you mean 'resnet18'"),
+    (["eval", "checkpoint=resnet18", "dataset.root=x"], "dataset=folder dataset.root=PATH"),
+    (["show", "modles"], "did you mean 'models'?"),
+    (["show", "models", "resnt18"], "did you mean 'resnet18'"),
+    (["configs", "cp", "kd", "x"], "did you mean distill/kd?"),
+    (["completion", "tcsh"], "bash, zsh, fish"),
+]
+
+
 @pytest.mark.fault("R1", "R2")
-def test_a_mistake_is_one_line_and_two(light: Distill, arguments: list[str], expected: str, tmp_path: Path) -> None:
-    answer = light(*arguments)
-    assert answer.code == 2, answer
-    assert answer.stdout == ""
-    assert answer.stderr.startswith("error: ")
-    assert answer.stderr.count("\n") == 1
-    assert expected in answer.stderr
-    assert "abc" not in answer.stderr
-    assert list((tmp_path / "work").iterdir()) == []
+def test_a_mistake_is_one_line_and_two(tmp_path: Path) -> None:
+    lines = [shlex.join(arguments) for arguments, _ in MISTAKES]
+    for (arguments, expected), answer in zip(MISTAKES, told(lines, tmp_path), strict=True):
+        assert (answer.code, answer.stdout) == (2, ""), (arguments, answer)
+        assert answer.stderr.startswith("error: "), arguments
+        assert answer.stderr.count("\n") == 1, arguments
+        assert expected in answer.stderr, arguments
+        assert "abc" not in answer.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.fault("F2.4")

@@ -1,7 +1,7 @@
 """The commands as a user types them, in temporary folders, and the files they leave.
 
 Loading torch and timm takes ten seconds in a new process; so what only looks at files, messages and exit codes runs the
-command line inside the test process, and signals go to real processes.
+command line inside the test process, and signals go to processes that are forked from one that has loaded both.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pytest
 import timm
 import torch
 from conftest import ROOT, Distill
+from forked import begin
 from PIL import Image
 from tiny import digest, files, last
 
@@ -201,34 +202,35 @@ def test_a_sweep_fits_teacher_and_control_once(tmp_path: Path, run: Run) -> None
 
 @pytest.mark.fault("R51")
 def test_a_failing_job_ends_only_itself(tmp_path: Path, run: Run) -> None:
-    swept = ("distill=hint", "distill.terms.hint.stage=-1,9,-2")
+    swept = ("distill=hint", "distill.terms.hint.stage=9,-1", "trainer.epochs=1", "teacher.fit.epochs=1")
     code, _, err = run(tmp_path, "train", "-m", *SMOKE[1:], "baseline=false", f"out={tmp_path / 'sweep'}", *swept)
     assert code == 1
-    results = [read_result(tmp_path / "sweep" / str(job)) for job in range(3)]
-    assert [result and result.status for result in results] == ["ok", "failed", "ok"]
-    assert "error: job 1: distill.terms.hint.stage=9" in err
+    results = [read_result(tmp_path / "sweep" / str(job)) for job in range(2)]
+    assert [result and result.status for result in results] == ["failed", "ok"]
+    assert "error: job 0: distill.terms.hint.stage=9" in err
     assert "Traceback" not in err
     with (tmp_path / "sweep" / "sweep.csv").open(newline="") as handle:
-        assert len(list(csv.DictReader(handle))) == 3
+        assert len(list(csv.DictReader(handle))) == 2
 
 
 # --- signals -------------------------------------------------------------------------------------------------------
 
 
-def interrupt(folder: Path, number: signal.Signals, pattern: str, *arguments: str) -> tuple[int, str]:
+def interrupt(folder: Path, number: signal.Signals, pattern: str, *arguments: str) -> tuple[int | None, str]:
     """Start a training, send a signal as soon as a file like ``pattern`` appears; exit code and stderr."""
-    command, said = [sys.executable, "-m", "distillcli", *SMOKE, "baseline=false", *arguments], folder / "stderr.txt"
-    with said.open("w") as stderr:
-        process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=stderr)
+    said = folder / "stderr.txt"
+    process = begin(*SMOKE, "baseline=false", *arguments, cwd=folder, stderr=str(said))
     try:
         while not list(folder.glob(pattern)):
-            assert process.poll() is None, said.read_text()
+            assert process.is_alive(), said.read_text()
             time.sleep(0.02)
-        process.send_signal(number)
-        return process.wait(60), said.read_text()
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        process.join(60)
+        return process.exitcode, said.read_text()
     finally:
         process.kill()
-        process.wait()
+        process.join()
 
 
 def status(folder: Path) -> Any:
@@ -238,14 +240,14 @@ def status(folder: Path) -> Any:
 
 @pytest.mark.fault("R47")
 def test_ctrl_c_saves_and_the_run_can_go_on(tmp_path: Path, run: Run) -> None:
-    long = ("trainer.epochs=15", "teacher.fit.epochs=1", "++student.args.drop_rate=0.3", "trainer.keep_optimizer=true")
+    long = ("trainer.epochs=10", "teacher.fit.epochs=1", "++student.args.drop_rate=0.3", "trainer.keep_optimizer=true")
     code, err = interrupt(tmp_path, signal.SIGINT, "stopped/metrics.jsonl", "out=stopped", *long)
     folder = tmp_path / "stopped"
     assert code == 130
     assert "continue with: distill train resume=" in err
     assert "Traceback" not in err
     assert status(folder) == "interrupted"
-    assert 0 < last(folder)["step"] < 15 * 2, "the run was over before the signal came"
+    assert 0 < last(folder)["step"] < 10 * 2, "the run was over before the signal came"
     assert run(tmp_path, "train", f"resume={folder}")[0] == 0
     assert status(folder) == "ok"
     assert run(tmp_path, *SMOKE, "baseline=false", "out=whole", *long)[0] == 0
@@ -253,7 +255,7 @@ def test_ctrl_c_saves_and_the_run_can_go_on(tmp_path: Path, run: Run) -> None:
     resumed, whole = last(folder), last(tmp_path / "whole")
     assert digest([resumed[part] for part in parts]) == digest([whole[part] for part in parts])
     for kind in ("train", "eval"):
-        assert [row["epoch"] for row in read_metrics(folder) if row["kind"] == kind] == list(range(1, 16))
+        assert [row["epoch"] for row in read_metrics(folder) if row["kind"] == kind] == list(range(1, 11))
     code, _, err = run(tmp_path, "train", f"resume={folder}", "seed=1")
     assert code == 2
     assert "seed: 0 -> 1" in err

@@ -29,7 +29,8 @@ from distillcli.errors import UserError
 from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build
 from distillcli.models.ensemble import Ensemble
-from distillcli.models.weights import load_into, read_weights
+from distillcli.models.matching import load_into
+from distillcli.models.weights import read_weights
 from distillcli.runtime import seed_everything
 from distillcli.sources.open import open_source
 from distillcli.teachers.frozen import open_teacher

@@ -30,14 +30,14 @@ def fuzz_files() -> ModuleType:
 def test_no_damage_is_a_traceback_a_hang_or_other_numbers() -> None:
     # In a process of its own: it is forked for every case, which one that has trained before does not survive.
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "fuzz_files.py"), "--cases", "8", "--limit", "120"],
+        [sys.executable, str(ROOT / "scripts" / "fuzz_files.py"), "--cases", "5", "--limit", "120"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 cases with seed 0, 0 failed" in done.stdout
+    assert "5 cases with seed 0, 0 failed" in done.stdout
 
 
 def test_what_fails_is_seen(fuzz_files: ModuleType) -> None:

@@ -94,8 +94,7 @@ class Told:
 
 
 def told(lines: list[str], folder: Path) -> list[Told]:
-    """What the command line answers to each line, in ``folder``, which holds a folder ``photos``."""
-    (folder / "photos").mkdir()
+    """What the command line answers to each line, in ``folder``, in a process that can import nothing heavy."""
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],
         input=json.dumps(lines),
@@ -111,6 +110,7 @@ def told(lines: list[str], folder: Path) -> list[Told]:
 @pytest.mark.fault("F1.2", "F5.11", "R1", "R2", "R3", "R32")
 def test_common_mistakes_are_one_line_with_key_value_and_fix(tmp_path: Path) -> None:
     assert len(MISTAKES) >= 40
+    (tmp_path / "photos").mkdir()
     wrong = []
     for (line, key, value, fix), answer in zip(MISTAKES, told([line for line, *_ in MISTAKES], tmp_path), strict=True):
         one_line = answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1 and not answer.stdout

@@ -37,6 +37,7 @@ from distillcli.report.sections import (
     report_sections,
 )
 from distillcli.report.sentences import best_sentence, exported_sentence, gap_sentence, verdict_sentence
+from distillcli.report.stream import Stream
 from distillcli.runs.result import DatasetFacts, Measured, Result, from_json
 
 EVIL = [
@@ -389,7 +390,7 @@ def test_the_bar_leaves_only_the_epoch_lines_and_warnings_pass_it(monkeypatch: p
     out, err = _Terminal(), _Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
-    monkeypatch.setattr(console, "CONSOLE", console._console("stdout"))
+    monkeypatch.setattr(console, "CONSOLE", console._console(Stream("stdout", console._lost_stdout)))
     monkeypatch.setattr(console.CONSOLE, "_width", 80)
     monkeypatch.setenv("TERM", "xterm")
     with console.Progress("student", 2, 3) as progress:

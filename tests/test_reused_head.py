@@ -19,7 +19,8 @@ from distillcli.distillation.students import student_model, with_teachers_head
 from distillcli.errors import UserError
 from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build, describe
-from distillcli.models.weights import load_into, read_weights
+from distillcli.models.matching import load_into
+from distillcli.models.weights import read_weights
 from distillcli.reused_head import ReusedHead, join, start_from
 from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher
@@ -241,7 +242,8 @@ def test_what_it_does_not_go_with_is_one_line(distill: Distill, override: str, w
 @pytest.mark.parametrize("student", ["test_vit", "test_efficientnet"])
 def test_a_run_ends_with_one_model_that_needs_no_teacher(distill: Distill, tmp_path: Path, student: str) -> None:
     """Trained, exported, evaluated from its folder and its checkpoint, loaded by timm: the same answers each time."""
-    common = ("experiment=smoke", "distill=simkd", "trainer.threads=1", "out=run", "trainer.epochs=2")
+    common = ("experiment=smoke", "distill=simkd", "trainer.threads=1", "out=run", "trainer.epochs=1")
+    common += ("teacher.fit.epochs=1", "dataset.samples=64")
     answer = distill("train", *common, f"student.name={student}")
     assert answer.code == 0, answer.stderr
     assert "import distillcli.reused_head  #" in answer.stdout

@@ -8,7 +8,6 @@ import pty
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,13 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Distill
+from conftest import Distill
+from forked import begin_on_terminal
 from PIL import Image
 from test_fits import holder, line
 from tiny import CPU, STEPS, Watch, digest, files, last, open_tiny, tiny, train
 
 from distillcli.config.schema import DatasetConfig
-from distillcli.distillation import folders, whole
+from distillcli.distillation import folders, sessions, whole
 from distillcli.distillation.folders import describe, in_turn
 from distillcli.distillation.recipes import recipe_fingerprint
 from distillcli.distillation.students import new_backbone
@@ -173,7 +173,7 @@ def tripping(monkeypatch: pytest.MonkeyPatch) -> Tripping:
     """Gives the runs that follow a trip for their signals."""
 
     def use(trip: Trip) -> None:
-        monkeypatch.setattr(whole, "listening", lambda: nullcontext(trip))
+        monkeypatch.setattr(sessions, "listening", lambda: nullcontext(trip))
 
     return use
 
@@ -315,37 +315,21 @@ def test_under_nohup_a_closed_terminal_is_no_matter() -> None:
 def test_a_closed_terminal_saves(tmp_path: Path) -> None:
     """A real terminal that is closed under a training: what it cannot write any more does not matter."""
     ours, theirs = pty.openpty()
-    arguments = [*ALONE, "trainer.epochs=200", "out=run"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "distillcli", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-        preexec_fn=_take_terminal,
-    )
-    os.close(theirs)
+    process = begin_on_terminal(*ALONE, "trainer.epochs=200", "out=run", cwd=tmp_path, terminal=os.ttyname(theirs))
     try:
         while not (tmp_path / "run" / "metrics.jsonl").exists():
-            assert process.poll() is None
+            assert process.is_alive()
             _drain(ours)
+        os.close(theirs)
         os.close(ours)
-        assert process.wait(60) == 129
+        process.join(60)
+        assert process.exitcode == 129
     finally:
         process.kill()
-        process.wait()
+        process.join()
     assert (read_result(tmp_path / "run")).status == "interrupted"  # type: ignore[union-attr]
     assert 0 < last(tmp_path / "run")["step"] < 200 * STEPS
     assert "continue with: distill train resume=" in (tmp_path / "run" / "train.log").read_text()
-
-
-def _take_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def _drain(terminal: int) -> None:
@@ -428,9 +412,9 @@ def test_what_changes_the_bits_is_said(tmp_path: Path) -> None:
     begun["versions"]["torch"] = "1.0"
     file.write_text(json.dumps(begun | {"threads": 64, "processes": 4}))
     (tmp_path / "SHA256SUMS").unlink()  # of the file as it was
-    for sessions in (1, 2):  # what a run was begun with is not forgotten
+    for times in (1, 2):  # what a run was begun with is not forgotten
         describe(tmp_path, config, ["trainer.workers=0"], source, watch.session)
-        assert len(watch.warnings) == sessions
+        assert len(watch.warnings) == times
         assert f"torch 1.0 -> {now}, threads 64 -> 1, processes 4 -> 1" in watch.warnings[-1]
         assert "not bit-identical" in watch.warnings[-1]
     assert json.loads(file.read_text())["overrides"] == ["trainer.workers=0"]

@@ -17,7 +17,7 @@ from conftest import Distill
 from test_stops import ALONE, SMOKE, Trip, Tripping, outcome, tripping  # noqa: F401 - a fixture
 
 from distillcli.commands import train as commands
-from distillcli.distillation import whole
+from distillcli.distillation import sessions
 from distillcli.report import console
 from distillcli.runs.folder import append_metrics, check_place, read_metrics, write_text
 from distillcli.runs.result import read_result
@@ -80,7 +80,7 @@ def test_a_torn_row_of_metrics_is_no_row(tmp_path: Path) -> None:
 def test_a_full_disk_costs_lines_of_the_log_and_no_more(
     full_disk: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    handler = whole._RunLog(tmp_path / "train.log", delay=True)
+    handler = sessions._RunLog(tmp_path / "train.log", delay=True)
     handler.baseFilename = "/dev/full"
     handler.handle(logging.makeLogRecord({"msg": "lost"}))
     assert capsys.readouterr().err == ""

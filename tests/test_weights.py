@@ -22,7 +22,8 @@ from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
 from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build
-from distillcli.models.weights import Weights, knows_classes, load_into, read_weights, weights_fingerprint
+from distillcli.models.matching import knows_classes, load_into
+from distillcli.models.weights import Weights, read_weights, weights_fingerprint
 from distillcli.runtime import seed_everything
 from distillcli.training.checkpoint import read_checkpoint, save_checkpoint
 from distillcli.types import Inputs

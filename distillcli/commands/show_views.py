@@ -57,14 +57,12 @@ def run(overrides: list[str]) -> None:
 
 def draw_sheet(columns: dict[str, Column], path: Path) -> None:
     """A PNG of the columns, each under its name."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from distillcli.report.curves import plot_text, save
 
     count = max(map(len, columns.values()))
     figure = Figure(figsize=(1.5 * len(columns), 1.75 * count + 0.3), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     cells = figure.subplots(count, len(columns), squeeze=False)
     for number, (name, column) in enumerate(columns.items()):
         for row, (picture, words) in enumerate(column):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
@@ -94,9 +95,14 @@ def check(primary: str, config: Any) -> None:
 
 def register_schemas() -> None:
     """Make the schemas and the user's folders known to Hydra; calling it twice does no harm."""
+    _store_schemas()
+    search.register()
+
+
+@functools.cache  # a schema becomes a node of some hundred keys, which takes as long as a tenth of composing
+def _store_schemas() -> None:
     for name, primary in PRIMARIES.items():
         ConfigStore.instance().store(f"{name}_schema", primary.schema)
-    search.register()
 
 
 def parse_override(override: str) -> Override:

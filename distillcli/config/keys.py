@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 import types
@@ -22,6 +23,11 @@ def schema_of(annotation: Any) -> type | None:
 
 def dotted_keys(schema: type) -> dict[str, str]:
     """Dotted key -> its type as a word. The type "mapping" marks an open mapping, which takes new keys."""
+    return dict(_dotted_keys(schema))
+
+
+@functools.cache
+def _dotted_keys(schema: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, annotation in typing.get_type_hints(schema).items():
         nested = schema_of(annotation)

@@ -7,6 +7,7 @@ are in ``distillcli/terms/``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -304,24 +305,37 @@ def parse_options(name: str, given: dict[str, Any]) -> TermOptions:
     if name not in KNOWN_TERMS:
         hint = did_you_mean(name, KNOWN_TERMS) or "; see distill show terms"
         raise UserError(f"distill.terms.{name}: no such term{hint}")
-    schema = KNOWN_TERMS[name].options
+    schema: type = KNOWN_TERMS[name].options
     fields = {option.name: option for option in dataclasses.fields(schema)}
     for key in given:
         if key not in fields:
             hint = did_you_mean(key, fields) or f"; it has {','.join(fields)}"
             raise UserError(f"unknown key distill.terms.{name}.{key}={given[key]}{hint}")
-    for key, value in given.items():
-        try:
-            OmegaConf.merge(OmegaConf.structured(schema), {key: value})
-        except OmegaConfBaseException as error:
-            raise UserError(f"distill.terms.{name}.{key}={value}: expected {fields[key].type}") from error
-    options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+    try:
+        options = OmegaConf.to_object(OmegaConf.merge(_blank(schema), given))
+    except OmegaConfBaseException as error:
+        key = next(key for key in given if not _has_its_type(schema, key, given[key]))
+        raise UserError(f"distill.terms.{name}.{key}={given[key]}: expected {fields[key].type}") from error
     assert isinstance(options, TermOptions)
     for key, value in given.items():
         refusal = _refusal(fields[key], getattr(options, key))
         if refusal is not None:
             raise UserError(f"distill.terms.{name}.{key}={value}: {refusal}")
     return options
+
+
+@functools.cache
+def _blank(schema: type) -> Any:
+    """The options of a term before any is given; merging into it changes a copy."""
+    return OmegaConf.structured(schema)
+
+
+def _has_its_type(schema: type, key: str, value: Any) -> bool:
+    try:
+        OmegaConf.merge(_blank(schema), {key: value})
+    except OmegaConfBaseException:
+        return False
+    return True
 
 
 def _refusal(option: dataclasses.Field[Any], value: Any) -> str | None:

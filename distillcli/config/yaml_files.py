@@ -31,7 +31,7 @@ def read_yaml(file: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The plain data that ``text`` stands for. Raises ValueError where it is too much, YAMLError where it is no YAML."""
+    """The plain data that ``text`` stands for. Raises ValueError where it is too much, YAMLError for no YAML."""
     too_much = _too_much(text)
     if too_much:
         raise ValueError(too_much)

@@ -21,7 +21,8 @@ from distillcli.errors import UserError
 from distillcli.models.backbone import build, build_on_meta, describe, fresh
 from distillcli.models.freezing import freeze
 from distillcli.models.imagenet import open_pretrained
-from distillcli.models.weights import Weights, for_model, knows_classes, matched, read_weights
+from distillcli.models.matching import for_model, knows_classes, matched
+from distillcli.models.weights import Weights, read_weights
 from distillcli.runtime import resolve_device, resolve_precision, seed_everything
 from distillcli.sources.source import Source
 from distillcli.teachers.cached import is_cacheable

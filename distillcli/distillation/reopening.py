@@ -8,7 +8,8 @@ from distillcli.config.schema import DatasetConfig, ModelConfig, TrainConfig
 from distillcli.errors import UserError
 from distillcli.models.backbone import LOCAL_PREFIX, Backbone, build, place
 from distillcli.models.imagenet import open_pretrained, pretrained_classes
-from distillcli.models.weights import HUB_PREFIX, Weights, for_model, knows_classes, load_into, read_weights
+from distillcli.models.matching import for_model, knows_classes, load_into
+from distillcli.models.weights import HUB_PREFIX, Weights, read_weights
 from distillcli.runs.result import read_result
 from distillcli.runtime import Runtime
 from distillcli.sources.source import Source

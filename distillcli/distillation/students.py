@@ -12,7 +12,8 @@ from distillcli.errors import UserError
 from distillcli.export.formats import export
 from distillcli.models.backbone import Backbone, build, describe
 from distillcli.models.freezing import freeze
-from distillcli.models.weights import knows_classes, load_into, read_weights
+from distillcli.models.matching import knows_classes, load_into
+from distillcli.models.weights import read_weights
 from distillcli.reused_head import join, start_from
 from distillcli.runtime import seed_everything
 from distillcli.teachers.frozen import FrozenTeacher, describe_teacher

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import shlex
 import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
@@ -21,6 +16,7 @@ from distillcli.distillation.plan import Plan
 from distillcli.distillation.recipes import Above, control_recipe, recipe_fingerprint
 from distillcli.distillation.reopening import reopen_model
 from distillcli.distillation.results import dataset_facts, images_words, result_of_fit
+from distillcli.distillation.sessions import open_session
 from distillcli.distillation.students import export_for_timm, new_backbone, new_peers, with_teachers_head
 from distillcli.distillation.teaching import Teaching, find_teaching
 from distillcli.distillation.timing import with_latency
@@ -29,71 +25,21 @@ from distillcli.errors import Interrupted
 from distillcli.models.backbone import Backbone, place
 from distillcli.models.backbone import describe as describe_model
 from distillcli.models.memory_layout import settle_layout
-from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
+from distillcli.report.console import LOG, Opening, closing_table, opening, warn
 from distillcli.report.curves import draw_curves
 from distillcli.report.hub_card import write_hub_card
 from distillcli.report.markdown import write_report
 from distillcli.runs.folder import point_latest
 from distillcli.runs.predictions import read_predictions, write_predictions
 from distillcli.runs.result import Measured, Result, Verdict, read_result, top1_of, write_result
-from distillcli.runtime import Runtime, from_main, one_fate, resolve_precision, start
-from distillcli.signals import EXIT_CODES, listening
+from distillcli.runtime import Runtime, from_main, one_fate, resolve_precision
+from distillcli.signals import EXIT_CODES
 from distillcli.training.engine import fit
 from distillcli.training.evaluation import evaluate, measure
 from distillcli.training.fit import Fit
 from distillcli.training.probe import probe
 from distillcli.training.session import Session
 from distillcli.views.loader import Data, open_data
-
-
-@contextmanager
-def session(config: TrainConfig, command: str, folder: Path | None) -> Iterator[Session]:
-    """Device, ranks, signals and output of one command; what is printed goes to ``train.log`` as well.
-
-    ``folder``: None where nothing is written, on all ranks but the main one.
-    """
-    with start(config.trainer) as joined, listening() as stop:
-        runtime = dataclasses.replace(joined, stop=stop)
-        if folder is None:
-            yield Session(runtime, command, lambda *_: nullcontext(Silence()), _say_nothing, _say_nothing, _forget)
-            return
-        handler = _RunLog(folder / "train.log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger = logging.getLogger()
-        logger.addHandler(handler)
-        LOG.setLevel(logging.INFO)
-        try:
-            yield Session(runtime, command, Progress, say, warn, _forget)
-        finally:
-            logger.removeHandler(handler)
-            with suppress(OSError):
-                handler.close()
-
-
-class _RunLog(logging.FileHandler):
-    """A full disk costs lines of the log, and no more."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-
-class Silence:
-    """Watches a fit on the ranks that do not speak."""
-
-    def step(self, loss: float | None) -> None:
-        pass
-
-    def epoch(self, train: dict[str, Any], evaluation: dict[str, Any]) -> None:
-        pass
-
-
-def _say_nothing(_words: str) -> None:
-    pass
-
-
-def _forget(_folder: Path) -> None:
-    pass
 
 
 def run(plan: Plan, job: Job, claimed: Path | None) -> None:
@@ -103,7 +49,7 @@ def run(plan: Plan, job: Job, claimed: Path | None) -> None:
     """
     config = plan.config
     known = Result(name=config.name, role="student", command=job.command, overrides=job.overrides, seed=config.seed)
-    with session(config, job.command, claimed) as current:
+    with open_session(config, job.command, claimed) as current:
         folder = Path(from_main(str(claimed) if claimed else None, current.runtime))
         spent = Spent.on(folder)
         try:

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
-import socket
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
 from distillcli.models.card import check_folder
+from distillcli.models.offline import quick_without_network
 from distillcli.models.pointwise import use_linear
 from distillcli.models.preactivation import ending, kept_inputs, watched_activations
 from distillcli.reused_head import title
@@ -167,7 +164,7 @@ def build(model: ModelConfig, inputs: Inputs, key: str) -> Backbone:
     """
     spec = describe(model, inputs, key)
     try:
-        with _quick_without_network() if model.pretrained else contextlib.nullcontext():
+        with quick_without_network() if model.pretrained else contextlib.nullcontext():
             net = timm.create_model(pretrained=model.pretrained, **_arguments(model, inputs))
         if not model.pretrained:
             net.pretrained_cfg = {key: value for key, value in net.pretrained_cfg.items() if key not in _ORIGIN}
@@ -289,21 +286,3 @@ def _arguments(model: ModelConfig, inputs: Inputs) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0]
-
-
-@contextlib.contextmanager
-def _quick_without_network() -> Iterator[None]:
-    """Let the hub client look into its cache at once when there is no network, instead of retrying for a minute."""
-    constants = huggingface_hub.constants
-    before = constants.HF_HUB_OFFLINE
-    logging.getLogger("timm").setLevel(logging.ERROR)
-    if not urllib.request.getproxies():
-        try:
-            host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
-            socket.create_connection((host, 443), timeout=5).close()
-        except OSError:
-            constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before

@@ -10,7 +10,8 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from distillcli.config.schema import ModelConfig
 from distillcli.models.backbone import Backbone, build, key_of
 from distillcli.models.class_names import knows
-from distillcli.models.weights import Weights, load_into, select_classes
+from distillcli.models.matching import load_into, select_classes
+from distillcli.models.weights import Weights
 from distillcli.types import Inputs
 
 IMAGENET_CLASSES = 1000

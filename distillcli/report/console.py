@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TextIO, cast
+from typing import IO, Any, cast
 
 from rich import box
 from rich.cells import cell_len
@@ -30,84 +29,24 @@ from distillcli.report.format import Grid, clean, count, fixed, seconds, signifi
 from distillcli.report.grids import data_words, evaluation_grid
 from distillcli.report.sections import Block, Bullets, Code, Picture, Sentence, Table, report_sections
 from distillcli.report.sentences import latency_sentence
+from distillcli.report.stream import Stream
 from distillcli.runs.result import DatasetFacts, Measured, Result, finite
 
 TELL_SECONDS = 60  # between two lines where there is no terminal
 SPEED_SECONDS = 300  # what the time that is left is reckoned from: a validation must not upset it
 
-# For terminals that cannot show them (LANG=C).
-_ASCII = str.maketrans({"×": "x", "–": "-", "—": "-", "±": "+/-", "·": "*", "…": "...", "→": "->"})  # noqa: RUF001
+
+def _console(stream: Stream) -> Console:
+    return Console(file=cast(IO[str], stream), highlight=False, markup=False, emoji=False)
 
 
-class _Stream:
-    """``sys.stdout`` or ``sys.stderr`` as it is at the time of writing, which may be None, closed or not Unicode.
-
-    rich would end the process on a closed pipe; here the stream falls silent and the training goes on.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.dead: TextIO | None = None
-
-    def _target(self) -> TextIO | None:
-        stream: TextIO | None = sys.stdout if self.name == "stdout" else sys.stderr
-        return None if stream is None or stream is self.dead or stream.closed else stream
-
-    @property
-    def encoding(self) -> str:
-        stream = self._target()
-        return (stream.encoding if stream else None) or "utf-8"
-
-    def isatty(self) -> bool:
-        stream = self._target()
-        return stream is not None and stream.isatty()
-
-    def fileno(self) -> int:
-        stream = self._target()
-        if stream is None:
-            raise OSError(f"{self.name} is closed")
-        return stream.fileno()
-
-    def write(self, words: str) -> int:
-        stream = self._target()
-        if stream is None:
-            return len(words)
-        try:
-            try:
-                stream.write(words)
-            except UnicodeEncodeError:
-                plain = words.translate(_ASCII).encode(self.encoding, "replace")
-                stream.write(plain.decode(self.encoding))
-        except OSError as error:
-            self._give_up(stream, error)
-        return len(words)
-
-    def flush(self) -> None:
-        stream = self._target()
-        if stream is None:
-            return
-        try:
-            stream.flush()
-        except OSError as error:
-            self._give_up(stream, error)
-
-    def _give_up(self, stream: TextIO, error: OSError) -> None:
-        self.dead = stream
-        # Python flushes what is left once more at exit, and would then end with code 120.
-        with contextlib.suppress(OSError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
-            os.close(null)
-        if self.name == "stdout" and not isinstance(error, BrokenPipeError):
-            warn(f"stdout cannot be written, so nothing more is printed: {error}")
+def _lost_stdout(error: OSError) -> None:
+    if not isinstance(error, BrokenPipeError):  # nobody reads on, as with `| head`
+        warn(f"stdout cannot be written, so nothing more is printed: {error}")
 
 
-def _console(name: str) -> Console:
-    return Console(file=cast(IO[str], _Stream(name)), highlight=False, markup=False, emoji=False)
-
-
-CONSOLE = _console("stdout")
-ERRORS = _console("stderr")
+CONSOLE = _console(Stream("stdout", _lost_stdout))
+ERRORS = _console(Stream("stderr", lambda _: None))
 
 LOG = logging.getLogger("distillcli")  # train.log gets every printed line, and the traceback of a failure
 
@@ -140,7 +79,7 @@ def say_loading() -> None:
 
 def _is_terminal() -> bool:
     """Not Console.is_terminal: FORCE_COLOR makes that true for a file, which a moving bar would fill."""
-    return cast(_Stream, CONSOLE.file).isatty() and not CONSOLE.is_dumb_terminal
+    return cast(Stream, CONSOLE.file).isatty() and not CONSOLE.is_dumb_terminal
 
 
 def warn(words: str) -> None:

@@ -34,9 +34,11 @@ def plot_text(words: str) -> str:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG. A letter that the font lacks is drawn as a box, without a warning."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(path, format="png")
+        FigureCanvasAgg(figure).print_png(path)  # the bytes of savefig, which lays everything out and draws it twice
     return path
 
 
@@ -139,7 +141,6 @@ def draw_curves(folder: Path) -> Path:
     The curves of control and teacher come from the run folders named in ``result.json``. Without metrics, or without
     validation data, the picture says so in the place of the curves.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -147,7 +148,6 @@ def draw_curves(folder: Path) -> Path:
     longest = max(len(_evaluations(folder)), len(_other_run(result.baseline)))
     marker = "o" if longest <= 30 else None  # a single epoch is a point, which a line alone does not show
     figure = Figure(figsize=(11, 4.2), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
     accuracy, loss = figure.subplots(1, 2)
     _draw_accuracy(accuracy, folder, result, marker)
     _draw_loss(loss, folder, marker)

@@ -44,7 +44,6 @@ def draw_sweep(jobs: Sequence[SweepJob], keys: Sequence[str], path: Path) -> Non
 
 def _draw_map(jobs: Sequence[SweepJob], down: str, along: str, path: Path) -> None:
     """The student's top-1 for each pair of values, the mean over seeds; a pair without a result stays white."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     found: dict[tuple[str, str], list[float]] = {}
@@ -58,7 +57,6 @@ def _draw_map(jobs: Sequence[SweepJob], down: str, along: str, path: Path) -> No
     figure = Figure(
         figsize=(max(7.5, 2 + 0.9 * len(columns)), max(4.8, 2 + 0.5 * len(rows))), dpi=DPI, layout="constrained"
     )
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     image = axes.imshow(cells, aspect="auto", cmap="cividis")  # told apart with any colour vision
     middle = (min(means.values()) + max(means.values())) / 2
@@ -81,12 +79,10 @@ def _in_order(value: str) -> tuple[float, str]:
 
 def _draw_line(jobs: Sequence[SweepJob], key: str, path: Path) -> None:
     """Top-1 over the swept value: a point per job, a line through the means, control and teacher beside it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
     figure = Figure(figsize=(7.5, 4.8), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     tidy(axes)
     styles = {"teacher": (":", None), "student": ("-", "o"), "baseline": ("--", "s")}

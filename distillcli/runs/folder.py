@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -262,6 +263,11 @@ def fingerprint(content: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of the libraries that decide the numbers; nothing is imported."""
+    return dict(_versions())
+
+
+@functools.cache  # the metadata of ten packages are found and parsed anew otherwise, several times in each run
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "distillcli": distillcli.__version__}
     return found | {name: importlib.metadata.version(name) for name in LIBRARIES}
 

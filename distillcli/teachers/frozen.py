@@ -18,16 +18,8 @@ from distillcli.models.class_names import teacher_classes
 from distillcli.models.ensemble import Classifier, Ensemble, join_specs
 from distillcli.models.imagenet import IMAGENET_CLASSES, open_pretrained
 from distillcli.models.inference import for_inference
-from distillcli.models.weights import (
-    Weights,
-    check_body,
-    check_normalisation,
-    for_model,
-    load_into,
-    read_weights,
-    select_classes,
-    with_names,
-)
+from distillcli.models.matching import check_body, check_normalisation, for_model, load_into, select_classes, with_names
+from distillcli.models.weights import Weights, read_weights
 from distillcli.runtime import Runtime, autocast, resolve_precision
 from distillcli.sources.label_files import read_names
 from distillcli.sources.source import Source
