@@ -73,6 +73,7 @@ def candidates(words: list[str], current: str) -> list[str]:
 def _plain(words: list[str]) -> list[str]:
     from distillcli.commands.show import TOPICS
     from distillcli.config import search
+    from distillcli.config.primaries import PRIMARIES
 
     match words:
         case ["show"]:
@@ -90,7 +91,9 @@ def _plain(words: list[str]) -> list[str]:
         case ["cache", "clear"]:
             return ["all", *(file.parent.name for file in sorted(Path("runs/cache").glob("*/key.json")))]
         case ["configs"]:
-            return ["ls", "cp"]
+            return ["ls", "cp", "schema"]
+        case ["configs", "schema"]:
+            return list(PRIMARIES)
         case ["configs", "cp"]:
             return [f"{group}/{option}" for group, options in search.groups().items() for option in options]
     return []

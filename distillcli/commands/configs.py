@@ -1,15 +1,21 @@
-"""``distill configs``: list the shipped configs, or copy one for editing."""
+"""``distill configs``: list the shipped configs, copy one for editing, or print the schema of all keys."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
 from distillcli.config import search
 from distillcli.config.home import expand_home
+from distillcli.config.json_schema import json_schema
+from distillcli.config.primaries import PRIMARIES
 from distillcli.errors import UserError, did_you_mean
 
-USAGE = "usage: distill configs ls, or distill configs cp NAME DIR (e.g. distill configs cp distill/kd my_configs)"
+USAGE = (
+    "usage: distill configs ls, distill configs cp NAME DIR (e.g. distill configs cp distill/kd my_configs), "
+    "or distill configs schema [COMMAND]"
+)
 
 
 def run(arguments: list[str]) -> None:
@@ -19,6 +25,10 @@ def run(arguments: list[str]) -> None:
             _list()
         case ["cp", name, folder]:
             _copy(name, Path(expand_home("DIR", folder)))
+        case ["schema"]:
+            _print_schema("train")
+        case ["schema", command]:
+            _print_schema(command)
         case _:
             raise UserError(USAGE)
 
@@ -27,6 +37,13 @@ def _list() -> None:
     for group, options in sorted(search.groups().items()):
         for option in options:
             print(f"{group}/{option}")
+
+
+def _print_schema(command: str) -> None:
+    if command not in PRIMARIES:
+        hint = did_you_mean(command, PRIMARIES) or f"; these have: {', '.join(PRIMARIES)}"
+        raise UserError(f"{command!r} has no config{hint}")
+    print(json.dumps(json_schema(command), ensure_ascii=False, indent=2))
 
 
 def _copy(name: str, folder: Path) -> None:

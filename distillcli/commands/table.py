@@ -80,10 +80,14 @@ COMMANDS = {
     ),
     "configs": Command(
         "distillcli.commands.configs",
-        "list the shipped configs, or copy one for editing",
+        "list the shipped configs, copy one for editing, print the JSON Schema of all keys",
         None,
-        ("distill configs ls", "distill configs cp distill/kd my_configs"),
-        "ls | cp NAME DIR",
+        (
+            "distill configs ls",
+            "distill configs cp distill/kd my_configs",
+            "distill configs schema train > schema.json",
+        ),
+        "ls | cp NAME DIR | schema [COMMAND]",
     ),
     "cache": Command(
         "distillcli.commands.cache",

@@ -65,7 +65,7 @@ def key_notes(schema: type) -> dict[str, tuple[str, str]]:
     """Dotted key of every value -> its default as in YAML and the comment that stands beside it in the schema."""
     found: dict[str, tuple[str, str]] = {}
     hints = typing.get_type_hints(schema)
-    comments = _comments(schema)
+    comments = comments_of(schema)
     for field in dataclasses.fields(schema):
         nested = schema_of(hints[field.name])
         if nested:
@@ -75,7 +75,7 @@ def key_notes(schema: type) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _comments(schema: type) -> dict[str, str]:
+def comments_of(schema: type) -> dict[str, str]:
     """The comments behind the fields of a dataclass and of those it derives from."""
     found: dict[str, str] = {}
     for part in reversed(schema.__mro__[:-1]):
@@ -86,9 +86,13 @@ def _comments(schema: type) -> dict[str, str]:
     return found
 
 
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field of a schema; MISSING as a string where there is none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def _default(field: dataclasses.Field[Any]) -> str:
-    made = field.default_factory
-    value = field.default if made is dataclasses.MISSING else made()
+    value = default_of(field)
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
     return "" if value == MISSING else str(value)

@@ -72,6 +72,7 @@ HIGHEST_OPTION: dict[str, float] = {
     "fade": _EPOCHS,
     "prepare_epochs": _EPOCHS,
     "temperature": 1000,
+    "temperature_end": 1000,
     "temperatures": 1000,
     "size": 10_000_000,
     "negatives": 10_000_000,

@@ -67,7 +67,7 @@ def _use(result: Result, folder: Path) -> str:
             *own_imports(folder),
             "model = timm.create_model('hf-hub:OWNER/NAME', pretrained=True).eval()",
             "config = timm.data.resolve_model_data_config(model)",
-            "transform = timm.data.create_transform(**config, is_training=False)",
+            "transform = timm.data.create_transform(**config)",
             f"{answer.format('model(transform(image).unsqueeze(0))')}  # image: a PIL image",
         ]
     )
