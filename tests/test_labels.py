@@ -185,7 +185,7 @@ def test_the_control_sees_labelled_images_alone_and_the_student_all(tmp_path: Pa
         teacher = some_teacher(config, objective, 4) if teacher_spec else None
         folder = tmp_path / role
         folder.mkdir()
-        fit(Fit(config, data, student, objective, folder, "recipe", role, teacher), watch.session)
+        fit(Fit(config, data, student, objective, folder, {}, role, teacher), watch.session)
         assert watch.steps == 2 * STEPS
     assert shown["student"].count(-1) == 2 * 48
     assert len(shown["control"]) == len(shown["student"]) == 2 * 64

@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -20,6 +21,7 @@ from tiny import STEPS, Watch, digest, files, last, tiny, train
 
 from distillcli.errors import Interrupted, UserError
 from distillcli.runs.folder import read_metrics
+from distillcli.teachers.frozen import FrozenTeacher
 from distillcli.training import checkpoint, engine, state
 from distillcli.training.checkpoint import (
     ballast,
@@ -282,10 +284,27 @@ def test_the_best_epoch_survives_a_resume(tmp_path: Path, monkeypatch: pytest.Mo
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
     stopped(tmp_path, 2)
     before = files(tmp_path)
-    for change in ("optimizer.lr=0.001", "seed=1", "distill.temperature=2", "trainer.epochs=4", "augment=none"):
-        with pytest.raises(UserError, match="written with other settings"):
+    changes = {"optimizer.lr=0.001": "optimizer", "seed=1": "seed: 0 -> 1", "distill.temperature=2": "objective"}
+    for change, named in (changes | {"trainer.epochs=4": "budget", "augment=none": "augment"}).items():
+        with pytest.raises(UserError, match=f"written with other settings .*{named}"):
             train(tiny(*RECIPE, change), tmp_path)
     assert files(tmp_path) == before
+
+
+def test_other_weights_under_the_name_of_the_teacher_are_refused_by_their_file(tmp_path: Path) -> None:
+    given = tmp_path / "teacher.pt"
+    given.touch()  # the weights of this teacher are drawn, whatever its file holds
+    file = f"teacher.checkpoint={given}"
+    stopped(tmp_path / "run", 2, file)
+
+    def spoil(teacher: FrozenTeacher | None, *_: object) -> None:
+        assert teacher is not None
+        next(iter(teacher.backbone.parameters())).data.add_(1)
+
+    hashes = r"[0-9a-f]{16} -> [0-9a-f]{16}"
+    only = rf"\(the weights of the teacher in {re.escape(file)}: {hashes}\)"
+    with pytest.raises(UserError, match=only):
+        train(tiny(*RECIPE, file), tmp_path / "run", keep=spoil)
 
 
 # --- damage --------------------------------------------------------------------------------------------------------

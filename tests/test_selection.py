@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from tiny import CPU, digest, last, open_tiny, tiny, train
 
 from distillcli.distillation.plan import make_plan
-from distillcli.distillation.recipes import assistant_recipes, control_recipe, recipe_fingerprint, teacher_recipe
+from distillcli.distillation.recipes import assistant_recipes, control_recipe, ingredients, teacher_recipe
 from distillcli.distillation.students import new_backbone
 from distillcli.errors import UserError
+from distillcli.runs.folder import fingerprint
 from distillcli.runs.result import from_json, read_result
 from distillcli.sources.open import open_source
 from distillcli.sources.source import Source
@@ -66,7 +67,7 @@ def test_only_student_and_control_are_chosen() -> None:
     config, chosen = (tiny("teacher.assistants=[{name: test_vit}]", *more) for more in ((), (BEST,)))
     data = open_tiny(config)
     names = {
-        run.trainer.select: recipe_fingerprint(run, data, new_backbone(run, data, "student"), CPU)
+        run.trainer.select: fingerprint(ingredients(run, data, new_backbone(run, data, "student"), CPU))
         for run in (control_recipe(config).config, control_recipe(chosen).config)
     }
     assert len(set(names.values())) == 2

@@ -27,7 +27,7 @@ from tiny import CPU, STEPS, Watch, digest, files, last, open_tiny, tiny, train
 from distillcli.config.schema import DatasetConfig
 from distillcli.distillation import folders, sessions, whole
 from distillcli.distillation.folders import describe, in_turn
-from distillcli.distillation.recipes import recipe_fingerprint
+from distillcli.distillation.recipes import ingredients
 from distillcli.distillation.students import new_backbone
 from distillcli.errors import Interrupted, UserError
 from distillcli.runs.folder import read_metrics
@@ -425,7 +425,7 @@ def test_the_number_of_processes_is_no_part_of_a_recipe() -> None:
     config = tiny()
     data = open_tiny(config)
     student = new_backbone(config, data, "student")
-    alone, together = (recipe_fingerprint(config, data, student, replace(CPU, world=world)) for world in (1, 2))
+    alone, together = (ingredients(config, data, student, replace(CPU, world=world)) for world in (1, 2))
     assert alone == together
 
 

@@ -24,6 +24,7 @@ from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build
 from distillcli.models.matching import knows_classes, load_into
 from distillcli.models.weights import Weights, read_weights, weights_fingerprint
+from distillcli.runs.result import EpochNumbers, Fingerprints, Result, write_result
 from distillcli.runtime import seed_everything
 from distillcli.training.checkpoint import read_checkpoint, save_checkpoint
 from distillcli.types import Inputs
@@ -376,6 +377,21 @@ def test_a_folder_without_weights_and_a_missing_path_are_refused(tmp_path: Path)
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "neither a run folder")
     refused(tmp_path / "emty", "does not exist", "empty")
+
+
+def test_a_whole_checkpoint_in_the_place_of_another_is_refused(tmp_path: Path) -> None:
+    best, last = tmp_path / "run" / "checkpoints" / "best.pt", tmp_path / "run" / "checkpoints" / "last.pt"
+    our_checkpoint(best, recipe="aa", epoch=2)
+    our_checkpoint(last, recipe="aa", last={"epoch": 3})
+    write_result(tmp_path / "run", Result("ok", fingerprints=Fingerprints(recipe="aa"), best=EpochNumbers(2)))
+    for path in (best, last):
+        assert read_weights(str(path)).classes == CLASSES
+    moved = shutil.copy(last, tmp_path / "alone.pt")
+    shutil.copy(last, best)
+    refused(best, "of epoch 3, where result.json says 2")
+    our_checkpoint(best, recipe="bb", epoch=2)
+    refused(best, "another run, of the recipe bb where result.json says aa")
+    assert read_weights(str(moved)).classes == CLASSES
 
 
 def test_a_saved_checkpoint_comes_back_whole(tmp_path: Path) -> None:

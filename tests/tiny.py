@@ -15,7 +15,7 @@ import torch
 from distillcli.config.compose import compose
 from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.config.terms import needs_teacher
-from distillcli.distillation.recipes import Above, recipe_fingerprint
+from distillcli.distillation.recipes import Above, ingredients
 from distillcli.distillation.students import new_backbone
 from distillcli.models.backbone import build, describe, place
 from distillcli.runtime import Runtime, seed_everything
@@ -129,7 +129,7 @@ def train(
     teacher = some_teacher(config, objective, len(data.source.classes)) if with_teacher else None
     keep(teacher, objective, data)
     above = Above(teacher.backbone, "off") if teacher else None
-    recipe = recipe_fingerprint(config, data, student, watch.runtime, above)
+    recipe = ingredients(config, data, student, watch.runtime, above)
     return fit(Fit(config, data, student, objective, folder, recipe, "student", swap(teacher)), watch.session)
 
 

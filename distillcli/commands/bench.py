@@ -10,7 +10,7 @@ from distillcli.config.unread import compose_for_user
 from distillcli.errors import UserError
 from distillcli.launch.arguments import parse_arguments
 from distillcli.report.bench import as_json, grid, summary
-from distillcli.report.console import print_grid, say, sentence
+from distillcli.report.console import print_grid, say, say_loading, sentence
 from distillcli.sources.open import open_source
 
 JSON_FLAG = "--json"
@@ -27,8 +27,11 @@ def run(arguments: list[str]) -> None:
     if config.resume is not None:
         raise UserError("resume= continues a training; distill bench takes the config alone")
     source = open_source(config.dataset)
+    is_json = JSON_FLAG in arguments
+    if not is_json:
+        say_loading()
 
-    from distillcli.distillation.bench import profile
+    from distillcli.distillation.bench import STEPS, profile
     from distillcli.distillation.plan import make_plan
     from distillcli.models.memory_layout import settle_layout
     from distillcli.runtime import start
@@ -37,8 +40,10 @@ def run(arguments: list[str]) -> None:
     plan = make_plan(config, source)
     with start(config.trainer) as runtime:
         plan = plan.settled(settle_layout(config, plan.inputs, runtime))
+        if not is_json:
+            say(f"opening {source.count:,} images of {source.name}, then timing at most {STEPS} steps")
         found = profile(plan, open_data(plan.source, config.dataset, config.trainer.workers, runtime), runtime)
-    if JSON_FLAG in arguments:
+    if is_json:
         say(json.dumps(as_json(found)))
         return
     sentence(

@@ -62,7 +62,7 @@ def run(config: EvalConfig, job: Job) -> None:
         if not runtime.is_main:
             return
         numbers = time_together([backbone], runtime)[architecture(backbone)].of(numbers)
-    images, total = len(source.evaluation.labels), sum(len(split.labels) for split in source.parts.values())
+    images, total = len(source.evaluation.labels), source.count
     facts = {"checkpoint": what, "dataset": source.name, "evaluated_on": source.evaluated_on, "images": images}
     facts |= {"share": images / total}
     if config.format == "json":

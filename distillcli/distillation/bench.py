@@ -67,7 +67,7 @@ def _fresh_fit(plan: Plan, data: Data, runtime: Runtime) -> Fit:
     teacher = None
     if kind_of(config).is_fixed:
         teacher = _fresh_teacher(config, plan.objective.teacher_taps, plan.inputs, runtime)
-    return Fit(plan.student_run, student_data, student, plan.objective, Path(), "", "student", teacher, peers)
+    return Fit(plan.student_run, student_data, student, plan.objective, Path(), {}, "student", teacher, peers)
 
 
 def _fresh_teacher(config: TrainConfig, taps: Taps, inputs: Inputs, runtime: Runtime) -> FrozenTeacher:

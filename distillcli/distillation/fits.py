@@ -12,13 +12,13 @@ from pathlib import Path
 
 from distillcli.config.schema import TrainConfig
 from distillcli.distillation.folders import Spent, describe, in_turn
-from distillcli.distillation.recipes import Above, Recipe, recipe_fingerprint
+from distillcli.distillation.recipes import Above, Recipe, ingredients
 from distillcli.distillation.results import result_of_fit
 from distillcli.distillation.students import export_for_timm, new_backbone
 from distillcli.errors import Interrupted, UserError
 from distillcli.models.card import read_card
 from distillcli.models.weights import check_file
-from distillcli.runs.folder import writable
+from distillcli.runs.folder import fingerprint, writable
 from distillcli.runs.predictions import write_predictions
 from distillcli.runs.result import Result, read_result, write_result
 from distillcli.runtime import any_rank, barrier, seed_everything
@@ -75,10 +75,10 @@ def _fit_of(recipe: Recipe, data: Data, session: Session, teacher: FrozenTeacher
         teacher = dataclasses.replace(teacher, taps=objective.teacher_taps)
         targets, cache_format = open_cache_or_warn(config, data, teacher, session)
         taught = Above(teacher.backbone, cache_format)
-    fingerprint = recipe_fingerprint(config, data, student, session.runtime, taught)
+    made_of = ingredients(config, data, student, session.runtime, taught)
     safe_name = re.sub(r"[^A-Za-z0-9_.-]+", "_", config.student.name)
-    folder = Path(config.runs) / f"{recipe.role}s" / f"{safe_name}-{fingerprint[:8]}"
-    return Fit(config, data, student, objective, folder, fingerprint, recipe.role, targets)
+    folder = Path(config.runs) / f"{recipe.role}s" / f"{safe_name}-{fingerprint(made_of)[:8]}"
+    return Fit(config, data, student, objective, folder, made_of, recipe.role, targets)
 
 
 def _fault(folder: Path) -> str | None:

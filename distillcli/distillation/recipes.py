@@ -1,4 +1,4 @@
-"""What is fitted beside the student, as configs of their own, and the fingerprint that names what a config trains.
+"""What is fitted beside the student, as configs of their own, and all that decides what a config trains.
 
 A teacher is a student of the labels, and a control is a student without a teacher: both are a TrainConfig whose
 objective has label terms only. Assistants stand between a large teacher and a small student (teacher assistants:
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -21,7 +22,6 @@ from distillcli.models.backbone import Backbone
 from distillcli.models.ensemble import Classifier
 from distillcli.models.imagenet import pretrained_classes
 from distillcli.models.weights import weights_fingerprint
-from distillcli.runs.folder import fingerprint
 from distillcli.runtime import Runtime, resolve_precision
 from distillcli.sources.source import Source
 from distillcli.teachers.frozen import Member, output_settings
@@ -163,17 +163,17 @@ class Above:
     cache_format: str
 
 
-def recipe_fingerprint(
+def ingredients(
     config: TrainConfig,
     data: Data,
     student: Backbone,
     runtime: Runtime,
     above: Above | None = None,
     peers: Sequence[Backbone] = (),
-) -> str:
-    """Names what ``config`` trains on ``data``, from ``student`` as it is before step 1.
+) -> dict[str, Any]:
+    """What decides the weights that ``config`` trains on ``data``, from ``student`` as it is before step 1.
 
-    All that decides the weights afterwards enters, and nothing else.
+    Plain data, whose fingerprint names the recipe: all that decides the weights afterwards, and nothing else.
     """
     trainer = config.trainer
     learning = (
@@ -182,26 +182,24 @@ def recipe_fingerprint(
     if config.teacher.mean and needs_teacher(config.distill):
         learning["mean_teacher"] = [[config.teacher.precision]]
     selection = {} if trainer.select == "last" else {"select": trainer.select}
-    return fingerprint(
-        {
-            **learning,
-            **selection,
-            "version": RECIPE_VERSION,
-            "data": data.source.fingerprint,
-            "views": data.train.rendering(config.augment),
-            "sampling": [config.dataset.balanced, trainer.progressive],
-            "model": [config.student.name, config.student.args, student.image_size, config.student.freeze],
-            "start": weights_fingerprint(student.net.state_dict()),
-            "teacher": None if above is None else weights_fingerprint(above.model.state_dict()),
-            "teacher_settings": None if above is None else output_settings(config),
-            "teacher_arithmetic": None if above is None else [config.teacher.precision, above.cache_format],
-            "view_cycle": config.teacher.cache.views,
-            "objective": dataclasses.asdict(config.distill),
-            "optimizer": dataclasses.asdict(config.optimizer),
-            "schedule": dataclasses.asdict(config.schedule),
-            "augment": dataclasses.asdict(config.augment),
-            "budget": [trainer.epochs, trainer.batch_size, trainer.accumulate, trainer.clip_grad, trainer.ema],
-            "arithmetic": [resolve_precision(trainer.precision, runtime.device), trainer.channels_last],
-            "seed": config.seed,
-        }
-    )
+    return {
+        **learning,
+        **selection,
+        "version": RECIPE_VERSION,
+        "data": data.source.fingerprint,
+        "views": data.train.rendering(config.augment),
+        "sampling": [config.dataset.balanced, trainer.progressive],
+        "model": [config.student.name, config.student.args, student.image_size, config.student.freeze],
+        "start": weights_fingerprint(student.net.state_dict()),
+        "teacher": None if above is None else weights_fingerprint(above.model.state_dict()),
+        "teacher_settings": None if above is None else output_settings(config),
+        "teacher_arithmetic": None if above is None else [config.teacher.precision, above.cache_format],
+        "view_cycle": config.teacher.cache.views,
+        "objective": dataclasses.asdict(config.distill),
+        "optimizer": dataclasses.asdict(config.optimizer),
+        "schedule": dataclasses.asdict(config.schedule),
+        "augment": dataclasses.asdict(config.augment),
+        "budget": [trainer.epochs, trainer.batch_size, trainer.accumulate, trainer.clip_grad, trainer.ema],
+        "arithmetic": [resolve_precision(trainer.precision, runtime.device), trainer.channels_last],
+        "seed": config.seed,
+    }

@@ -13,7 +13,7 @@ from distillcli.distillation.advice import comparison_warnings, planned_warnings
 from distillcli.distillation.fits import fit_once
 from distillcli.distillation.folders import Spent, describe
 from distillcli.distillation.plan import Plan
-from distillcli.distillation.recipes import Above, control_recipe, recipe_fingerprint
+from distillcli.distillation.recipes import Above, control_recipe, ingredients
 from distillcli.distillation.reopening import reopen_model
 from distillcli.distillation.results import dataset_facts, images_words, result_of_fit
 from distillcli.distillation.sessions import open_session
@@ -98,8 +98,7 @@ def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) 
     # 2. The run describes itself: from here on it can be resumed. Then its data, decoded if it fits into memory.
     if runtime.is_main:
         describe(folder, plan.config, overrides, plan.source, session)
-    images = sum(len(split.labels) for split in plan.source.parts.values())
-    session.say(f"opening {images:,} images of {plan.source.name}")
+    session.say(f"opening {plan.source.count:,} images of {plan.source.name}")
     data = open_data(plan.source, plan.config.dataset, plan.config.trainer.workers, runtime)
     if runtime.is_main:
         opening(_opening(plan, runtime, folder))
@@ -170,9 +169,9 @@ def _fit_student(
     peers = new_peers(plan.config, data)
     # 2. The fit, named by all that decides the weights afterwards.
     above = Above(teaching.nearest.backbone, teaching.cache_format) if teaching.nearest else None
-    fingerprint = recipe_fingerprint(plan.student_run, student_data, student, runtime, above, peers)
+    made_of = ingredients(plan.student_run, student_data, student, runtime, above, peers)
     wanted = Fit(
-        plan.student_run, student_data, student, plan.objective, folder, fingerprint, "student", teaching.targets, peers
+        plan.student_run, student_data, student, plan.objective, folder, made_of, "student", teaching.targets, peers
     )
     fitted = fit(wanted, session)
     # 3. What came of it. The classes that are reported are those of the data, also where the student has no head.

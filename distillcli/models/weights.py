@@ -29,6 +29,7 @@ from distillcli.models.card import Card, arguments, card_of, read_card
 from distillcli.models.file_kinds import HEAD, blocked_entry, is_old_torch, is_safetensors, refuse_other_kinds
 from distillcli.models.foreign import State, parts_of
 from distillcli.runs.reading import check_archive, check_unchanged, reading
+from distillcli.runs.result import read_result
 
 HUB_PREFIX = "hf-hub:"
 
@@ -82,6 +83,7 @@ def read_weights(what: str) -> Weights:
     content = load_tensors(path)
     if content.get("format") == "distillcli":
         with reading(path):
+            _check_place(path, content)
             return _described(_trained(content), str(path), card_of(content))
     return _foreign(content, path)
 
@@ -127,6 +129,25 @@ def _trained(content: dict[str, Any]) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise TypeError("it holds no weights")
     return state
+
+
+def _check_place(path: Path, content: dict[str, Any]) -> None:
+    """Raise UserError for a checkpoint that is not the one of this name of the finished run in whose folder it lies.
+
+    No checksum tells whole checkpoints apart: each is sound by itself.
+    """
+    result = read_result(path.parent.parent) if path.parent.name == "checkpoints" else None
+    if result is None or result.fingerprints is None or "recipe" not in content:
+        return
+    if content["recipe"] != result.fingerprints.recipe:
+        raise UserError(
+            f"{path}: a checkpoint of another run, of the recipe {content['recipe']} where result.json says "
+            f"{result.fingerprints.recipe}; put the run's own back, or evaluate this one outside its folder"
+        )
+    numbers = {"best.pt": result.best, "last.pt": result.last}.get(path.name)
+    epoch = content["epoch"] if "epoch" in content else content["last"].get("epoch")
+    if numbers is not None and numbers.epoch is not None and epoch != numbers.epoch:
+        raise UserError(f"{path}: of epoch {epoch}, where result.json says {numbers.epoch}; put the run's own back")
 
 
 def _from_net(net: Any, origin: str) -> Weights:

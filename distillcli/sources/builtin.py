@@ -80,8 +80,7 @@ def open_fake(config: DatasetConfig) -> Source:
 
 def array_source(name: str, classes: tuple[str, ...], splits: dict[str, Split]) -> Source:
     """A Source from splits of ArrayImages: ``train``, and perhaps ``val`` and ``test``."""
-    fingerprint = array_fingerprint(name, classes, splits)
-    return Source(name, classes, splits["train"], splits.get("val"), splits.get("test"), fingerprint)
+    return Source.of(name, classes, splits, array_fingerprint(name, classes, splits))
 
 
 def array_fingerprint(name: str, classes: Sequence[str], splits: Mapping[str, Split]) -> str:

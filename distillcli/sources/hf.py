@@ -62,10 +62,8 @@ def open_hf(config: DatasetConfig) -> Source:
     if not path:
         raise UserError("dataset=hf needs dataset.path=USER/NAME on the hub, or the path of a parquet file or a folder")
     tables = _parts(path, _load(path))
-    image, label = (
-        _column(path, tables["train"], config.image_column, "dataset.image_column", _image_columns),
-        _column(path, tables["train"], config.label_column, "dataset.label_column", _label_columns),
-    )
+    image = _column(path, tables["train"], config.image_column, "dataset.image_column", _image_columns)
+    label = _column(path, tables["train"], config.label_column, "dataset.label_column", _label_columns)
     values = {part: _values(path, part, table, label) for part, table in tables.items()}
     values = {part: found for part, found in values.items() if part == "train" or not (found == -1).all()}
     classes, labels = index_labels(show_path(path), values, _class_names(tables["train"], label))
@@ -80,15 +78,7 @@ def open_hf(config: DatasetConfig) -> Source:
         sides = {"train": rows_of("train", kept), "val": rows_of("train", held)}
         notes += _overlap(show_path(path), sides, held_out=True)
         splits = {part: (splits | sides)[part] for part in PARTS if part in splits | sides}
-    return Source(
-        name=Path(path).name,
-        classes=classes,
-        train=splits["train"],
-        val=splits.get("val"),
-        test=splits.get("test"),
-        fingerprint=file_fingerprint("hf", classes, splits),
-        notes=tuple(notes),
-    )
+    return Source.of(Path(path).name, classes, splits, file_fingerprint("hf", classes, splits), notes)
 
 
 def _overlap(where: str, splits: dict[str, Split], held_out: bool = False) -> list[str]:

@@ -60,15 +60,7 @@ def listed_source(
         notes += compared(sides, held_out=True)
     splits = {part: Split(images(listings[part].names), listings[part].labels) for part in PARTS if part in listings}
     sizes = {part: listings[part].sizes for part in splits}
-    return Source(
-        name=name,
-        classes=train.classes,
-        train=splits["train"],
-        val=splits.get("val"),
-        test=splits.get("test"),
-        fingerprint=file_fingerprint(kind, train.classes, splits, sizes),
-        notes=tuple(notes),
-    )
+    return Source.of(name, train.classes, splits, file_fingerprint(kind, train.classes, splits, sizes), notes)
 
 
 def named_listings(where: str, parts: Mapping[str, Mapping[str, str]], sizes: Mapping[str, int]) -> dict[str, Listing]:

@@ -64,15 +64,7 @@ def open_npz(config: DatasetConfig) -> Source:
         sides = {part: pixels[part] for part in ("train", "val")}
         notes += array_overlap_notes(show_path(file), _splits(file, sides, rows), held_out=True)
     splits = _splits(file, pixels, rows)
-    return Source(
-        name=file.stem,
-        classes=classes,
-        train=splits["train"],
-        val=splits.get("val"),
-        test=splits.get("test"),
-        fingerprint=array_fingerprint("npz", classes, splits),
-        notes=tuple(notes),
-    )
+    return Source.of(file.stem, classes, splits, array_fingerprint("npz", classes, splits), notes)
 
 
 def _splits(file: Path, pixels: dict[str, NDArray[np.uint8]], labels: dict[str, NDArray[np.int64]]) -> dict[str, Split]:

@@ -5,7 +5,7 @@ Nothing here imports torch, so that a missing folder or an empty class is report
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -97,11 +97,25 @@ class Source:
     ignored: tuple[str, ...] = ()  # files that look like images and are not read, and why
     notes: tuple[str, ...] = ()  # what else was left aside or looks wrong, a line each
 
+    @staticmethod
+    def of(
+        name: str, classes: tuple[str, ...], splits: Mapping[str, Split], fingerprint: str, notes: Sequence[str] = ()
+    ) -> Source:
+        """The inverse of ``parts``: a set with the ``splits`` train, and perhaps val and test."""
+        return Source(
+            name, classes, splits["train"], splits.get("val"), splits.get("test"), fingerprint, notes=tuple(notes)
+        )
+
     @property
     def parts(self) -> dict[str, Split]:
         """The splits there are, by name: ``train``, and perhaps ``val`` and ``test``."""
         known = {"train": self.train, "val": self.val, "test": self.test}
         return {part: split for part, split in known.items() if split is not None}
+
+    @property
+    def count(self) -> int:
+        """The images of all parts."""
+        return sum(len(split.labels) for split in self.parts.values())
 
     @property
     def evaluated_on(self) -> str:

@@ -66,8 +66,7 @@ def open_torchvision(config: DatasetConfig) -> Source:
         splits |= {"train": _take(train, kept, f"{config.name}/train"), "val": _take(train, held, f"{config.name}/val")}
     if record.pixels is not None:
         return array_source(config.name, classes, splits)
-    fingerprint = file_fingerprint(config.name, classes, splits)
-    return Source(config.name, classes, splits["train"], splits.get("val"), splits.get("test"), fingerprint)
+    return Source.of(config.name, classes, splits, file_fingerprint(config.name, classes, splits))
 
 
 def _check_available(config: DatasetConfig, record: TorchvisionSet) -> Path:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distillcli.config.schema import TrainConfig
 from distillcli.models.backbone import Backbone
+from distillcli.runs.folder import fingerprint
 from distillcli.teachers.frozen import Teacher
 from distillcli.terms.objective import Objective
 from distillcli.views.loader import Data
@@ -17,9 +20,9 @@ from distillcli.views.showing import Showing, showing
 class Fit:
     """All that is decided before step 1: train ``student`` as ``config`` says, in ``folder``.
 
-    ``role``: student, teacher, assistant or control. ``fingerprint``: names what is trained, and is kept in the
-    checkpoints. ``teacher``: gives the targets; None without one, or where the moving average of the student will.
-    ``peers`` learn with the student and teach it.
+    ``ingredients``: plain data, by name, of all that decides the weights afterwards. ``role``: student, teacher,
+    assistant or control. ``teacher``: gives the targets; None without one, or where the moving average of the student
+    will. ``peers`` learn with the student and teach it.
     """
 
     config: TrainConfig
@@ -27,10 +30,15 @@ class Fit:
     student: Backbone
     objective: Objective
     folder: Path
-    fingerprint: str
+    ingredients: Mapping[str, Any]
     role: str
     teacher: Teacher | None = None
     peers: tuple[Backbone, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what is trained; kept in the checkpoints and in the result."""
+        return fingerprint(self.ingredients)
 
     @property
     def showing(self) -> Showing:

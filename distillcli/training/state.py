@@ -13,7 +13,7 @@ from torch import Tensor
 from distillcli.errors import UserError
 from distillcli.models.backbone import Backbone
 from distillcli.models.card import arguments
-from distillcli.runs.folder import append_metrics, read_metrics, rewind_metrics
+from distillcli.runs.folder import append_metrics, fingerprint, read_metrics, rewind_metrics
 from distillcli.runtime import Runtime, any_rank
 from distillcli.training.checkpoint import (
     drop_previous,
@@ -116,13 +116,14 @@ class Keeper:
         self.runtime = session.runtime
         self.state = state
         self.role = fit.role
-        self.identity = {
+        self.identity: dict[str, Any] = {
             # As in an exported model: a name of the config may stand for a folder or for a model on the hub.
             "model": {"name": settings["architecture"], "args": arguments(get_model_args(student.net), settings)},
             "classes": list(fit.data.source.classes),
             "image_size": student.image_size,
             "channels": student.spec.channels,
             "recipe": fit.fingerprint,
+            "ingredients": {name: _brief(value) for name, value in fit.ingredients.items()},
         }
         self.interval = 60 * config.trainer.checkpoint_minutes
         self.saved_at = time.monotonic()
@@ -142,13 +143,27 @@ class Keeper:
             return
         if content["recipe"] != self.identity["recipe"]:
             raise UserError(
-                f"{self.folder}: its checkpoint was written with other settings (models, data, objective or budget); "
-                "start a new run"
+                f"{self.folder}: its checkpoint was written with other settings ({self._changes(content)}); restore "
+                "them, or start a new run"
             )
         self.state.restore(content, self.runtime)
         if self.runtime.is_main:
             rewind_metrics(self.folder, int(self.state.last.get("epoch", 0)))
         self.session.say(f"{self.role}: resumed {self._place()}")
+
+    def _changes(self, content: dict[str, Any]) -> str:
+        """What differs from the fit that wrote ``content``: settings are compared before, so mostly a file."""
+        if "ingredients" not in content:  # by an older version
+            return "models, data, objective or budget"
+        old, new, config = content["ingredients"], self.identity["ingredients"], self.fit.config
+        files = {"teacher": ("teacher", config.teacher.checkpoint), "start": ("student", config.student.checkpoint)}
+        words = []
+        for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
+            model, file = files.get(name, ("", None))
+            what = f"the weights of the {model}" if model else name.replace("_", " ")
+            given = f" in {model}.checkpoint={file}" if file else ""
+            words.append(f"{what}{given}: {old.get(name)} -> {new.get(name)}")
+        return "; ".join(words)
 
     def _place(self) -> str:
         step, steps = self.state.step, self.steps_per_epoch
@@ -224,6 +239,11 @@ class Keeper:
                 row = {"kind": "eval", "epoch": epoch, "step": state.step, "split": "val"}
                 append_metrics(self.folder, row | state.last)
         self.save()
+
+
+def _brief(value: Any) -> str | int | None:
+    """A hash of what is no plain word itself."""
+    return value if value is None or isinstance(value, str | int) else fingerprint(value)
 
 
 def merit(numbers: dict[str, float]) -> tuple[float, ...]:
