@@ -15,6 +15,7 @@ from typing import Any
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
 from distillcli.distillation.advice import comparison_warnings, planned_warnings, start_warnings
+from distillcli.distillation.disagreements import keep_disagreements
 from distillcli.distillation.fits import fit_once
 from distillcli.distillation.folders import Spent, describe
 from distillcli.distillation.plan import Plan
@@ -37,6 +38,7 @@ from distillcli.runs.predictions import read_predictions, write_predictions
 from distillcli.runs.result import Measured, Result, Verdict, read_result, top1_of, write_result
 from distillcli.runtime import Runtime, from_main, one_fate, resolve_precision, start
 from distillcli.signals import EXIT_CODES, listening
+from distillcli.sources.source import Source
 from distillcli.training.engine import fit
 from distillcli.training.evaluation import evaluate, measure
 from distillcli.training.fit import Fit
@@ -187,7 +189,7 @@ def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) 
         overrides=job.overrides,
         images=images_words(plan.config.dataset, plan.student, plan.teachers[0] if plan.teachers else None),
         gap_closed=gap_closed(result),
-        verdict=None if control is None else _verdict(folder, control, teaching),
+        verdict=None if control is None else _verdict(folder, control, teaching, plan),
         cache=teaching.cache_format,
         warnings=tuple(warnings),
         timings=spent.parts,
@@ -196,6 +198,7 @@ def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) 
     runtime.obey_stop()
     if runtime.is_main:
         write_result(folder, result)
+        _keep_disagreements(folder, control, teaching, plan.source)
         draw_curves(folder)
         write_report(folder)
         closing_table(result, folder)
@@ -267,9 +270,21 @@ def _like_control(result: Result, plan: Plan, student: Backbone, runtime: Runtim
     return reopen_model(result.baseline.run, plan.source, config.dataset, config.trainer.channels_last, runtime)
 
 
-def _verdict(folder: Path, control: Measured, teaching: Teaching) -> Verdict | None:
+def _verdict(folder: Path, control: Measured, teaching: Teaching, plan: Plan) -> Verdict | None:
     assert control.run is not None
-    return verdict_of(read_predictions(folder), read_predictions(Path(control.run)), teaching.predictions)
+    student, other = read_predictions(folder), read_predictions(Path(control.run))
+    return verdict_of(student, other, teaching.predictions, plan.source.classes)
+
+
+def _keep_disagreements(folder: Path, control: Measured | None, teaching: Teaching, source: Source) -> None:
+    """With the control, which shows what distilling changed; with the teacher where there is none."""
+    student = read_predictions(folder)
+    role, other = "teacher", teaching.predictions
+    if control is not None:
+        assert control.run is not None
+        role, other = "control", read_predictions(Path(control.run))
+    if student is not None and other is not None:
+        keep_disagreements(folder, student, other, role, source)
 
 
 def _with_probes(
