@@ -32,7 +32,7 @@ from distillcli.models.backbone import describe as describe_model
 from distillcli.models.memory_layout import settle_layout
 from distillcli.report.console import LOG, Opening, Progress, closing_table, opening, say, warn
 from distillcli.report.curves import draw_curves
-from distillcli.report.markdown import write_report
+from distillcli.report.documents import write_report
 from distillcli.runs.folder import point_latest
 from distillcli.runs.predictions import read_predictions, write_predictions
 from distillcli.runs.result import Measured, Result, Verdict, read_result, top1_of, write_result
