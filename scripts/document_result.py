@@ -13,8 +13,10 @@ PARTS = {
     result.Result: "The whole file",
     result.Measured: "One model: `student`, `teacher`, `baseline`, and each of `chain` and `peers`",
     result.ClassAccuracy: "One class of `per_class`",
+    result.Calibrated: "`calibrated`",
     result.EpochNumbers: "One epoch: `best` and `last`",
     result.Verdict: "`verdict`",
+    result.ClassVerdict: "One class of `by_class`",
     result.DatasetFacts: "`dataset`",
     result.Fingerprints: "`fingerprints`",
 }

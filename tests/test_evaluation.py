@@ -96,7 +96,7 @@ def test_numbers_of_a_model_are_their_formulas(classes: int, count: int) -> None
     labels = labels_for(student)
     numbers = measured(student, labels)
     ranks = (student > student[np.arange(count), labels][:, None]).sum(axis=1)  # how many classes come before the label
-    assert numbers.keys() == {"top1", "top5", "balanced_accuracy", "nll", "ece"}
+    assert numbers.keys() == {"top1", "top5", "balanced_accuracy", "nll", "ece", "brier"}
     assert numbers["top1"] == pytest.approx(100 * (ranks < 1).mean(), rel=1e-6)
     right = student.argmax(axis=1) == labels
     of_class = [right[labels == label].mean() for label in np.unique(labels)]

@@ -16,7 +16,9 @@ import pytest
 from conftest import ROOT
 
 from distillcli.runs.result import (
+    Calibrated,
     ClassAccuracy,
+    ClassVerdict,
     DatasetFacts,
     EpochNumbers,
     Fingerprints,
@@ -187,5 +189,8 @@ def test_the_document_says_what_every_key_means() -> None:
     assert document == made, "run python scripts/document_result.py"
     parts = document.split("\n## ")[1:]
     documented = [re.findall(r"^\| `(\w+)` \| [^|]+ \| .{5,} \|$", part, re.MULTILINE) for part in parts]
-    kinds = (Result, Measured, ClassAccuracy, EpochNumbers, Verdict, DatasetFacts, Fingerprints)
+    kinds = (
+        *(Result, Measured, ClassAccuracy, Calibrated, EpochNumbers, Verdict, ClassVerdict, DatasetFacts),
+        Fingerprints,
+    )
     assert documented == [[entry.name for entry in dataclasses.fields(kind)] for kind in kinds]

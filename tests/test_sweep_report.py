@@ -291,7 +291,7 @@ def test_the_map_says_the_mean_over_seeds_and_leaves_out_what_failed(
     jobs = [("10", "x", 0, 90.0), ("10", "x", 1, 92.0), ("2", "x", 0, 80.0), ("2", "y", 0, 85.0)]
     found = [([f"a={a}", f"b={b}", f"seed={seed}"], make_result(top1)) for a, b, seed, top1 in jobs]
     close_sweep(write_sweep(tmp_path, [*found, (["a=10", "b=y", "seed=0"], failed("x"))]))
-    assert sorted(written) == ["0,0 80.0", "0,1 91.0", "1,0 85.0"], "2 comes before 10"
+    assert sorted(written) == ["0.5,0.5 80.0", "0.5,1.5 91.0", "1.5,0.5 85.0"], "2 comes before 10"
 
 
 def test_numbers_that_json_does_not_know_do_not_reach_the_files(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from distillcli.report.format import byte_count
 from distillcli.report.listing import print_listing
 from distillcli.report.runs import HEADERS, object_of, row_of
 from distillcli.runs.folder import point_latest
-from distillcli.runs.inventory import STATES, Run, describe, find_runs, is_run, is_sweep
+from distillcli.runs.inventory import STATES, Run, existing, find_runs, is_run, is_sweep
 
 USAGE = f"distill runs {COMMANDS['runs'].usage}"
 ORDERS: dict[str, Callable[[Run], Any]] = {
@@ -68,7 +68,7 @@ def _list(words: list[str]) -> None:
 
 
 def _show(name: str) -> None:
-    found = _existing(name)
+    found = existing(name)
     say(f"{found.folder}: {found.state}, last changed {found.changed:%Y-%m-%d %H:%M}, {byte_count(found.size)}")
     say(f"set: {' '.join(found.result.overrides) or 'nothing, all is as shipped'}")
     closing_table(found.result, found.folder)
@@ -79,7 +79,7 @@ def _remove(names: list[str]) -> None:
     doomed: dict[Path, list[Run]] = {}
     for name in names:
         folder = Path(name).expanduser().resolve()
-        doomed[folder] = find_runs(folder) if is_sweep(folder) else [_existing(name)]
+        doomed[folder] = find_runs(folder) if is_sweep(folder) else [existing(name)]
     gone = {run.folder.resolve() for runs in doomed.values() for run in runs}
     for run in (run for runs in doomed.values() for run in runs):
         if run.state == "running":
@@ -127,7 +127,7 @@ def _prune(words: list[str]) -> None:
 
     options, names = _options(words, ("runs",))
     root = Path(options.get("runs", "runs"))
-    runs = find_runs(root) if not names or names == ["all"] else [_existing(name) for name in names]
+    runs = find_runs(root) if not names or names == ["all"] else [existing(name) for name in names]
     for name, run in zip(names, runs, strict=False):
         if names != ["all"] and run.state != "ok":
             raise UserError(f"{name}: {run.state}; only a finished run has what it no longer needs")
@@ -141,15 +141,6 @@ def _prune(words: list[str]) -> None:
         say("nothing to free")
     elif not names:
         say(f"{byte_count(sum(heavy.values()))} in all; name the runs, or free all: distill runs prune all")
-
-
-def _existing(name: str) -> Run:
-    folder = Path(name).expanduser()
-    if not is_run(folder):
-        what = "is no run folder" if folder.exists() else "does not exist"
-        known = [str(run.folder) for run in find_runs(Path("runs"))]
-        raise UserError(f"{name}: {what}{did_you_mean(name, known) or '; see distill runs ls'}")
-    return describe(folder.resolve() if folder.is_symlink() else folder)
 
 
 def _options(words: list[str], known: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:

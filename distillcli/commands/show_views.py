@@ -57,12 +57,10 @@ def run(overrides: list[str]) -> None:
 
 def draw_sheet(columns: dict[str, Column], path: Path) -> None:
     """A PNG of the columns, each under its name."""
-    from matplotlib.figure import Figure
-
-    from distillcli.report.curves import plot_text, save
+    from distillcli.report.figures import new_figure, plot_text, save
 
     count = max(map(len, columns.values()))
-    figure = Figure(figsize=(1.5 * len(columns), 1.75 * count + 0.3), dpi=120, layout="constrained")
+    figure = new_figure(1.5 * len(columns), 1.75 * count + 0.3)
     cells = figure.subplots(count, len(columns), squeeze=False)
     for number, (name, column) in enumerate(columns.items()):
         for row, (picture, words) in enumerate(column):

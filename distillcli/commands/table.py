@@ -78,6 +78,17 @@ COMMANDS = {
         "ls [PATTERN] [state=STATE] [sort=changed|top1|size|run] [runs=DIR] [--json] | show RUN | rm RUN ... | "
         "prune [RUN ... | all] [runs=DIR]",
     ),
+    "compare": Command(
+        "distillcli.commands.compare",
+        "compare runs, sweeps or experiments: seeds together, what is beyond chance, accuracy against cost",
+        None,
+        (
+            "distill compare runs/sweeps/2026-01-31_12-00-00",
+            "distill compare runs/kd runs/dkd out=comparison",
+            "distill compare runs/distill --json",
+        ),
+        "RUN [RUN ...] [out=FOLDER] [--json]",
+    ),
     "configs": Command(
         "distillcli.commands.configs",
         "list the shipped configs, copy one for editing, print the JSON Schema of all keys",

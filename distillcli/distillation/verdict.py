@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from distillcli.evidence.paired import compare, gap_interval
+from distillcli.evidence.paired import compare, compare_by_class, gap_interval
 from distillcli.runs.predictions import Predictions
-from distillcli.runs.result import Verdict
+from distillcli.runs.result import ClassVerdict, Verdict
 
 
-def verdict_of(student: Predictions | None, control: Predictions | None, teacher: Predictions | None) -> Verdict | None:
+def verdict_of(
+    student: Predictions | None, control: Predictions | None, teacher: Predictions | None, classes: Sequence[str]
+) -> Verdict | None:
     """The verdict on a student; None without predictions of both it and its control for the same labelled images."""
     if student is None or control is None or not _same_images(student, control) or not len(student.hits):
         return None
@@ -24,8 +27,18 @@ def verdict_of(student: Predictions | None, control: Predictions | None, teacher
         images_to_settle=found.images_to_settle,
         gap_low=None if gap is None else gap[0],
         gap_high=None if gap is None else gap[1],
+        by_class=_by_class(student, control, classes),
         **dataclasses.asdict(found),
     )
+
+
+def _by_class(student: Predictions, control: Predictions, classes: Sequence[str]) -> dict[str, ClassVerdict]:
+    labels = student.labels[student.labels >= 0]
+    found = compare_by_class(student.hits, control.hits, labels)
+    return {
+        classes[label]: ClassVerdict(one.difference, one.gained, one.lost, one.images, one.p_value, adjusted)
+        for label, (one, adjusted) in found.items()
+    }
 
 
 def _same_images(one: Predictions, other: Predictions) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from distillcli.config.job import Job
 from distillcli.config.schema import TrainConfig
 from distillcli.distillation.advice import comparison_warnings, planned_warnings, start_warnings
+from distillcli.distillation.disagreements import keep_disagreements
 from distillcli.distillation.fits import fit_once
 from distillcli.distillation.folders import Spent, describe
 from distillcli.distillation.plan import Plan
@@ -27,13 +28,14 @@ from distillcli.models.backbone import describe as describe_model
 from distillcli.models.memory_layout import settle_layout
 from distillcli.report.console import LOG, Opening, closing_table, opening, warn
 from distillcli.report.curves import draw_curves
+from distillcli.report.documents import write_report
 from distillcli.report.hub_card import write_hub_card
-from distillcli.report.markdown import write_report
 from distillcli.runs.folder import point_latest
 from distillcli.runs.predictions import read_predictions, write_predictions
 from distillcli.runs.result import Measured, Result, Verdict, read_result, top1_of, write_result
 from distillcli.runtime import Runtime, from_main, one_fate, resolve_precision
 from distillcli.signals import EXIT_CODES
+from distillcli.sources.source import Source
 from distillcli.training.engine import fit
 from distillcli.training.evaluation import evaluate, measure
 from distillcli.training.fit import Fit
@@ -133,7 +135,7 @@ def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) 
         overrides=job.overrides,
         images=images_words(plan.config.dataset, plan.student, plan.teachers[0] if plan.teachers else None),
         gap_closed=gap_closed(result),
-        verdict=None if control is None else _verdict(folder, control, teaching),
+        verdict=None if control is None else _verdict(folder, control, teaching, plan),
         cache=teaching.cache_format,
         warnings=tuple(warnings),
         timings=spent.parts,
@@ -142,6 +144,7 @@ def distill(plan: Plan, job: Job, folder: Path, spent: Spent, session: Session) 
     runtime.obey_stop()
     if runtime.is_main:
         write_result(folder, result)
+        _keep_disagreements(folder, control, teaching, plan.source)
         draw_curves(folder)
         write_report(folder)
         write_hub_card(folder, result)
@@ -214,9 +217,21 @@ def _like_control(result: Result, plan: Plan, student: Backbone, runtime: Runtim
     return reopen_model(result.baseline.run, plan.source, config.dataset, config.trainer.channels_last, runtime)
 
 
-def _verdict(folder: Path, control: Measured, teaching: Teaching) -> Verdict | None:
+def _verdict(folder: Path, control: Measured, teaching: Teaching, plan: Plan) -> Verdict | None:
     assert control.run is not None
-    return verdict_of(read_predictions(folder), read_predictions(Path(control.run)), teaching.predictions)
+    student, other = read_predictions(folder), read_predictions(Path(control.run))
+    return verdict_of(student, other, teaching.predictions, plan.source.classes)
+
+
+def _keep_disagreements(folder: Path, control: Measured | None, teaching: Teaching, source: Source) -> None:
+    """With the control, which shows what distilling changed; with the teacher where there is none."""
+    student = read_predictions(folder)
+    role, other = "teacher", teaching.predictions
+    if control is not None:
+        assert control.run is not None
+        role, other = "control", read_predictions(Path(control.run))
+    if student is not None and other is not None:
+        keep_disagreements(folder, student, other, role, source)
 
 
 def _with_probes(

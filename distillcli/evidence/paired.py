@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, false_discovery_control, norm
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -74,6 +74,23 @@ def compare(first: Hits, second: Hits) -> Paired:
         lost=lost,
         images=images,
     )
+
+
+def compare_by_class(first: Hits, second: Hits, labels: NDArray[np.int64]) -> dict[int, tuple[Paired, float]]:
+    """``compare`` within each class that occurs among N ``labels``, with its p-value adjusted for their number.
+
+    Of the classes whose adjusted value is below 0.05 at most one in twenty is there by chance, on average (Benjamini
+    and Hochberg 1995); the classes share no image, so that their tests are independent, as this asks.
+    """
+    found = {int(label): compare(first[labels == label], second[labels == label]) for label in np.unique(labels)}
+    adjusted = false_discovery_control([one.p_value for one in found.values()]) if found else ()
+    return {label: (one, float(value)) for (label, one), value in zip(found.items(), adjusted, strict=True)}
+
+
+def share_interval(hits: int, images: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy over images, in percent (Wilson 1927)."""
+    found = binomtest(hits, images).proportion_ci(LEVEL, method="wilson")
+    return 100 * float(found.low), 100 * float(found.high)
 
 
 def gap_interval(student: Hits, control: Hits, teacher: Hits) -> tuple[float, float] | None:

@@ -25,9 +25,20 @@ from rich.progress import Progress as Bar
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from distillcli.report.format import Grid, clean, count, fixed, seconds, significant, size_words, transposed
+from distillcli.report.blocks import Block, Bullets, Code, Gallery, Interval, Picture, Section, Sentence, Table
+from distillcli.report.format import (
+    Grid,
+    clean,
+    count,
+    fixed,
+    seconds,
+    significant,
+    size_words,
+    transposed,
+    without_column,
+)
 from distillcli.report.grids import data_words, evaluation_grid
-from distillcli.report.sections import Block, Bullets, Code, Picture, Sentence, Table, report_sections
+from distillcli.report.sections import report_sections
 from distillcli.report.sentences import latency_sentence
 from distillcli.report.stream import Stream
 from distillcli.runs.result import DatasetFacts, Measured, Result, finite
@@ -267,7 +278,12 @@ def print_grid(grid: Grid, numbers_from: int = 1, upright: bool = True) -> None:
 
 def closing_table(result: Result, folder: Path) -> None:
     """The end of a run: its models side by side, what the teacher was worth, and how to load the student."""
-    for section in report_sections(result, folder):
+    print_sections(report_sections(result, folder))
+
+
+def print_sections(sections: Sequence[Section]) -> None:
+    """Those that are meant for the terminal, too."""
+    for section in sections:
         if section.brief:
             CONSOLE.print()
             for block in section.blocks:
@@ -278,7 +294,11 @@ def _print_block(block: Block) -> None:
     match block:
         case Sentence(words, tone):
             sentence(words, {"plain": "", "strong": "bold", "alarming": "red"}[tone])
-        case Table(grid, numbers_from):
+        case Interval(headline, words):
+            sentence(f"{headline}: {words}", "bold")
+        case Table(grid, numbers_from, spare):
+            for column in spare:
+                grid = grid if grid_width(grid) <= CONSOLE.width else without_column(grid, column)
             print_grid(grid, numbers_from, upright=grid_width(grid) <= CONSOLE.width)
             CONSOLE.print()
         case Bullets(items):
@@ -287,8 +307,10 @@ def _print_block(block: Block) -> None:
         case Code(text):
             for line in text.split("\n"):
                 say(f"  {line}")
-        case Picture(file, shows):
-            say(f"{shows}: {file}")
+        case Picture(shows, file=file):
+            sentence(shows if file is None else f"{shows}: {file}")
+        case Gallery(captions, images):
+            print_grid([list(captions), *(list(words) for _, words in images)], numbers_from=len(captions))
 
 
 def evaluation_table(rows: Sequence[tuple[str, Measured]]) -> None:

@@ -1,17 +1,13 @@
-"""``curves.png``: the student's accuracy and loss per epoch, beside its control and its teacher.
-
-matplotlib is used through its objects and never through pyplot, whose state is global and which may ask for a display.
-It takes a good part of a second to import and is therefore imported where something is drawn.
-"""
+"""``curves.png``: the student's accuracy and loss per epoch, beside its control and its teacher."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillcli.report.format import clean, fixed
+from distillcli.report.figures import COLOURS, TERM_COLOURS, new_figure, plot, plot_text, save, tidy
+from distillcli.report.format import fixed
 from distillcli.report.models import MODELS, trained_label
 from distillcli.report.sentences import is_without_validation
 from distillcli.runs.folder import read_metrics
@@ -20,33 +16,6 @@ from distillcli.runs.result import Measured, Result, finite, read_result, top1_o
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# Okabe and Ito's palette: distinct with any colour vision, and by brightness in greyscale.
-COLOURS = {"student": "#0072B2", "baseline": "#D55E00", "teacher": "#000000"}
-TERM_COLOURS = ["#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"]
-DPI = 120
-
-
-def plot_text(words: str) -> str:
-    """User text for matplotlib, which takes text between dollar signs for mathematics."""
-    return clean(words).replace("$", r"\$")
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG. A letter that the font lacks is drawn as a box, without a warning."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")
-        FigureCanvasAgg(figure).print_png(path)  # the bytes of savefig, which lays everything out and draws it twice
-    return path
-
-
-def tidy(axes: Axes) -> None:
-    """Light grid lines behind the data, no box around it."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -141,14 +110,28 @@ def draw_curves(folder: Path) -> Path:
     The curves of control and teacher come from the run folders named in ``result.json``. Without metrics, or without
     validation data, the picture says so in the place of the curves.
     """
-    from matplotlib.figure import Figure
+    result = read_result(folder) or Result()
+    figure = new_figure(11, 4.2)
+    accuracy, loss = figure.subplots(1, 2)
+    _draw(accuracy, loss, folder, result)
+    name = result.name
+    if name:
+        figure.suptitle(plot_text(name if len(name) <= 80 else name[:79] + "…"))
+    return save(figure, folder / "curves.png")
+
+
+def curve_figures(folder: Path, result: Result) -> list[Figure]:
+    """The same two plots for a page, each a figure of its own."""
+    (left, accuracy), (right, loss) = plot(), plot()
+    _draw(accuracy, loss, folder, result)
+    return [left, right]
+
+
+def _draw(accuracy: Axes, loss: Axes, folder: Path, result: Result) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    result = read_result(folder) or Result()
     longest = max(len(_evaluations(folder)), len(_other_run(result.baseline)))
     marker = "o" if longest <= 30 else None  # a single epoch is a point, which a line alone does not show
-    figure = Figure(figsize=(11, 4.2), dpi=DPI, layout="constrained")
-    accuracy, loss = figure.subplots(1, 2)
     _draw_accuracy(accuracy, folder, result, marker)
     _draw_loss(loss, folder, marker)
     for axes in (accuracy, loss):
@@ -162,7 +145,3 @@ def draw_curves(folder: Path) -> Path:
         else:
             why = "no validation data" if axes is accuracy and is_without_validation(result) else "no finished epoch"
             axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", color="#666666")
-    name = result.name
-    if name:
-        figure.suptitle(plot_text(name if len(name) <= 80 else name[:79] + "…"))
-    return save(figure, folder / "curves.png")

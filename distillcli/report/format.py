@@ -106,3 +106,11 @@ def share(value: float) -> str:
 
 def transposed(grid: Grid) -> Grid:
     return [list(column) for column in zip(*grid, strict=True)]
+
+
+def without_column(grid: Grid, name: str) -> Grid:
+    """The grid without the column of this header; unchanged if it has none."""
+    if name not in grid[0]:
+        return grid
+    at = grid[0].index(name)
+    return [row[:at] + row[at + 1 :] for row in grid]

@@ -11,9 +11,11 @@ from typing import Any
 
 import yaml
 
+from distillcli.report.blocks import Gallery, Picture
 from distillcli.report.format import clean
 from distillcli.report.markdown import escaped, fenced, markdown_block
-from distillcli.report.sections import Picture, own_imports, report_sections
+from distillcli.report.sections import own_imports, report_sections, verdict_block
+from distillcli.report.sentences import gap_sentence
 from distillcli.runs.folder import write_text
 from distillcli.runs.result import DatasetFacts, Measured, Result
 
@@ -21,7 +23,7 @@ LICENCE = """\
 # license: CHOOSE ONE. The data, and weights that the student or its teacher started from, may ask for some.
 """
 # Sections of the report that speak of the run's own folder.
-_LOCAL = ("Use the student",)
+_LOCAL = ("Use the student", "Environment")
 
 
 def write_hub_card(folder: Path, result: Result) -> None:
@@ -35,6 +37,7 @@ def hub_card(result: Result, folder: Path) -> str:
     parts = [
         f"# {escaped(result.name or student.model or 'student')}",
         _summary(result),
+        *_verdict(result),
         "## Use",
         fenced(_use(result, folder), "python"),
         "Replace `OWNER/NAME` by the repository, or the whole string by `local-dir:` and the path of this folder."
@@ -53,6 +56,12 @@ def _summary(result: Result) -> str:
     taught = f", distilled from {escaped(teacher.model)}" if teacher is not None and teacher.model else ""
     kind = "An image classifier" if _classifies(result) else "A model that makes embeddings of images"
     return f"{kind}{f' ({escaped(student.model)})' if student.model else ''}{taught}."
+
+
+def _verdict(result: Result) -> list[str]:
+    """What the report says above its first title."""
+    block = verdict_block(result)
+    return [] if block is None else [markdown_block(block), escaped(gap_sentence(result))]
 
 
 def _classifies(result: Result) -> bool:
@@ -79,7 +88,7 @@ def _evidence(result: Result, folder: Path) -> list[str]:
     for section in report_sections(result, folder):
         title = section.title or title
         if title and title not in _LOCAL:
-            blocks = [markdown_block(block) for block in section.blocks if not isinstance(block, Picture)]
+            blocks = [markdown_block(block) for block in section.blocks if not isinstance(block, Picture | Gallery)]
             parts += [f"## {section.title}"] * bool(section.title and blocks) + blocks
     return parts
 

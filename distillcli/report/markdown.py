@@ -1,14 +1,12 @@
-"""``report.md``: one run, for readers who know nothing else about it."""
+"""``report.md``: what a page says, without its pictures, for readers who know nothing else about it."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Sequence
 
+from distillcli.report.blocks import Block, Bullets, Code, Gallery, Interval, Picture, Section, Sentence, Table
 from distillcli.report.format import Grid, clean
-from distillcli.report.sections import Block, Bullets, Code, Picture, Sentence, Table, report_sections
-from distillcli.runs.folder import write_text
-from distillcli.runs.result import Result, read_result
 
 
 def escaped(words: object) -> str:
@@ -45,20 +43,17 @@ def markdown_block(block: Block) -> str:
             return "\n".join(f"- {escaped(item)}" for item in items)
         case Code(text, language):
             return fenced(text, language)
-        case Picture(file, shows):
-            return f"![{escaped(shows)}]({file.name})"
+        case Interval(headline, words):
+            return f"**{escaped(headline)}: {escaped(words)}**"
+        case Picture(shows, file=file):
+            return "" if file is None else f"![{escaped(shows)}]({file.name})"
+        case Gallery(captions, images):
+            return markdown_table([list(captions), *(list(words) for _, words in images)], len(captions))
 
 
-def write_report(folder: Path) -> Path:
-    """Write ``report.md`` of a run folder; ``curves.png`` is embedded if it has been drawn before.
-
-    A run without a readable ``result.json`` gives a report that says it is incomplete.
-    """
-    result = read_result(folder) or Result()
-    blocks = [f"# {escaped(result.name or folder.name)}"]
-    for section in report_sections(result, folder):
-        blocks += [f"## {section.title}"] if section.title else []
-        blocks += [markdown_block(block) for block in section.blocks]
-    path = folder / "report.md"
-    write_text(path, "\n\n".join(blocks) + "\n")
-    return path
+def markdown(title: str, sections: Sequence[Section]) -> str:
+    blocks = [f"# {escaped(title)}"]
+    for section in sections:
+        blocks += [f"## {escaped(section.title)}"] if section.title else []
+        blocks += [words for block in section.blocks if (words := markdown_block(block))]
+    return "\n\n".join(blocks) + "\n"

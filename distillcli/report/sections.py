@@ -1,141 +1,145 @@
-"""The report of one run as a list of sections, which the terminal and ``report.md`` show each in its own way.
+"""The report of one run as a list of sections.
 
-A new section is one more entry in ``report_sections``. Names, paths and errors stand in it as the user gave them: only
-a renderer knows what they could do on a terminal or in a document, and makes them harmless.
+A new section is one more entry in ``report_sections``.
 """
 
 from __future__ import annotations
 
+import functools
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from distillcli.report.format import Grid
-from distillcli.report.grids import closing_grid, lost_classes_grid, quality_grid, settings_grid
+from distillcli.report.blocks import (
+    Block,
+    Bullets,
+    Code,
+    Gallery,
+    Interval,
+    Picture,
+    Section,
+    Sentence,
+    Table,
+    known,
+    section,
+)
+from distillcli.report.class_plot import class_figures
+from distillcli.report.curves import curve_figures
+from distillcli.report.grids import (
+    calibrated_grid,
+    closing_grid,
+    cost_grid,
+    environment_grid,
+    lost_classes_grid,
+    quality_grid,
+    settings_grid,
+)
 from distillcli.report.models import measured_models
+from distillcli.report.reliability import reliability_figures, reliability_of
 from distillcli.report.sentences import (
+    CALIBRATED_WORDS,
     QUALITY_WORDS,
     best_sentence,
+    classes_sentence,
     exported_sentence,
     gap_sentence,
     heading,
     latency_sentence,
     status_sentence,
     time_sentence,
-    verdict_sentence,
+    verdict_headline,
+    verdict_words,
 )
+from distillcli.runs.disagreements import NAME, read_disagreements
 from distillcli.runs.reading import try_json
 from distillcli.runs.result import Result
 
 PLACE = "# the path from here; another one once the run has moved"
-
-
-@dataclass(frozen=True)
-class Sentence:
-    words: str
-    tone: Literal["plain", "strong", "alarming"] = "plain"
-
-
-@dataclass(frozen=True)
-class Table:
-    """The columns from ``numbers_from`` on hold numbers."""
-
-    grid: Grid
-    numbers_from: int = 1
-
-
-@dataclass(frozen=True)
-class Bullets:
-    items: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Code:
-    """Lines to be copied."""
-
-    text: str
-    language: Literal["sh", "python"]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image file in the run folder, and what it shows."""
-
-    file: Path
-    shows: str
-
-
-Block = Sentence | Table | Bullets | Code | Picture
-
-
-@dataclass(frozen=True)
-class Section:
-    """Blocks under a title; without one they continue the section before.
-
-    ``brief``: whether the terminal shows them at the end of a run, too; it shows no titles.
-    """
-
-    title: str
-    blocks: tuple[Block, ...]
-    brief: bool = False
+INTERVAL = "95 %\ninterval"
 
 
 def report_sections(result: Result, folder: Path) -> list[Section]:
     """The sections of a run's report in their order, without those that have nothing to show."""
     command = Code(result.command or "", "sh")
-    everything = [
-        _section("", Sentence(heading(result), "strong"), Sentence(status_sentence(result), "alarming"), brief=True),
-        _section("", command),
-        _section(
-            "Result",
-            Table(closing_grid(result)),
-            Sentence(verdict_sentence(result), "strong"),
-            Sentence(gap_sentence(result)),
-            Sentence(exported_sentence(result)),
-            Sentence(best_sentence(result)),
-            Sentence(latency_sentence(measured_models(result))),
-            Sentence(time_sentence(result)),
-            brief=True,
-        ),
-        _section("Calibration and fidelity", *_quality(result)),
-        _section(_lost_title(result), *_lost_classes(result)),
-        _section("", Picture(folder / "curves.png", "Accuracy on val and training loss per epoch")),
-        _section("Warnings", Bullets(result.warnings)),
-        _section("Use the student", *_loading(folder), brief=True),
-        _section("", *_measuring(folder)),
-        _section("Settings", Table(settings_grid(result), numbers_from=2)),
-        _section("Run it again", command),
-    ]
-    return [section for section in everything if section.blocks]
+    return known(
+        [
+            section("", Sentence(heading(result), "strong"), Sentence(status_sentence(result), "alarming"), brief=True),
+            section("", verdict_block(result), Sentence(gap_sentence(result)), brief=True),
+            section(
+                "Result",
+                Table(closing_grid(result), spare=(INTERVAL,)),
+                Sentence(exported_sentence(result)),
+                Sentence(best_sentence(result)),
+                brief=True,
+            ),
+            section("Curves", _curves(result, folder)),
+            section("Gains and losses by class", *_classes(result)),
+            section("Calibration and fidelity", *_quality(result, folder)),
+            section(_disagreements_title(folder), _disagreements(folder)),
+            section(
+                "Cost",
+                Table(cost_grid(result, folder)),
+                Sentence(latency_sentence(measured_models(result))),
+                Sentence(time_sentence(result)),
+            ),
+            section("Warnings", Bullets(result.warnings)),
+            section("Use the student", *_loading(folder), brief=True),
+            section("", *_measuring(folder)),
+            section("Settings", Table(settings_grid(result), numbers_from=2), folded=True),
+            section("Environment", Table(environment_grid(folder), numbers_from=2), folded=True),
+            section("Run it again", command),
+        ]
+    )
 
 
-def _section(title: str, *blocks: Block, brief: bool = False) -> Section:
-    return Section(title, tuple(block for block in blocks if _shows_something(block)), brief)
+def verdict_block(result: Result) -> Interval | None:
+    """Whether distilling helped; None where it was not compared."""
+    found = result.verdict
+    if found is None or found.difference is None or found.low is None or found.high is None:
+        return None
+    return Interval(verdict_headline(found), verdict_words(result), found.difference, found.low, found.high)
 
 
-def _shows_something(block: Block) -> bool:
-    match block:
-        case Table(grid):
-            return len(grid) > 1
-        case Picture(file):
-            return file.is_file()
-        case Sentence(content) | Bullets(content) | Code(content):
-            return bool(content)
+def _curves(result: Result, folder: Path) -> Picture:
+    draw = functools.partial(curve_figures, folder, result)
+    return Picture("Accuracy on val and training loss per epoch", draw, folder / "curves.png")
 
 
-def _quality(result: Result) -> list[Block]:
-    table = Table(quality_grid(result))
-    return [table, Sentence(QUALITY_WORDS)] if _shows_something(table) else []
-
-
-def _lost_title(result: Result) -> str:
+def _classes(result: Result) -> list[Block | None]:
+    if result.student is None:
+        return []
+    by_class = result.verdict.by_class if result.verdict else None
+    bars = (
+        None if not by_class else Picture("Student less control per class", functools.partial(class_figures, by_class))
+    )
+    lost = Table(lost_classes_grid(result))
     other = "its teacher" if result.baseline is None else "the same student trained without a teacher"
-    return f"Classes in which the student falls behind {other}"
+    title = Sentence(f"Classes in which the student falls behind {other}:") if len(lost.grid) > 1 else None
+    return [Sentence(classes_sentence(result)), bars, title, lost]
 
 
-def _lost_classes(result: Result) -> list[Block]:
-    return [] if result.student is None else [Table(lost_classes_grid(result))]
+def _quality(result: Result, folder: Path) -> list[Block | None]:
+    table, after = Table(quality_grid(result)), Table(calibrated_grid(result))
+    if len(table.grid) == 1:
+        return []
+    found = reliability_of(result, folder)
+    diagram = Picture(
+        "How often the models are right, by how sure they are", functools.partial(reliability_figures, found)
+    )
+    words = Sentence(CALIBRATED_WORDS) if len(after.grid) > 1 else None
+    return [table, Sentence(QUALITY_WORDS), diagram if found else None, after, words]
+
+
+def _disagreements_title(folder: Path) -> str:
+    found = read_disagreements(folder)
+    return f"Images on which student and {found.other} disagree" if found else ""
+
+
+def _disagreements(folder: Path) -> Gallery | None:
+    found = read_disagreements(folder)
+    if found is None:
+        return None
+    rows = [(folder / NAME / one.image, (one.name, one.label, one.student, one.other)) for one in found.shown]
+    return Gallery(("image", "label", "student", found.other), tuple(rows))
 
 
 def _loading(folder: Path) -> list[Block]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from distillcli.report.format import fixed, percent, seconds, share, significant
-from distillcli.runs.result import DatasetFacts, EpochNumbers, Measured, Result, top1_of
+from distillcli.runs.result import DatasetFacts, EpochNumbers, Measured, Result, Verdict, top1_of
 
 # The arrow and the dash are meant.
 
@@ -13,8 +13,14 @@ _SAME_STUDENT = "the same student trained without a teacher"
 LEVEL = "95 %"
 QUALITY_WORDS = (
     "Balanced: the mean over the classes of their top-1. NLL: negative log-likelihood of the labels, nats per image. "
-    "ECE: expected calibration error, 0 to 1. KL to teacher: nats per image."
+    "ECE: expected calibration error, 0 to 1. Brier: mean squared error of the probabilities, 0 to 2. "
+    "KL to teacher: nats per image."
 )
+CALIBRATED_WORDS = (
+    "Before → after dividing the logits by the temperature that suits the validation labels best: above 1 a model was "
+    "too sure of itself, below 1 not sure enough. No decision changes."
+)
+CLASS_LEVEL = 0.05
 
 
 def heading(result: Result) -> str:
@@ -87,16 +93,39 @@ def _gap_interval(result: Result) -> str:
     return f" ({LEVEL} interval {share(verdict.gap_low)} to {share(verdict.gap_high)})"
 
 
-def verdict_sentence(result: Result) -> str:
-    """Whether distilling helped, how sure that is, and what would settle it. Empty where it was not compared."""
+def verdict_headline(verdict: Verdict) -> str:
+    """Whether distilling helped."""
+    if verdict.conclusion in ("helps", "hurts"):
+        return f"Distilling {verdict.conclusion}"
+    return "Not settled whether distilling helps"
+
+
+def verdict_words(result: Result) -> str:
+    """By how much distilling helped, how sure that is, and what would settle it. Empty where it was not compared."""
     found = result.verdict
     if found is None or found.difference is None or found.low is None or found.high is None:
         return ""
     numbers = f"{found.difference:+.1f} points to the control, {LEVEL} interval {found.low:+.1f} to {found.high:+.1f}"
     where = f"{numbers} over {found.images:,} {result.evaluated_on} images"
     if found.conclusion in ("helps", "hurts"):
-        return f"Distilling {found.conclusion}: {where} (McNemar p = {significant(found.p_value, 2)})."
-    return f"Not settled whether distilling helps: {where}. {_settling(result)}"
+        return f"{where} (McNemar p = {significant(found.p_value, 2)})."
+    return f"{where}. {_settling(result)}"
+
+
+def classes_sentence(result: Result) -> str:
+    """In how many classes the student gained and lost against the control, and how much of it is beyond chance."""
+    by_class = (result.verdict.by_class if result.verdict else None) or {}
+    if not by_class:
+        return ""
+    differences = [one.difference or 0 for one in by_class.values()]
+    lost, gained = sum(value < 0 for value in differences), sum(value > 0 for value in differences)
+    sure = [one for one in by_class.values() if one.adjusted is not None and one.adjusted < CLASS_LEVEL]
+    harmed = sum((one.difference or 0) < 0 for one in sure)
+    beyond = f"{harmed} of the losses and {len(sure) - harmed} of the gains are" if sure else "none of that is"
+    return (
+        f"Of {len(by_class)} classes {gained} gained and {lost} lost accuracy; {beyond} beyond chance (McNemar's test "
+        f"in each class, adjusted for their number by Benjamini and Hochberg, p < {CLASS_LEVEL})."
+    )
 
 
 def _rounded(images: int) -> int:

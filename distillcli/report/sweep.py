@@ -11,9 +11,11 @@ from pathlib import Path
 
 from rich.cells import cell_len
 
+from distillcli.report.blocks import Block, Bullets, Code, Picture, Section, Sentence, Table, known, section
 from distillcli.report.console import CONSOLE, grid_width, print_grid, say, sentence
-from distillcli.report.format import DASH, Grid, count, fixed, percent, seconds
-from distillcli.report.markdown import escaped, fenced, markdown_table
+from distillcli.report.documents import write_documents
+from distillcli.report.figures import save
+from distillcli.report.format import DASH, Grid, count, fixed, percent, seconds, without_column
 from distillcli.report.models import MODELS, model_of
 from distillcli.report.sweep_csv import sweep_csv
 from distillcli.report.sweep_jobs import (
@@ -27,7 +29,7 @@ from distillcli.report.sweep_jobs import (
     value_of,
     varying_keys,
 )
-from distillcli.report.sweep_plot import draw_sweep, drawn_keys
+from distillcli.report.sweep_plot import drawn_keys, sweep_figure
 from distillcli.runs.folder import write_json, write_text
 from distillcli.runs.result import EpochNumbers, Measured, to_json
 
@@ -86,13 +88,6 @@ def _stacked(header: Sequence[str]) -> list[str]:
     return [name.replace(".", ".\n") for name in header]
 
 
-def _without(grid: Grid, column: str) -> Grid:
-    if column not in grid[0]:
-        return grid
-    at = grid[0].index(column)
-    return [row[:at] + row[at + 1 :] for row in grid]
-
-
 def _fitted(grid: Grid, keys: int) -> tuple[Grid, list[str]]:
     """The grid as it fits the terminal, and the names of the columns left out."""
     grid = [_stacked(grid[0]), *([row[0], *map(_elide, row[1 : 1 + keys]), *row[1 + keys :]] for row in grid[1:])]
@@ -100,7 +95,7 @@ def _fitted(grid: Grid, keys: int) -> tuple[Grid, list[str]]:
     for column in _LEAST_IMPORTANT:
         if grid_width(grid) <= CONSOLE.width:
             break
-        grid = _without(grid, column)
+        grid = without_column(grid, column)
         dropped.append(column.split("\n")[0])
     return grid, dropped
 
@@ -162,30 +157,37 @@ def _sweep_json(
     }
 
 
-def _report(
-    folder: Path, jobs: Sequence[SweepJob], keys: Sequence[str], summary: Sequence[SeedSummary], picture: bool
-) -> str:
-    blocks = [f"# Sweep {escaped(folder.name)}"]
+def _sections(
+    folder: Path, jobs: Sequence[SweepJob], keys: Sequence[str], summary: Sequence[SeedSummary]
+) -> list[Section]:
     commands = [job.result.command for job in jobs if job.result.command]
-    if commands:
-        blocks.append(fenced(commands[0], "sh"))
     failed = sum(not job.result.finished for job in jobs)
-    blocks.append(_jobs(len(jobs)) + (f", {failed} of them not finished" if failed else "") + ".")
-    blocks.append(markdown_table(_table(jobs, keys), numbers_from=1 + len(keys)))
-    notes = _notes(jobs)
-    if notes:
-        blocks.append("\n".join(f"- {escaped(note)}" for note in notes))
-    if summary:
-        blocks += ["## Over seeds", f"{_SUMMARY_WORDS}.", markdown_table(_summary_grid(summary), len(keys) - 1)]
-    if picture:
-        blocks.append("![Top-1 over the swept values](sweep.png)")
-    blocks.append("Every job folder holds its own `report.md`; `sweep.csv` and `sweep.json` hold all numbers.")
-    return "\n\n".join(blocks) + "\n"
+    picture = None
+    if drawn := drawn_keys(jobs, keys):
+        picture = Picture(
+            f"Top-1 over {' and '.join(drawn)}", lambda: [sweep_figure(jobs, drawn)], folder / "sweep.png"
+        )
+    return known(
+        [
+            section("", Code(commands[0] if commands else "", "sh")),
+            section("", Sentence(_jobs(len(jobs)) + (f", {failed} of them not finished" if failed else "") + ".")),
+            section("Jobs", Table(_table(jobs, keys), numbers_from=1 + len(keys)), Bullets(tuple(_notes(jobs)))),
+            section("Over seeds", *_seeds(summary, len(keys) - 1)),
+            section("Over the swept values", picture),
+            section(
+                "", Sentence("Every job folder holds a report of its own; sweep.csv and sweep.json hold all numbers.")
+            ),
+        ]
+    )
+
+
+def _seeds(summary: Sequence[SeedSummary], keys: int) -> list[Block]:
+    return [Sentence(f"{_SUMMARY_WORDS}."), Table(_summary_grid(summary), keys)] if summary else []
 
 
 def close_sweep(folder: Path) -> None:
-    """Print the table of a sweep and write ``sweep.csv``, ``sweep.json``, ``report.md`` and, where it makes sense,
-    ``sweep.png``. Returns quietly when no job ran."""
+    """Print the table of a sweep and write ``sweep.csv``, ``sweep.json``, ``report.md``, ``report.html`` and, where it
+    makes sense, ``sweep.png``. Returns quietly when no job ran."""
     jobs = read_jobs(folder)
     if not jobs:
         return
@@ -213,8 +215,8 @@ def close_sweep(folder: Path) -> None:
     write_text(folder / "sweep.csv", sweep_csv(jobs, keys))
     write_json(folder / "sweep.json", _sweep_json(folder, jobs, keys, summary))
     if drawn:
-        draw_sweep(jobs, drawn, folder / "sweep.png")
-    write_text(folder / "report.md", _report(folder, jobs, keys, summary, picture=bool(drawn)))
+        save(sweep_figure(jobs, drawn), folder / "sweep.png")
+    write_documents(folder, f"Sweep {folder.name}", _sections(folder, jobs, keys, summary))
     if dropped:
         sentence(f"No room here for {', '.join(dropped)}: see sweep.csv.")
     say(f"All numbers: {folder / 'sweep.csv'}")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from distillcli.report.curves import COLOURS, DPI, plot_text, save, tidy
+from distillcli.report.figures import COLOURS, ON_BRIGHT, new_figure, plot_text, tidy
 from distillcli.report.format import DASH, fixed
 from distillcli.report.models import MODELS
 from distillcli.report.sweep_jobs import SweepJob, differs, value_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def _numeric(words: str) -> float | None:
@@ -34,18 +37,13 @@ def drawn_keys(jobs: Sequence[SweepJob], keys: Sequence[str]) -> list[str]:
     return candidates if numeric or len(candidates) == 2 else []
 
 
-def draw_sweep(jobs: Sequence[SweepJob], keys: Sequence[str], path: Path) -> None:
+def sweep_figure(jobs: Sequence[SweepJob], keys: Sequence[str]) -> Figure:
     """Top-1 over ``keys``, of which there are one or two."""
-    if len(keys) == 1:
-        _draw_line(jobs, keys[0], path)
-    else:
-        _draw_map(jobs, keys[0], keys[1], path)
+    return _line(jobs, keys[0]) if len(keys) == 1 else _map(jobs, keys[0], keys[1])
 
 
-def _draw_map(jobs: Sequence[SweepJob], down: str, along: str, path: Path) -> None:
+def _map(jobs: Sequence[SweepJob], down: str, along: str) -> Figure:
     """The student's top-1 for each pair of values, the mean over seeds; a pair without a result stays white."""
-    from matplotlib.figure import Figure
-
     found: dict[tuple[str, str], list[float]] = {}
     for job in jobs:
         top1 = job.top1()
@@ -54,21 +52,23 @@ def _draw_map(jobs: Sequence[SweepJob], down: str, along: str, path: Path) -> No
     rows, columns = (sorted({pair[place] for pair in found}, key=_in_order) for place in (0, 1))
     means = {pair: statistics.fmean(values) for pair, values in found.items()}
     cells = [[means.get((row, column), math.nan) for column in columns] for row in rows]
-    figure = Figure(
-        figsize=(max(7.5, 2 + 0.9 * len(columns)), max(4.8, 2 + 0.5 * len(rows))), dpi=DPI, layout="constrained"
-    )
+    figure = new_figure(max(6.4, 2 + 0.9 * len(columns)), max(4.2, 2 + 0.5 * len(rows)))
     axes = figure.subplots()
-    image = axes.imshow(cells, aspect="auto", cmap="cividis")  # told apart with any colour vision
+    image = axes.pcolormesh(cells, cmap="cividis", edgecolors="white", linewidth=2)  # for any colour vision
+    axes.invert_yaxis()
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
     middle = (min(means.values()) + max(means.values())) / 2
     for (row, column), mean in means.items():
-        colour = "white" if mean <= middle else "black"
-        axes.text(columns.index(column), rows.index(row), fixed(mean), ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(columns)), [plot_text(value or DASH) for value in columns])
-    axes.set_yticks(range(len(rows)), [plot_text(value or DASH) for value in rows])
+        place = columns.index(column) + 0.5, rows.index(row) + 0.5
+        colour = "white" if mean <= middle else ON_BRIGHT
+        axes.text(*place, fixed(mean), ha="center", va="center", color=colour)
+    for axis, values in ((axes.xaxis, columns), (axes.yaxis, rows)):
+        axis.set_ticks([place + 0.5 for place in range(len(values))], [plot_text(value or DASH) for value in values])
     axes.set_xlabel(plot_text(along))
     axes.set_ylabel(plot_text(down))
-    figure.colorbar(image, label="top-1 of the student, %")
-    save(figure, path)
+    figure.colorbar(image, label="top-1 of the student, %").outline.set_visible(False)
+    return figure
 
 
 def _in_order(value: str) -> tuple[float, str]:
@@ -77,12 +77,11 @@ def _in_order(value: str) -> tuple[float, str]:
     return (math.inf if number is None else number), value
 
 
-def _draw_line(jobs: Sequence[SweepJob], key: str, path: Path) -> None:
+def _line(jobs: Sequence[SweepJob], key: str) -> Figure:
     """Top-1 over the swept value: a point per job, a line through the means, control and teacher beside it."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
-    figure = Figure(figsize=(7.5, 4.8), dpi=DPI, layout="constrained")
+    figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     tidy(axes)
     styles = {"teacher": (":", None), "student": ("-", "o"), "baseline": ("--", "s")}
@@ -118,4 +117,4 @@ def _draw_line(jobs: Sequence[SweepJob], key: str, path: Path) -> None:
     axes.set_xlabel(plot_text(key))
     axes.set_ylabel("top-1, %")
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
-    save(figure, path)
+    return figure

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from distillcli.errors import UserError
+from distillcli.errors import UserError, did_you_mean
 from distillcli.runs.reading import read_yaml, try_json
 from distillcli.runs.result import DatasetFacts, Measured, Result, read_result
 
@@ -56,6 +56,23 @@ def describe(folder: Path) -> Run:
         changed=datetime.fromtimestamp(max((stat.st_mtime for stat in files), default=0)),
         size=sum(stat.st_size for stat in files),
     )
+
+
+def existing(name: str) -> Run:
+    """The run in the folder ``name``. Raises UserError where there is none."""
+    folder = Path(name).expanduser()
+    if not is_run(folder):
+        what = "is no run folder" if folder.exists() else "does not exist"
+        known = [str(run.folder) for run in find_runs(Path("runs"))]
+        raise UserError(f"{name}: {what}{did_you_mean(name, known) or '; see distill runs ls'}")
+    return describe(folder.resolve() if folder.is_symlink() else folder)
+
+
+def runs_at(name: str) -> list[Run]:
+    """The run in the folder ``name``, or all students' runs below it. Raises UserError where there is none."""
+    folder = Path(name).expanduser()
+    found = [] if is_run(folder) else find_runs(folder)
+    return [run for run in found if run.result.role in (None, "student")] or [existing(name)]
 
 
 def _state(folder: Path, result: Result | None) -> str:

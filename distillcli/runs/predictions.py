@@ -16,14 +16,16 @@ NAME = "predictions.npz"
 
 @dataclass(frozen=True)
 class Predictions:
-    """Three arrays of N images. ``labels``: class, -1 without a label. ``predicted``: the most likely class.
+    """Arrays of N images. ``labels``: class, -1 without a label. ``predicted``: the most likely class.
 
-    ``likelihood``: the probability given to the label; 0 without one.
+    ``likelihood``: the probability given to the label; 0 without one. ``confidence``: the probability given to the
+    most likely class; None in files of earlier versions.
     """
 
     labels: NDArray[np.int64]
     predicted: NDArray[np.int64]
     likelihood: NDArray[np.float32]
+    confidence: NDArray[np.float32] | None = None
 
     @property
     def hits(self) -> NDArray[np.bool_]:
@@ -37,9 +39,8 @@ def write_predictions(folder: Path, predictions: Predictions) -> None:
     """Write the file so that a reader sees the old one or the new one."""
     fresh = folder / f"{NAME}.tmp.{os.getpid()}"
     content = io.BytesIO()
-    np.savez_compressed(
-        content, labels=predictions.labels, predicted=predictions.predicted, likelihood=predictions.likelihood
-    )
+    arrays = {name: array for name, array in vars(predictions).items() if array is not None}
+    np.savez_compressed(content, **arrays)
     fresh.write_bytes(content.getvalue())
     fresh.replace(folder / NAME)
 
@@ -48,8 +49,9 @@ def read_predictions(folder: Path) -> Predictions | None:
     """The predictions of a run folder; None where it has none, as older ones, or they are damaged."""
     try:
         with np.load(folder / NAME, allow_pickle=False) as content:
-            found = Predictions(content["labels"], content["predicted"], content["likelihood"])
+            confidence = content["confidence"] if "confidence" in content.files else None
+            found = Predictions(content["labels"], content["predicted"], content["likelihood"], confidence)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
-    whole = {array.shape for array in (found.labels, found.predicted, found.likelihood)} == {found.labels.shape}
+    whole = {array.shape for array in vars(found).values() if array is not None} == {found.labels.shape}
     return found if whole and found.labels.ndim == 1 else None

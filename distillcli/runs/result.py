@@ -27,6 +27,16 @@ class ClassAccuracy:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """A model whose logits are divided by a temperature that was fitted on the validation part."""
+
+    temperature: float | None = None  # the one with the best likelihood on the validation part; above 1: too sure
+    nll: float | None = None  # as of the model itself, on the evaluated part
+    ece: float | None = None  # the same
+    brier: float | None = None  # the same
+
+
+@dataclass(frozen=True)
 class EpochNumbers:
     """One epoch of a run, on the validation part and on the evaluated part of the data."""
 
@@ -49,6 +59,8 @@ class Measured:
     balanced_accuracy: float | None = None  # percent: the mean over the classes of their top-1
     nll: float | None = None  # negative log-likelihood of the labels, nats per image
     ece: float | None = None  # expected calibration error in 15 equal bins, between 0 and 1
+    brier: float | None = None  # Brier score: mean squared distance to the label's one-hot vector, between 0 and 2
+    calibrated: Calibrated | None = None  # after temperature scaling; null without validation labels of its own
     agreement: float | None = None  # percent of all images for which it predicts the same class as the teacher
     kl_to_teacher: float | None = None  # KL(teacher || model) at temperature 1, nats per image
     per_class: dict[str, ClassAccuracy] | None = None  # class name -> its accuracy; classes without an image are absent
@@ -95,6 +107,18 @@ class Fingerprints:
 
 
 @dataclass(frozen=True)
+class ClassVerdict:
+    """Student against control on the images of one class."""
+
+    difference: float | None = None  # student less control in top-1, points
+    gained: int | None = None  # images that only the student gets right
+    lost: int | None = None  # images that only the control gets right
+    images: int | None = None  # labelled images of this class
+    p_value: float | None = None  # of the exact test of McNemar
+    adjusted: float | None = None  # the same, adjusted for the number of classes (Benjamini and Hochberg 1995)
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Student against control, image by image, on the labelled images of the evaluated part.
 
@@ -112,6 +136,7 @@ class Verdict:
     images_to_settle: int | None = None  # about how many images would settle such a difference; null if it is zero
     gap_low: float | None = None  # the same for gap_closed (paired bootstrap); null where the gap itself is in doubt
     gap_high: float | None = None  # upper end
+    by_class: dict[str, ClassVerdict] | None = None  # class name -> the same for its images alone
 
 
 @dataclass(frozen=True)
