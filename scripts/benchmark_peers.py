@@ -31,6 +31,7 @@ from typing import Any
 
 import timm
 import torch
+import torch._dynamo
 from timm.data import create_loader
 from timm.optim import create_optimizer_v2
 from timm.task import LogitDistillationTask
@@ -368,6 +369,9 @@ def measured(options: argparse.Namespace, batch: int, folder: str) -> dict[str, 
     config = compose("train", arguments)
     assert isinstance(config, TrainConfig)
     contenders = cpu_contenders if options.device == "cpu" else gpu_contenders
+    # All contenders compile code that they share; each must get its own, for exactly its shapes.
+    torch._dynamo.config.recompile_limit = 100
+    torch._dynamo.config.automatic_dynamic_shapes = False
     with start(config.trainer) as runtime:
         data = open_data(open_source(config.dataset), config.dataset, 0, runtime)
         specs = [describe(model, data.inputs, "student") for model in (config.student, config.teacher)]

@@ -55,6 +55,10 @@ def trajectory(device: str, _folder: Path) -> Figures:
     return figures
 
 
+def share(found: float, expected: float) -> float:
+    return abs(found - expected) / max(abs(expected), 1e-6)
+
+
 def one_step(preset: str, where: str, precision: str) -> tuple[float, float]:
     settings = ("experiment=presets", f"distill={preset}", *COMMON, "trainer.batch_size=32", f"trainer.device={where}")
     with trial(*settings, f"trainer.precision={precision}", f"teacher.precision={precision}") as one:
@@ -69,13 +73,13 @@ def objectives(device: str, _folder: Path) -> Figures:
     for preset in PRESETS:
         (loss, norm), (own, own_norm) = one_step(preset, "cpu", "fp32"), one_step(preset, device, "fp32")
         half, half_norm = one_step(preset, device, "bf16")
-        away[preset] = [abs(own - loss) / abs(loss), abs(own_norm - norm) / norm, abs(half - loss) / abs(loss)]
+        away[preset] = [share(own, loss), share(own_norm, norm), share(half, loss)]
         if not np.isfinite([own, own_norm, half, half_norm]).all():
             faults.append(f"{preset}: not finite: fp32 {own} norm {own_norm}, bf16 {half} norm {half_norm}")
         elif preset in DRAWS_ON_THE_DEVICE:
             del away[preset]
         elif away[preset][0] > LOSS_RTOL or away[preset][1] > NORM_RTOL or away[preset][2] > BF16_RTOL:
-            faults.append(f"{preset}: {', '.join(f'{share:.1e}' for share in away[preset])}")
+            faults.append(f"{preset}: {', '.join(f'{part:.1e}' for part in away[preset])}")
     worst = [max(away, key=lambda name, column=column: away[name][column]) for column in range(3)]
     figures = {
         "presets": len(PRESETS),
