@@ -18,7 +18,7 @@ from trials import equal_bits
 
 COMMAND = [sys.executable, "-m", "distillcli"]
 # 32 steps an epoch; the teacher is fitted once in a folder, and found again by the runs that follow.
-SMOKE = ("train", "experiment=smoke", "dataset.samples=1024", "trainer.epochs=3", "baseline=false", "trainer.threads=2")
+SMOKE = ("train", "experiment=smoke", "dataset.samples=1024", "trainer.epochs=3", "baseline=false", "trainer.threads=1")
 
 
 def distill(folder: Path, *arguments: str, code: int = 0, launcher: tuple[str, ...] = ()) -> str:

@@ -27,7 +27,7 @@ LOSS_RTOL, NORM_RTOL = 2e-3, 3e-2
 BF16_RTOL = 0.15
 DRAWS_ON_THE_DEVICE = {"crd"}  # its negatives come from the device's own generator
 SMALL = ("dataset=fake", "dataset.classes=8", "dataset.samples=512", "dataset.image_size=64", "baseline=false")
-COMMON = ("trainer.threads=2", "teacher.pretrained=false", "student.pretrained=false", "runs=runs")
+COMMON = ("trainer.threads=1", "teacher.pretrained=false", "student.pretrained=false", "runs=runs")
 
 
 def exact_fp32() -> None:
