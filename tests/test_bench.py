@@ -137,7 +137,7 @@ def test_the_models_that_are_timed_are_those_that_would_be_trained(case: str, mo
     config = tiny("dataset.samples=32", "trainer.batch_size=8", *KINDS_OF_RUNS[case])
     data = open_tiny(config)
     plan = make_plan(config, data.source)
-    wanted = distillation_bench._fresh_fit(plan, data, CPU)
+    wanted = distillation_bench.fresh_fit(plan, data, CPU)
     assert wanted.student.spec == plan.student
     assert wanted.student.image_size == (plan.config.student.image_size or config.dataset.image_size)
     assert [peer.spec.name for peer in wanted.peers] == [peer.name for peer in config.peers]

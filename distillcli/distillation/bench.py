@@ -31,7 +31,7 @@ WARM_UP, STEPS, SECONDS = 3, 30, 15.0
 def profile(plan: Plan, data: Data, runtime: Runtime) -> Profile:
     """Take some tens of steps of a plan apart. All models have fresh weights: they cost what any do."""
     trainer, device = plan.config.trainer, runtime.device
-    wanted = _fresh_fit(plan, data, runtime)
+    wanted = fresh_fit(plan, data, runtime)
     times, precision = step_times(wanted, runtime)
     milliseconds = {part: 1000 * statistics.median(times[part]) for part in PARTS}
     # Peers are students: what they cost is part of the student's forward and backward pass.
@@ -57,7 +57,7 @@ def profile(plan: Plan, data: Data, runtime: Runtime) -> Profile:
     )
 
 
-def _fresh_fit(plan: Plan, data: Data, runtime: Runtime) -> Fit:
+def fresh_fit(plan: Plan, data: Data, runtime: Runtime) -> Fit:
     """The fit of the student without a folder, and with a teacher that was never trained."""
     config = plan.config
     seed_everything(config.seed, "profile")

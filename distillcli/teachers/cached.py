@@ -21,6 +21,7 @@ from distillcli.teachers.rows import RowCache, choose_format, open_cache
 from distillcli.types import Batch, Output, Taps
 from distillcli.views.loader import Data
 from distillcli.views.showing import showing
+from distillcli.views.upload import send
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class CachedTeacher:
             for view, of_view, index in _by_view(batch):
                 absent = of_view & ~present
                 rows[absent] = self.cache.write(view, index[absent], fresh[absent])
-        outputs = torch.from_numpy(rows).to(device, non_blocking=device.type == "cuda")
+        outputs = send(rows, device)
         classes = self.live.backbone.spec.classes
         embedding = outputs[:, classes:] if self.live.taps.embedding else None
         return Output(outputs[:, :classes], embedding, {})

@@ -97,7 +97,7 @@ class CRD(TeacherTerm):
 
     def compare(self, student: Output, teacher: Output, batch: Batch) -> Tensor:
         assert batch.targets.ndim == 1, "mixed images are refused when a config is checked"
-        index = batch.index.to(student.logits.device)
+        index = batch.index.to(student.logits.device, non_blocking=True)  # else the host would wait for the step
         rows = torch.cat([index[:, None], self.others(index, self.negatives)], dim=1)
         vectors = [
             unit(embed(output.embedding), dim=1) for embed, output in zip(self.maps, (student, teacher), strict=True)

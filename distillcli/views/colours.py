@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as image_ops
 
+from distillcli.views.upload import send
+
 # Images and strengths, B x 1 x 1 x 1, to images.
 Operation = Callable[[Tensor, Tensor], Tensor]
 
@@ -47,7 +49,7 @@ def hue(images: Tensor, turns: Tensor) -> Tensor:
     following, last = (images.gather(1, (strongest + step) % 3) for step in (1, 2))
     sixth = 2 * strongest + (following - last) / chroma.where(chroma > 0, 1)
     # Each channel falls from the value to value - chroma and rises again, in sixths of the circle.
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    offsets = per_image(np.array([5.0, 3.0, 1.0]), images).view(1, 3, 1, 1)
     position = (offsets + sixth + 6 * turns) % 6
     return value - chroma * torch.minimum(position, 4 - position).clamp(0, 1)
 
@@ -106,10 +108,10 @@ def apply_operations(images: Tensor, operations: NDArray[np.str_], strengths: ND
     for names, numbers in zip(operations.T, strengths.T, strict=True):
         for name in set(names) & PHOTOMETRIC.keys():
             rows = np.flatnonzero(names == name)
-            chosen = torch.from_numpy(rows).to(images.device)
+            chosen = send(rows, images.device)
             images[chosen] = PHOTOMETRIC[name](images[chosen], per_image(numbers[rows], images))
     return images
 
 
 def per_image(numbers: NDArray[np.float64], images: Tensor) -> Tensor:
-    return torch.from_numpy(numbers.astype(np.float32)).to(images.device).view(-1, 1, 1, 1)
+    return send(numbers.astype(np.float32), images.device).view(-1, 1, 1, 1)

@@ -18,6 +18,7 @@ from distillcli.types import Batch, Inputs
 from distillcli.views.epochs import most_shown, partner_cumulative_weights
 from distillcli.views.mix import Mix, draw_mix, mix_images, mix_labels
 from distillcli.views.store import Cropping, Rows, Store, open_store
+from distillcli.views.upload import send
 from distillcli.views.views import Positions, Views, draw_views, plain_views, render_views
 
 # Evaluation always uses this batch size: other shapes round differently.
@@ -110,7 +111,7 @@ class Loader:
             self.runtime.obey_stop()  # the first ranks may have a batch more; all look equally often
 
     def _labels(self, index: Positions) -> Tensor:
-        return self.labels[torch.from_numpy(index).to(self.runtime.device)]
+        return self.labels[send(index, self.runtime.device)]
 
     def _render(self, pixels: Tensor, views: Views, size: int) -> Tensor:
         if self.store.crops:

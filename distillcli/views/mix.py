@@ -19,6 +19,7 @@ from torch.nn import functional
 from distillcli.config.schema import AugmentConfig
 from distillcli.sources.draws import uniform
 from distillcli.views.epochs import pick
+from distillcli.views.upload import send
 
 Floats = NDArray[np.float64]
 
@@ -82,13 +83,13 @@ def _beta(alpha: float, share: Floats) -> Floats:
 
 def mix_images(images: Tensor, partners: Tensor, mix: Mix) -> Tensor:
     """B x C x H x W. ``partners``: the views of the partners of the mixed rows, in the order of the rows."""
-    mixed = torch.from_numpy(mix.mixed).to(images.device)
-    boxes = torch.from_numpy(mix.boxes[mix.mixed]).to(images.device)
+    mixed = send(np.flatnonzero(mix.mixed), images.device)
+    boxes = send(mix.boxes[mix.mixed], images.device)
     left, top, right, bottom = boxes[:, :, None].unbind(1)
     pixel = torch.arange(images.shape[-1], device=images.device)
     columns, rows = (pixel >= left) & (pixel < right), (pixel >= top) & (pixel < bottom)
     inside = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
-    opacity = torch.from_numpy(mix.opacity[mix.mixed].astype(np.float32)).to(images.device)
+    opacity = send(mix.opacity[mix.mixed].astype(np.float32), images.device)
     images = images.clone()
     images[mixed] = images[mixed].lerp(partners, inside * opacity[:, None, None, None])
     return images
@@ -100,6 +101,6 @@ def mix_labels(labels: Tensor, partner_labels: Tensor, mix: Mix, size: int, clas
     A label of -1 is no label: its share is missing from the row, which then sums to less than one.
     """
     left, top, right, bottom = mix.boxes.T
-    share = torch.from_numpy(mix.opacity * (right - left) * (bottom - top) / size**2)[:, None]
+    share = mix.opacity * (right - left) * (bottom - top) / size**2
     own, other = (functional.one_hot(numbers + 1, classes + 1)[:, 1:].float() for numbers in (labels, partner_labels))
-    return own.lerp(other, share.float().to(labels.device))
+    return own.lerp(other, send(share.astype(np.float32), labels.device)[:, None])

@@ -27,7 +27,7 @@ from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.errors import UserError
 from distillcli.runtime import Runtime
 from distillcli.sources.source import ArrayImages, Images
-from distillcli.views.upload import Upload
+from distillcli.views.upload import Upload, send
 from distillcli.views.views import Floats, Positions, centre_boxes, crop_and_resize, crop_boxes
 
 # Decoded images are kept larger than the view by this factor, so that random crops are enlarged less.
@@ -99,7 +99,7 @@ class MemoryStore:
 
     def fetch(self, cropping: Cropping, plan: Sequence[Rows]) -> Iterator[Tensor]:
         for rows in plan:
-            yield self.pixels[torch.from_numpy(rows.index).to(self.pixels.device)]
+            yield self.pixels[send(rows.index, self.pixels.device)]
 
 
 class StreamStore:

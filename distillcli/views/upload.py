@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+
+def send(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A small array of this step as a tensor on the device.
+
+    From pinned memory to a GPU: a plain copy would hold the host until all that it has queued is computed.
+    """
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Upload:

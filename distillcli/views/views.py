@@ -21,6 +21,7 @@ from distillcli.config.schema import AugmentConfig
 from distillcli.sources.draws import uniform
 from distillcli.views.colours import apply_operations, jitter_colours
 from distillcli.views.policies import draw_policy
+from distillcli.views.upload import send
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.int64]
@@ -168,7 +169,7 @@ def render_views(pixels_BHWC: Tensor, views: Views, size: int) -> Tensor:
     maps[:, :, 2] += centre
     if images.shape[2:] != (size, size) or not np.array_equal(maps, np.broadcast_to(np.eye(2, 3), maps.shape)):
         grid = functional.affine_grid(
-            torch.from_numpy(maps.astype(np.float32)).to(device), [*images.shape[:2], size, size], align_corners=False
+            send(maps.astype(np.float32), device), [*images.shape[:2], size, size], align_corners=False
         )
         images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         # "border" keeps the edges of an enlarged image bright; outside the image it is black all the same.
@@ -178,7 +179,7 @@ def render_views(pixels_BHWC: Tensor, views: Views, size: int) -> Tensor:
     if views.operations.size:
         images = apply_operations(images, views.operations, views.strengths)
     if np.any(views.erased[:, 2] > 0):
-        images = _erase(images, torch.from_numpy(views.erased.astype(np.float32)).to(device))
+        images = _erase(images, send(views.erased.astype(np.float32), device))
     return images
 
 
