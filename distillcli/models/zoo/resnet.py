@@ -1,4 +1,4 @@
-"""CIFAR's residual nets of three stages (He et al., CVPR 2016), and those four times as wide (CRD: Tian et al., ICLR 2020)."""
+"""CIFAR's residual nets of three stages (He et al., CVPR 2016), and wide ones (CRD: Tian et al., ICLR 2020)."""
 
 from __future__ import annotations
 

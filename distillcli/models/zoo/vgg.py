@@ -1,4 +1,4 @@
-"""VGG with batch norm for 32 pixels (Simonyan and Zisserman, ICLR 2015; CRD: Tian et al., ICLR 2020): a single linear layer."""
+"""VGG with batch norm and one linear layer (Simonyan and Zisserman, ICLR 2015; CRD: Tian et al., ICLR 2020)."""
 
 from __future__ import annotations
 
