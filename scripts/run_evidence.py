@@ -1,9 +1,10 @@
 """Run every regime of docs/evidence/plan.yaml with every seed: python scripts/run_evidence.py trainer.device=cuda
 
-Further KEY=VALUE go to each `distill train`. `--workers` runs share the device; runs that need the same teacher wait for
-whoever fits it. What is finished is skipped and what was stopped goes on, so the same command continues. After `--limit`
-seconds nothing new begins and what runs is stopped, to go on later. What a document needs of each finished run is
-copied to `--output`: its result.json, and which test images student and control get right, a bit for each.
+Further KEY=VALUE go to each `distill train`. `--workers` runs share the device; of those that need the same teacher one
+fits it and the others wait. What is finished is skipped and what was stopped goes on, so the same command continues.
+After `--limit` seconds nothing new begins and what runs is stopped, to go on later. What a document needs of each
+finished run is copied to `--output`: its result.json, and which test images student and control get right, a bit for
+each. To be started in the root of the checkout, so that paths in results are relative.
 """
 
 from __future__ import annotations
