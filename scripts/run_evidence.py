@@ -120,9 +120,7 @@ def run_all(jobs: list[Job], workers: int, limit: float) -> list[Job]:
 def start(job: Job) -> subprocess.Popen[bytes]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
-        return subprocess.Popen(
-            job.command(), stdout=log, stderr=log, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        return subprocess.Popen(job.command(), stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def say(words: str, begin: float) -> None:
@@ -138,7 +136,7 @@ def keep(job: Job, output: Path) -> None:
     shutil.copyfile(job.folder / "result.json", target / "result.json")
     folders = {"student": job.folder}
     if result.baseline is not None and result.baseline.run is not None:
-        folders["control"] = ROOT / result.baseline.run
+        folders["control"] = Path(result.baseline.run)
     predictions = {model: read_predictions(folder) for model, folder in folders.items()}
     hits = {model: found.hits for model, found in predictions.items() if found is not None}
     bits = {model: np.packbits(found) for model, found in hits.items()}
