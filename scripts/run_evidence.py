@@ -10,6 +10,7 @@ each. To be started in the root of the checkout, so that paths in results are re
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -59,6 +60,7 @@ class Job:
         else:
             teacher = [] if self.like is None else [f"teacher.checkpoint={teacher_in(self.like)}"]
             own = [*self.arguments, *teacher, f"out={self.folder}"]
+            shutil.rmtree(self.folder, ignore_errors=True)  # of one that was stopped before it could describe itself
         return [sys.executable, "-m", "distillcli", "train", *own]
 
 
@@ -140,6 +142,8 @@ def keep(job: Job, output: Path) -> None:
     predictions = {model: read_predictions(folder) for model, folder in folders.items()}
     hits = {model: found.hits for model, found in predictions.items() if found is not None}
     bits = {model: np.packbits(found) for model, found in hits.items()}
+    device = json.loads((job.folder / "environment.json").read_text("utf-8"))["device"]
+    (output / "device.txt").write_text(f"{device}\n", "utf-8")
     np.savez(target / "hits.npz", images=np.array(len(hits["student"])), **bits)
 
 

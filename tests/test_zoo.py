@@ -1,4 +1,4 @@
-"""The zoo of CIFAR nets: the sizes of the published tables, the names of published weights, and what terms ask of it."""
+"""The zoo of CIFAR nets: the sizes of published tables, the names of published weights, and what terms ask of it."""
 
 from __future__ import annotations
 
