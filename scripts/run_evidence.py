@@ -95,8 +95,8 @@ def with_seeds(override: str, seed: int, seeds: list[int]) -> str:
     return re.sub(r"\{seed\+?(\d*)\}", other, override)
 
 
-def run_all(jobs: list[Job], workers: int, limit: float) -> list[Job]:
-    """Run what is not finished; returns what failed."""
+def run_all(jobs: list[Job], workers: int, limit: float, output: Path) -> list[Job]:
+    """Run what is not finished, and keep of each run what documents are made of; returns what failed."""
     begin, waiting, failed = time.monotonic(), [job for job in jobs if job.result is None], list[Job]()
     running: dict[Job, subprocess.Popen[bytes]] = {}
     while (waiting or running) and time.monotonic() - begin < limit:
@@ -111,6 +111,7 @@ def run_all(jobs: list[Job], workers: int, limit: float) -> list[Job]:
             code = running.pop(job).returncode
             say(f"{job.name}: {'finished' if job.result else f'failed with code {code}, see {job.log}'}", begin)
             failed += [] if job.result else [job]
+            keep(job, output)
     for process in running.values():
         process.send_signal(signal.SIGTERM)  # a run saves where it is
     for job, process in running.items():
@@ -130,7 +131,7 @@ def say(words: str, begin: float) -> None:
 
 
 def keep(job: Job, output: Path) -> None:
-    """Copy what documents are made of."""
+    """Copy the result of a finished run, and which images its models get right."""
     result, target = job.result, output / job.name
     if result is None:
         return
@@ -157,9 +158,9 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="for every run")
     given = parser.parse_args()
     jobs = planned(given.plan, given.runs, ["trainer.threads=1", *given.settings])
-    failed = run_all(jobs, given.workers, given.limit)
     for job in jobs:
-        keep(job, given.output)
+        keep(job, given.output)  # of earlier starts
+    failed = run_all(jobs, given.workers, given.limit, given.output)
     done = sum(job.result is not None for job in jobs)
     print(f"{done} of {len(jobs)} runs are finished, {len(failed)} failed; kept in {given.output}")
     raise SystemExit(1 if failed else 0)
