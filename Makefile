@@ -1,4 +1,4 @@
-.PHONY: help setup test test-fast lint format demo clean
+.PHONY: help setup test test-fast lint format demo fashion-mnist evidence clean
 
 VENV = .venv
 
@@ -25,6 +25,15 @@ format: setup  ## let ruff rewrite what it can
 
 demo: setup  ## distil resnet50 into a MobileNet on handwritten digits
 	$(VENV)/bin/distill train experiment=resnet50_to_mobilenet
+
+fashion-mnist:  ## fetch Fashion-MNIST, Debian's package, into data/fashion_mnist (31 MB, no root needed)
+	mkdir -p build data/fashion_mnist
+	cd build && apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb fashion-mnist
+	cp build/fashion-mnist/usr/share/datasets/fashion-mnist/*.gz data/fashion_mnist/
+
+evidence: setup  ## run docs/evidence/plan.yaml, or go on with it, and write docs/evidence/results.md
+	$(VENV)/bin/python scripts/run_evidence.py
+	$(VENV)/bin/python scripts/document_evidence.py
 
 clean:  ## remove the environment and build products
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import dataclasses
+import gzip
 import hashlib
 import importlib
 import inspect
@@ -23,7 +24,7 @@ from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.open import check_source, open_source
 from distillcli.sources.source import ArrayImages, Source, Split
-from distillcli.sources.torchvision_sets import TORCHVISION_SETS
+from distillcli.sources.torchvision_sets import TORCHVISION_SETS, open_torchvision
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "dataset"
 RANDOM = np.random.RandomState(0)
@@ -125,7 +126,8 @@ def test_every_data_set_has_a_reader() -> None:
         reader = getattr(importlib.import_module(f"distillcli.sources.{module}"), function)
         assert inspect.signature(reader).return_annotation == "Source", name
         assert set(known.keys) <= {field.name for field in dataclasses.fields(DatasetConfig)}, name
-    assert {name for name, known in DATASETS.items() if "torchvision" in known.reader} == set(TORCHVISION_SETS)
+    own = {"fashion_mnist"}  # which torchvision only downloads
+    assert {name for name, known in DATASETS.items() if "torchvision" in known.reader} == set(TORCHVISION_SETS) - own
 
 
 def test_every_data_set_has_a_config_and_a_description() -> None:
@@ -136,7 +138,7 @@ def test_every_data_set_has_a_config_and_a_description() -> None:
         assert isinstance(config, DatasetConfig)
         assert config.name == name
         assert text.startswith("# ")
-        assert config.root == (f"data/{name}" if name in TORCHVISION_SETS else None)
+        assert config.root == (f"data/{name}" if name in set(TORCHVISION_SETS) - {"fashion_mnist"} else None)
 
 
 def test_the_table_matches_torchvision() -> None:
@@ -180,7 +182,7 @@ def test_empty_parts_few_classes_and_repeated_names_are_refused() -> None:
 # torchvision, missing data
 
 
-@pytest.mark.parametrize("name", sorted(set(TORCHVISION_SETS) - {"imagenet", "stanford_cars"}))
+@pytest.mark.parametrize("name", sorted(set(TORCHVISION_SETS) - {"imagenet", "stanford_cars", "fashion_mnist"}))
 @pytest.mark.parametrize("root_exists", [False, True])
 def test_missing_data_says_how_to_get_it(tmp_path: Path, name: str, root_exists: bool) -> None:
     root = tmp_path if root_exists else tmp_path / "none"
@@ -301,6 +303,43 @@ def test_sets_in_idx_files(
     assert source.test is not None
     np.testing.assert_array_equal(source.test.images.read(7), np.repeat(images[7][..., None], 3, axis=2))
     np.testing.assert_array_equal(source.test.labels, labels)
+
+
+def write_fashion_mnist(folder: Path, compressed: bool) -> None:
+    for prefix, count in (("train", 40), ("t10k", 20)):
+        images = np.random.RandomState(count).randint(0, 256, (count, 28, 28)).astype(np.uint8)
+        for name, values in (("images-idx3", images), ("labels-idx1", (np.arange(count) % 10).astype(np.uint8))):
+            path = folder / f"{prefix}-{name}-ubyte"
+            write_idx(path, values)
+            if compressed:
+                path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+                path.unlink()
+
+
+def test_fashion_mnist_is_the_same_compressed_or_not_and_as_torchvision_reads_it(tmp_path: Path) -> None:
+    write_fashion_mnist(tmp_path / "debian", compressed=True)
+    write_fashion_mnist(tmp_path / "torchvision" / "FashionMNIST" / "raw", compressed=False)
+    sources = [opened("fashion_mnist", tmp_path / "debian"), opened("fashion_mnist", tmp_path / "torchvision")]
+    config = DatasetConfig(name="fashion_mnist", root=str(tmp_path / "torchvision"))
+    sources.append(open_torchvision(config))
+    assert len({source.fingerprint for source in sources}) == 1
+    assert len({source.classes for source in sources}) == 1
+    for part in ("train", "val", "test"):
+        first, *others = (source.parts[part] for source in sources)
+        for other in others:
+            assert first.images.name(0) == other.images.name(0)
+            np.testing.assert_array_equal(first.labels, other.labels)
+            assert all((first.images.read(row) == other.images.read(row)).all() for row in range(len(first.labels)))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4", gzip.compress(b"\0\0\x08\x03")], ids=["empty", "zip", "short"])
+def test_a_damaged_file_of_fashion_mnist_is_named(tmp_path: Path, content: bytes) -> None:
+    write_fashion_mnist(tmp_path, compressed=True)
+    damaged = tmp_path / "train-images-idx3-ubyte.gz"
+    damaged.write_bytes(content)
+    assert f"{damaged}: " in refused("fashion_mnist", tmp_path)
+    damaged.unlink()
+    assert "apt-get install dataset-fashion-mnist" in refused("fashion_mnist", tmp_path)
 
 
 def test_usps(tmp_path: Path) -> None:

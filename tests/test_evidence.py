@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, ttest_1samp
 
-from distillcli.evidence.paired import Hits, Paired, compare, gap_interval
+from distillcli.evidence.paired import Hits, Paired, compare, compare_seeds, gap_interval
 
 
 def pair(both: int, gained: int, lost: int, neither: int) -> tuple[Hits, Hits]:
@@ -104,3 +104,45 @@ def test_without_a_gap_beyond_doubt_its_share_has_no_interval() -> None:
     assert gap_interval(few[0], few[1], few[2]) is None
     worse, better = pair(50, 0, 40, 10)
     assert gap_interval(better, better, worse) is None
+
+
+def test_over_seeds_alone_the_interval_is_students() -> None:
+    """Every image alike: what one seed gains it gains everywhere, so that images add nothing."""
+    share = [0, 1, 1, 0, 1]
+    first = [np.full(400, bool(one)) for one in share]
+    found = compare_seeds(first, [np.zeros(400, bool)] * 5)
+    expected = ttest_1samp(share, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((100 * expected.low, 100 * expected.high))
+    assert found.differences == (0, 100, 100, 0, 100)
+    assert found.conclusion == "not settled"
+
+
+def test_over_images_alone_more_seeds_do_not_narrow_the_interval() -> None:
+    first, second = pair(200, 30, 12, 58)
+    two, nine = (compare_seeds([first] * count, [second] * count) for count in (2, 9))
+    assert (two.low, two.high) == pytest.approx((nine.low, nine.high))
+    plain = compare(first, second)
+    assert two.difference == pytest.approx(plain.difference)
+    assert (two.low, two.high) == pytest.approx((plain.low, plain.high), abs=0.2)
+    assert two.conclusion == "helps"
+    assert compare_seeds([second] * 2, [first] * 2).conclusion == "hurts"
+
+
+def test_an_interval_over_seeds_and_images_holds_its_level() -> None:
+    """Seeds shift all images a little, images have difficulties of their own; the true difference is known."""
+    random, inside, tries, truth = np.random.RandomState(0), 0, 300, 0.02
+    for _ in range(tries):
+        hard = random.uniform(0.6, 0.95, 500)
+        shift = random.normal(truth, 0.02, (5, 1))
+        first = random.uniform(size=(5, 500)) < np.clip(hard + shift, 0, 1)
+        second = random.uniform(size=(5, 500)) < hard
+        found = compare_seeds([*first], [*second])
+        inside += found.low <= 100 * truth <= found.high
+    assert inside / tries > 0.93
+
+
+def test_one_seed_settles_nothing_and_none_is_refused() -> None:
+    first, second = pair(200, 90, 2, 58)
+    assert compare_seeds([first], [second]).conclusion == "not settled"
+    with pytest.raises(ValueError, match="0 and 0 seeds"):
+        compare_seeds([], [])

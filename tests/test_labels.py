@@ -44,8 +44,8 @@ from distillcli.types import LOGITS_ONLY, Inputs, Taps
 from distillcli.views.showing import Showing
 
 
-def digits(share: float, seed: int = 0) -> Source:
-    return open_source(DatasetConfig(name="digits", image_size=32, labelled=share, split_seed=seed))
+def digits(share: float, seed: int = 0, **options: Any) -> Source:
+    return open_source(DatasetConfig(name="digits", image_size=32, labelled=share, split_seed=seed, **options))
 
 
 # --- which labels are kept -----------------------------------------------------------------------------------------
@@ -74,6 +74,29 @@ def test_the_labels_kept_are_part_of_the_data() -> None:
     assert not np.array_equal(sources[2].train.labels, sources[3].train.labels)
     for source in sources:
         assert (source.val.labelled, source.evaluation.labelled) == (200, 300)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_wrong_labels_are_a_share_of_each_class_spread_over_the_others(share: float) -> None:
+    right, wrong = digits(1), digits(1, label_noise=share)
+    moved = wrong.train.labels != right.train.labels
+    assert moved.mean() == pytest.approx(share, abs=0.04)
+    pairs = np.zeros((10, 10), int)
+    np.add.at(pairs, (right.train.labels[moved], wrong.train.labels[moved]), 1)
+    assert (pairs.sum(axis=0) > 0).all()
+    assert np.count_nonzero(pairs) > 55  # of 90 ways to be wrong
+    for part in ("val", "test"):
+        np.testing.assert_array_equal(wrong.parts[part].labels, right.parts[part].labels)
+    assert any(f"{moved.sum():,} of 1,297 training labels are wrong on purpose" in note for note in wrong.notes)
+
+
+def test_wrong_labels_follow_from_the_data_and_its_seed_alone() -> None:
+    sources = [digits(1), digits(1, label_noise=0.4), digits(1, 1, label_noise=0.4), digits(1, label_noise=0.3)]
+    assert len({source.fingerprint for source in sources}) == 4
+    again, kept = digits(1, label_noise=0.4), digits(0.1, label_noise=0.4).train.labels
+    np.testing.assert_array_equal(again.train.labels, sources[1].train.labels)
+    np.testing.assert_array_equal(kept[kept >= 0], sources[1].train.labels[kept >= 0])
+    np.testing.assert_array_equal(digits(0, label_noise=0.4).train.labels, -1)
 
 
 def test_a_share_of_all_is_the_same_source_and_of_none_has_no_label() -> None:

@@ -65,6 +65,6 @@ def _copy(name: str, folder: Path) -> None:
         raise UserError(f"{target} already exists and is not overwritten; edit it, or choose another folder") from error
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
-    group, _, option = name.rpartition("/")
+    group, _, option = name.partition("/")
     print(f"copied to {target}")
     print(f"edit it, then: distill train {group}={option} --config-dir {shlex.quote(str(folder))}")

@@ -33,6 +33,7 @@ def check_dataset(config: DatasetConfig) -> None:
     if not 0 < config.crop_fraction <= 1:
         raise UserError(f"dataset.crop_fraction={config.crop_fraction}: must be above 0 and at most 1")
     check_share("dataset.labelled", config.labelled)
+    check_share("dataset.label_noise", config.label_noise)
     one_of("dataset.on_error", config.on_error, ON_ERROR)
     at_least("dataset.split_seed", config.split_seed, 0)
     at_least("dataset.memory_gb", config.memory_gb, 0)

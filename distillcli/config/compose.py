@@ -182,7 +182,7 @@ def _named_by(text: str, message: str, primary: str) -> str:
     blamed = re.match(r"In '(.+?)'", text)
     if not blamed or blamed[1] == primary:
         return message
-    group, _, option = blamed[1].rpartition("/")
+    group, _, option = blamed[1].partition("/")
     file = search.groups().get(group, {}).get(option)
     return f"{file or blamed[1]}: {message}"
 

@@ -16,7 +16,7 @@ class KnownDataset:
 
 
 _TORCHVISION_SETS = (
-    *("cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "usps", "svhn", "stl10"),
+    *("cifar10", "cifar100", "mnist", "kmnist", "emnist", "qmnist", "usps", "svhn", "stl10"),
     *("flowers102", "oxfordiiitpet", "food101", "dtd", "fgvc_aircraft", "stanford_cars", "gtsrb", "eurosat"),
     *("country211", "sun397", "caltech101", "caltech256", "places365", "imagenette", "imagenet"),
 )
@@ -33,6 +33,7 @@ DATASETS: dict[str, KnownDataset] = {
     "webdataset": KnownDataset("webdataset.open_webdataset", keys=(*_FILES, "class_map"), local=True),
     "unlabeled": KnownDataset("unlabeled.open_unlabeled", keys=_FILES, local=True),
     "hf": KnownDataset("hf.open_hf", keys=("path", "image_column", "label_column", "on_error", *_HELD_OUT)),
+    "fashion_mnist": KnownDataset("idx.open_fashion_mnist", keys=(*_FILES, "download")),
     **dict.fromkeys(_TORCHVISION_SETS, KnownDataset("torchvision_sets.open_torchvision", keys=(*_FILES, "download"))),
 }
 

@@ -1,4 +1,4 @@
-"""The names that timm knows, read from its source files: importing timm would import torch, which takes seconds."""
+"""The names that timm knows, and those of our zoo, read from source files: importing timm would take seconds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _OPTIMIZER_ENTRY = re.compile(r"^ +OptimInfo\(\n(.*?)^ +\),", re.MULTILINE | re.
 # timm builds these names in a loop, so its source does not spell them out.
 _LOOPED_OPTIMIZERS = {"nesterov", "nesterovw", "bnblion", "bnblion8bit", "bnbademamix", "bnbademamix8bit"}
 
+_ZOO = Path(__file__).parent.parent / "models" / "zoo"
+
 SCHEDULES = ("cosine", "step", "multistep", "poly", "tanh", "wsd", "constant")
 HUB_PREFIXES = ("local-dir:", "hf-hub:", "hf_hub:", "timm/")
 
@@ -28,12 +30,13 @@ def _timm_folder() -> Path | None:
 @functools.cache
 def _model_sources() -> str:
     folder = _timm_folder()
-    return "\n".join(path.read_text("utf-8") for path in sorted(folder.glob("models/*.py"))) if folder else ""
+    files = [*sorted(folder.glob("models/*.py")), *sorted(_ZOO.glob("*.py"))] if folder else []
+    return "\n".join(path.read_text("utf-8") for path in files)
 
 
 @functools.cache
 def model_names() -> tuple[str, ...]:
-    """Every architecture of the installed timm, sorted; empty if timm is not installed."""
+    """Every architecture of the installed timm and of our zoo, sorted; empty if timm is not installed."""
     return tuple(sorted(set(_MODEL.findall(_model_sources()))))
 
 

@@ -102,7 +102,10 @@ class DatasetConfig:
     crop_fraction: float = 1.0  # fraction of the shorter side that the centre crop of evaluation keeps
     val_fraction: float = 0.1  # share of train held out where the data has no val part; 0: none, nor a best epoch
     labelled: float = 1.0  # fraction of the training labels that are kept, in each class; 0: none
-    split_seed: int = 0  # seed of that split and of the labels kept: part of the data set, not of the run
+    label_noise: float = 0.0  # share of the training labels replaced by another class, all equally likely
+    split_seed: int = (
+        0  # seed of that split, of the labels kept and of their noise: part of the data set, not of the run
+    )
     balanced: bool = False  # show every class equally often, whatever its number of images
     memory_gb: float = 4.0  # keep decoded images in memory up to this size, stream them beyond it
     classes: int = 10  # fake only: number of classes

@@ -49,13 +49,16 @@ def folders() -> list[Path]:
 
 
 def groups() -> dict[str, dict[str, Path]]:
-    """Group -> option -> its YAML file, for everything that can be chosen with ``group=option``."""
+    """Group -> option -> its YAML file, for everything that can be chosen with ``group=option``.
+
+    A file in a folder of a group is an option with a slash, as in ``experiment=bench/full``.
+    """
     found: dict[str, dict[str, Path]] = {}
     for folder in folders():
         for file in sorted(folder.rglob("*.yaml")):
-            group = file.parent.relative_to(folder).as_posix()
-            if group != "." and not group.startswith("hydra"):
-                found.setdefault(group, {}).setdefault(file.stem, file)
+            group, _, option = file.relative_to(folder).with_suffix("").as_posix().partition("/")
+            if option and group != "hydra":
+                found.setdefault(group, {}).setdefault(option, file)
     return found
 
 

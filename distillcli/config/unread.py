@@ -143,8 +143,8 @@ def _of_dataset(config: DatasetConfig) -> Iterator[Unread]:
     for name in sorted({key for known in DATASETS.values() for key in known.keys}):
         if name in DATASETS[config.name].keys:
             continue
-        if name == "split_seed" and config.labelled < 1:
-            continue  # it also says which labels are kept
+        if name == "split_seed" and (config.labelled < 1 or config.label_noise > 0):
+            continue  # it also says which labels are kept, and which are wrong
         readers = [other for other, known in DATASETS.items() if name in known.keys]
         listed = ", ".join(readers[:6]) + (", ..." if len(readers) > 6 else "")
         why = f"dataset={config.name} does not read it; choose dataset={listed}, or leave it out"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+import distillcli.models.zoo  # noqa: F401  # timm knows its models from here on
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
 from distillcli.models.card import check_folder

@@ -160,8 +160,13 @@ def load_expression(folder: Path) -> str:
     return f"timm.create_model({'local-dir:' + (folder / 'student').as_posix()!r}, pretrained=True)"
 
 
+# What the names of models begin with that timm does not have, and what makes timm know them.
+_OWN_MODELS = {"reused_head": "distillcli.reused_head", "cifar_": "distillcli.models.zoo"}
+
+
 def own_imports(folder: Path) -> list[str]:
     """What has to be imported beside timm before it knows the exported student of a run folder."""
     exported = try_json(folder / "student" / "config.json")
-    own = exported is not None and exported.get("architecture") == "reused_head"
-    return ["import distillcli.reused_head  # timm does not know this model without it"] if own else []
+    name = "" if exported is None else str(exported.get("architecture"))
+    rooms = [room for start, room in _OWN_MODELS.items() if name.startswith(start)]
+    return [f"import {room}  # timm does not know this model without it" for room in rooms]

@@ -1,4 +1,4 @@
-"""Missing labels: an image whose class is not known has the label -1."""
+"""Missing labels, where an image whose class is not known has the label -1, and wrong ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,33 @@ from distillcli.sources.source import Source
 from distillcli.sources.tree import quoted_names
 
 UNLABELLED = -1
+
+
+def with_label_noise(source: Source, share: float, seed: int) -> Source:
+    """``source`` with about a ``share`` of the training labels replaced by another class, all others equally likely.
+
+    Symmetric noise, as benchmarks of learning from wrong labels use. Which labels are replaced, and by what, depends on
+    ``seed`` and the position of the image alone. val and test do not change.
+    """
+    if share == 0:
+        return source
+    labels = source.train.labels
+    chance, other = uniform(seed, "label noise", 0, np.arange(len(labels)), 2).T
+    steps = 1 + (other * (len(source.classes) - 1)).astype(np.int64)
+    wrong = (chance < share) & (labels != UNLABELLED)
+    key = f"{source.fingerprint}/label noise/{share}/{seed}"
+    return dataclasses.replace(
+        source,
+        train=dataclasses.replace(
+            source.train, labels=np.where(wrong, (labels + steps) % max(1, len(source.classes)), labels)
+        ),
+        fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
+        notes=(
+            *source.notes,
+            f"{source.name}: {wrong.sum():,} of {len(labels):,} training labels are wrong on purpose "
+            f"(dataset.label_noise={share})",
+        ),
+    )
 
 
 def keep_labels(source: Source, share: float, seed: int) -> Source:

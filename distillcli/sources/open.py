@@ -11,7 +11,7 @@ from distillcli.config.datasets import known_dataset
 from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.sources.channels import with_channels
-from distillcli.sources.labels import keep_labels
+from distillcli.sources.labels import keep_labels, with_label_noise
 from distillcli.sources.remarks import absent_classes, dark_images
 from distillcli.sources.source import Source
 from distillcli.sources.verify import without_unreadable
@@ -31,6 +31,7 @@ def open_source(config: DatasetConfig) -> Source:
         source = without_unreadable(source)
     check_source(source)
     source = dataclasses.replace(source, notes=(*source.notes, *absent_classes(source)))
+    source = with_label_noise(source, config.label_noise, config.split_seed)
     return keep_labels(source, config.labelled, config.split_seed)
 
 
