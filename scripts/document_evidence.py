@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, default=EVIDENCE / "plan.yaml")
     parser.add_argument("--measured", type=Path, default=EVIDENCE / "measured")
     parser.add_argument("--output", type=Path, default=EVIDENCE / "results.md")
-    parser.add_argument("--command", default="python scripts/run_evidence.py --workers 10 trainer.device=cuda")
+    parser.add_argument("--command", default="python scripts/run_evidence.py --workers 12 trainer.device=cuda")
     given = parser.parse_args()
     regimes = read_regimes(yaml.safe_load(given.plan.read_text("utf-8")), given.measured)
     runs = [run for regime in regimes.values() for run in regime.runs.values()]
