@@ -38,7 +38,8 @@ def save(figure: Figure, path: Path) -> Path:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
-        FigureCanvasAgg(figure).print_png(path)  # the bytes of savefig, which lays everything out and draws it twice
+        # The bytes of savefig, which lays everything out and draws it twice.
+        FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
     return path
 
 
