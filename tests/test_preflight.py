@@ -97,8 +97,9 @@ def test_a_ramp_longer_than_the_run_is_said_by_the_command(distill: Distill) -> 
     shown = " ".join((answer.stdout + answer.stderr).split())
     assert "distill.terms.dkd.ramp=20: in 2 epochs" in shown
     assert "no more than 10% of its weight" in shown
-    config = tiny(*few, "distill.terms.dkd.ramp=10%")
-    assert planned_warnings(make_plan(config, open_source(config.dataset))) == []
+    config = tiny(*few[1:], "distill.terms.dkd.ramp=10%")
+    plan = make_plan(config, open_source(config.dataset))
+    assert not [warning for warning in planned_warnings(plan) if warning.startswith("distill.terms.dkd.ramp")]
 
 
 def test_an_equal_teacher_has_nothing_to_teach() -> None:
