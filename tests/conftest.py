@@ -26,6 +26,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 0 if one_file else None
 
 
+def script(name: str, *arguments: str) -> str:
+    """What ``scripts/NAME`` prints, in a process of its own, which is small enough to be forked for every case."""
+    command = [sys.executable, str(ROOT / "scripts" / name), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @dataclass(frozen=True)
 class Answer:
     code: int
@@ -40,6 +49,13 @@ Distill = Callable[..., Answer]
 def ranks_without_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rank is looked at by itself, and hears of no stop from the others."""
     monkeypatch.setattr("distillcli.runtime.any_rank", lambda flag, _runtime: flag)
+
+
+@pytest.fixture
+def bare_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole runs without their last second, where models are timed and curves drawn, for what depends on neither."""
+    monkeypatch.setattr("distillcli.distillation.whole.with_latency", lambda result, *_: result)
+    monkeypatch.setattr("distillcli.distillation.whole.draw_curves", lambda _: None)
 
 
 @pytest.fixture

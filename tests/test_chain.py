@@ -26,7 +26,7 @@ from distillcli.training.learners import MutualLearning
 from distillcli.types import Batch, Inputs, Output
 from tests.tiny import CPU, Watch, digest, last, tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("bare_ending")]
 
 SHORT = ("trainer.epochs=2", "teacher.fit.epochs=1", "dataset.samples=32", "trainer.batch_size=16")
 CHAIN = ("teacher.assistants=[{name: test_vit},{name: test_resnet, seed: 7}]",)

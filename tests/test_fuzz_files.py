@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, script
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +26,7 @@ def fuzz_files() -> ModuleType:
 @pytest.mark.slow
 @pytest.mark.fault("F4.6", "F1.8", "R15", "R38")
 def test_no_damage_is_a_traceback_a_hang_or_other_numbers() -> None:
-    # In a process of its own: it is forked for every case, which one that has trained before does not survive.
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "fuzz_files.py"), "--cases", "5", "--limit", "120"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 cases with seed 0, 0 failed" in done.stdout
+    assert "5 cases with seed 0, 0 failed" in script("fuzz_files.py", "--cases", "5", "--limit", "120")
 
 
 def test_what_fails_is_seen(fuzz_files: ModuleType) -> None:

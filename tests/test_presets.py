@@ -12,9 +12,9 @@ from sklearn.datasets import load_digits
 
 from distillcli.config.job import Job
 from distillcli.config.search import builtin_folder
-from distillcli.distillation import whole
 from distillcli.distillation.folders import Spent
 from distillcli.distillation.plan import check_weights, make_plan
+from distillcli.distillation.whole import distill as distill_plan
 from distillcli.runs.folder import read_metrics
 from distillcli.runs.result import read_result
 from distillcli.sources.open import open_source
@@ -50,16 +50,14 @@ def taught_by(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_a_whole_run(
-    preset: str, digits: Path, taught_by: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    preset: str, digits: Path, taught_by: Path, bare_ending: None, tmp_path: Path
 ) -> None:
-    """Planned, trained, measured, exported and reported; what times models and draws knows nothing of objectives."""
-    monkeypatch.setattr(whole, "with_latency", lambda result, *_: result)
-    monkeypatch.setattr(whole, "draw_curves", lambda _: None)
+    """Planned, trained, measured, exported and reported."""
     given = (f"teacher.checkpoint={taught_by}", "student.name=test_efficientnet", "teacher.name=test_resnet")
     config = tiny(f"distill={preset}", *given, *QUICK, f"dataset.root={digits}")
     plan = make_plan(config, open_source(config.dataset))
     check_weights(plan)
-    result = whole.distill(plan, Job((), "distill train", None, None), tmp_path, Spent.on(tmp_path), Watch().session)
+    result = distill_plan(plan, Job((), "distill train", None, None), tmp_path, Spent.on(tmp_path), Watch().session)
     assert result.status == "ok"
     assert (tmp_path / "student" / "model.safetensors").exists()
     assert "| student" in (tmp_path / "report.md").read_text("utf-8")

@@ -43,29 +43,39 @@ VIT = ("student.name=test_vit", *SGD)
 Work = Callable[[Runtime, Path], Any]
 
 
-def on_two_ranks(work: Work, folder: Path) -> list[Any]:
-    """What ``work`` returns on each rank: JSON by way of files. Forked, since importing torch twice takes 20 s."""
+def exit_codes_of_two(rank_main: Callable[[int], None]) -> list[int | None]:
+    """Of two processes in the environment that torchrun gives them; forked, since importing torch twice takes 20 s."""
     torch.set_num_threads(1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
-    def rank_main(rank: int) -> None:
+    def in_place(rank: int) -> None:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with start(TrainerConfig(device="cpu", threads=1)) as runtime:
-            answer = work(runtime, folder)
-            (folder / f"rank{rank}.json").write_text(json.dumps(answer))
+        rank_main(rank)
 
-    folder.mkdir(exist_ok=True)
-    processes = [multiprocessing.get_context("fork").Process(target=rank_main, args=(rank,)) for rank in range(2)]
+    processes = [multiprocessing.get_context("fork").Process(target=in_place, args=(rank,)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
         if process.is_alive():
             process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
+            process.join()
+    return [process.exitcode for process in processes]
+
+
+def on_two_ranks(work: Work, folder: Path) -> list[Any]:
+    """What ``work`` returns on each rank: JSON by way of files."""
+
+    def rank_main(rank: int) -> None:
+        with start(TrainerConfig(device="cpu", threads=1)) as runtime:
+            answer = work(runtime, folder)
+            (folder / f"rank{rank}.json").write_text(json.dumps(answer))
+
+    folder.mkdir(exist_ok=True)
+    assert exit_codes_of_two(rank_main) == [0, 0]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -269,28 +279,14 @@ def test_what_torchrun_starts_again_goes_on(tmp_path: Path) -> None:
     command = ["train", "experiment=smoke", "trainer.threads=1", "trainer.device=cpu", "dataset.samples=64"]
     command += ["trainer.batch_size=16", "trainer.epochs=2", "distill=none", "baseline=false"]
 
-    def attempt(number: int, folder: Path, killed: bool) -> list[int]:
-        """The exit codes of both ranks."""
-        codes = []
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-
+    def attempt(number: int, folder: Path, killed: bool) -> list[int | None]:
         def rank_main(rank: int) -> None:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             os.environ |= {"TORCHELASTIC_RESTART_COUNT": str(number), "TORCHELASTIC_MAX_RESTARTS": "1"}
             if killed and rank == 1:
                 engine.train_step = dying(engine.train_step)
             os._exit(cli.run([*command, f"out={folder}"]))
 
-        processes = [multiprocessing.get_context("fork").Process(target=rank_main, args=(rank,)) for rank in range(2)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(60)
-            codes.append(process.exitcode or 0)
-        return codes
+        return exit_codes_of_two(rank_main)
 
     def dying(step: Any) -> Any:
         taken = itertools.count(1)

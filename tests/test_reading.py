@@ -20,9 +20,10 @@ import torch
 import yaml
 from conftest import Distill
 from tiny import CPU, STEPS, Watch, digest, last, open_tiny, tiny, train
+from wrong_values import WRONG, places, replaced
 
 from distillcli.commands import show
-from distillcli.config.schema import ModelConfig
+from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.errors import Interrupted, UserError
 from distillcli.export.timm_folder import write as export
 from distillcli.models.backbone import build, describe
@@ -232,57 +233,24 @@ def test_a_card_names_a_model_and_nothing_else(architecture: Any, args: Any, tmp
             reader(str(folder))
 
 
-WRONG: list[Any] = [
-    None,
-    True,
-    "x",
-    -1,
-    0,
-    2.5,
-    10**30,
-    float("nan"),
-    [],
-    [1, None, {}],
-    {},
-    {"a": 1},
-    [[{}]],
-    "\ud800",
-]
-
-
 @pytest.mark.fault("F4.6")
 def test_no_type_in_a_card_is_a_traceback(tmp_path: Path) -> None:
     """Every value in turn is something else: refused by name, or a card of the right types."""
     folder = exported(tmp_path / "student")
     (folder / SUMS).unlink()
-    text = (folder / "config.json").read_text()
-
-    def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-        return [place for key, value in pairs for place in [(*path, key), *places(value, (*path, key))]]
-
-    for *path, key in places(json.loads(text)):
+    card = json.loads((folder / "config.json").read_text())
+    for node, key in list(places(card)):
         for wrong in WRONG:
-            card = json.loads(text)
-            node = card
-            for step in path:
-                node = node[step]
-            node[key] = wrong
-            (folder / "config.json").write_text(json.dumps(card))
+            with replaced(node, key, wrong):
+                (folder / "config.json").write_text(json.dumps(card))
             found = card_or_refusal(folder)
             if isinstance(found, Card):
                 assert type(found.channels) is int
                 assert found.classes is None or all(isinstance(name, str) for name in found.classes)
-        (folder / "config.json").write_text(json.dumps(without(json.loads(text), path, key)))
+        missing = node.pop(key)
+        (folder / "config.json").write_text(json.dumps(card))
         card_or_refusal(folder)
-
-
-def without(card: Any, path: list[Any], key: Any) -> Any:
-    node = card
-    for step in path:
-        node = node[step]
-    node.pop(key)
-    return card
+        node.insert(key, missing) if isinstance(node, list) else node.update({key: missing})
 
 
 def card_or_refusal(folder: Path) -> Card | str:
@@ -335,18 +303,24 @@ def test_a_sound_archive_of_something_else_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def averaged() -> TrainConfig:
+    """What the runs below are runs of."""
+    return tiny("trainer.ema=0.9")
+
+
+@pytest.fixture(scope="module")
+def stopped(averaged: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped in its second epoch: previous.pt is the end of the first."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Interrupted):
-        train(tiny("trainer.ema=0.9"), folder, Watch(stop_after=STEPS + 1))
+        train(averaged, folder, Watch(stop_after=STEPS + 1))
     return folder
 
 
 @pytest.fixture(scope="module")
-def finished(stopped: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def finished(averaged: TrainConfig, stopped: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = shutil.copytree(stopped, tmp_path_factory.mktemp("finished") / "run")
-    train(tiny("trainer.ema=0.9"), folder)
+    train(averaged, folder)
     return digest(last(folder))
 
 
@@ -387,14 +361,14 @@ SENSELESS: dict[str, Callable[[dict[str, Any]], object]] = {
 @pytest.mark.fault("F4.5", "R15")
 @pytest.mark.parametrize("change", SENSELESS.values(), ids=SENSELESS)
 def test_a_senseless_checkpoint_falls_back_to_the_one_before(
-    change: Callable[[dict[str, Any]], object], stopped: Path, finished: str, tmp_path: Path
+    change: Callable[[dict[str, Any]], object], averaged: TrainConfig, stopped: Path, finished: str, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(stopped, tmp_path / "run")
     content = last(folder)
     change(content)
     torch.save(content, folder / "checkpoints" / "last.pt")
     watch = Watch()
-    train(tiny("trainer.ema=0.9"), folder, watch)
+    train(averaged, folder, watch)
     assert len(watch.warnings) == 1
     assert "last.pt is broken: " in watch.warnings[0]
     assert watch.warnings[0].endswith("going on from previous.pt")
@@ -403,12 +377,12 @@ def test_a_senseless_checkpoint_falls_back_to_the_one_before(
 
 @pytest.mark.fault("F6.9")
 def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(
-    stopped: Path, finished: str, tmp_path: Path
+    averaged: TrainConfig, stopped: Path, finished: str, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(stopped, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     watch = Watch()
-    train(tiny("trainer.ema=0.9"), folder, watch)
+    train(averaged, folder, watch)
     assert [warning.partition(": ")[2] for warning in watch.warnings] == [
         "1 epochs are recorded, but no checkpoint is left; beginning at epoch 1"
     ]

@@ -8,12 +8,12 @@ import json
 import random
 import re
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
+from wrong_values import WRONG, places, replaced
 
 from distillcli.runs.result import (
     Calibrated,
@@ -105,45 +105,18 @@ def test_what_only_some_models_have_is_left_out_and_the_rest_is_null() -> None:
     assert content["baseline"]["best"]["epoch"] == 3
 
 
-def places(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Every list and object of ``node`` with each of its indices or keys."""
-    if isinstance(node, (dict, list)):
-        for key in node if isinstance(node, dict) else range(len(node)):
-            yield node, key
-            yield from places(node[key])
-
-
-WRONG: list[Any] = [
-    None,
-    True,
-    "x",
-    -1,
-    2.5,
-    10**400,
-    float("nan"),
-    float("inf"),
-    [],
-    [1, None, {}],
-    {},
-    {"a": 1},
-    [[{}]],
-]
-
-
 def test_nothing_that_stands_in_a_result_breaks_its_reader() -> None:
     """Each place in turn, and some at random, hold something else; the rest is read as before."""
-    count = len(list(places(to_json(FULL))))
-    for number in range(count):
+    names = [entry.name for entry in dataclasses.fields(Result)]
+    content = to_json(FULL)
+    for node, key in list(places(content)):
         for wrong in WRONG:
-            content = to_json(FULL)
-            node, key = list(places(content))[number]
-            node[key] = copy.deepcopy(wrong)
-            read = from_json(content)
+            with replaced(node, key, wrong):
+                read = from_json(content)
             json.dumps(to_json(read), allow_nan=False)
             assert from_json(to_json(read)) == read
-            names = [entry.name for entry in dataclasses.fields(Result)]
-            changed = [name for name in names if getattr(read, name) != getattr(FULL, name)]
-            assert len(changed) <= 1
+            assert sum(getattr(read, name) != getattr(FULL, name) for name in names) <= 1
+    assert from_json(content) == FULL
     draws = random.Random(0)
     for _ in range(200):
         content = to_json(FULL)
