@@ -92,6 +92,20 @@ def test_named_data_may_lack_classes_of_the_model(distill: Any, trained: Path, t
     assert found["per_class"] == {name: expected["per_class"][name] for name in "bc"}
 
 
+@pytest.mark.fault("F1.4")
+def test_images_of_the_training_among_named_data_are_said(distill: Any, trained: Path, tmp_path: Path) -> None:
+    named = (f"checkpoint={trained / 'run'}", "dataset=folder", "dataset.image_size=32", "dataset.root=mixed")
+    mixed = photos(tmp_path / "mixed", 4, first=50)
+    assert "trained on" not in distill("eval", *QUICK, *named).stderr
+    for file in (trained / "images" / "a").iterdir():  # 10, of which 1 was held out
+        shutil.copy(file, mixed / "a" / f"copy of {file.name}")
+    answer = distill("eval", *QUICK, *named)
+    assert (answer.code, answer.stderr.count("trained on")) == (0, 1)
+    assert (
+        "mixed: 9 of its 22 images are among those that the model was trained on, e.g. 'mixed/a/copy" in answer.stderr
+    )
+
+
 @pytest.mark.fault("F8.11", "F1.6")
 def test_without_validation_data_the_last_epoch_is_the_student(distill: Any, tmp_path: Path) -> None:
     photos(tmp_path / "images" / "train", 8)

@@ -17,6 +17,7 @@ from distillcli.runs.reading import read_config, try_json
 from distillcli.runs.result import read_result, to_json
 from distillcli.sources.labels import with_class_names
 from distillcli.sources.open import open_source
+from distillcli.sources.overlap import training_note
 from distillcli.sources.source import Source
 
 
@@ -41,6 +42,9 @@ def run(config: EvalConfig, job: Job) -> None:
         source = with_class_names(source, _class_names(run_folder))
     for note in source.notes:
         warn(note)
+    seen = None if trained is None else _seen_in_training(source, dataset, trained.dataset)
+    if seen is not None:
+        warn(seen)
     if config.format != "json" and is_main_process():
         say_loading()
 
@@ -111,6 +115,16 @@ def _open(config: EvalConfig, run: Path | None, trained: TrainConfig | None) -> 
             " images it is evaluated on"
         )
     return dataset, source
+
+
+def _seen_in_training(source: Source, dataset: DatasetConfig, own: DatasetConfig) -> str | None:
+    """A line where some of the evaluated images were trained on; None too where the run's data is no longer there."""
+    if _place(dataset) == _place(own):
+        return None
+    try:
+        return training_note(source, open_source(dataclasses.replace(own, on_error="raise")))
+    except UserError:
+        return None
 
 
 def _opened(dataset: DatasetConfig) -> tuple[DatasetConfig, Source]:

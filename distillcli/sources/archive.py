@@ -82,6 +82,9 @@ class MemberImages:
     def content(self, index: int) -> bytes:
         return self.members[index].content()
 
+    def size(self, index: int) -> int:
+        return self.members[index].size
+
     def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
         return decode_bytes(self.content(index), self.name(index), minimum_size)
 

@@ -34,6 +34,12 @@ class FileImages:
     def content(self, index: int) -> bytes:
         return read_file(self.root / self.names[index])
 
+    def size(self, index: int) -> int:
+        try:
+            return (self.root / self.names[index]).stat().st_size
+        except OSError:  # whoever reads it says what is wrong
+            return 0
+
     def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
         return decode_file(self.root / self.names[index], minimum_size)
 

@@ -49,6 +49,9 @@ class TableImages:
             raise UserError(f"{self.name(index)}: no image in column {self.column!r}; remove the row")
         return value
 
+    def size(self, index: int) -> int:
+        return 0
+
     def read(self, index: int, minimum_size: MinimumSize | None = None) -> NDArray[np.uint8]:
         return decode_bytes(self.content(index), self.name(index), minimum_size)
 

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from distillcli.errors import UserError
-from distillcli.sources.source import ArrayImages, EncodedImages, Images, Split
+from distillcli.sources.source import ArrayImages, EncodedImages, Images, Source, Split
 
 MOST_READ = 10_000  # images whose content is read, for two parts
 SAMPLE = 200  # images of the smaller part that are looked at in a larger set
@@ -53,6 +53,34 @@ def overlap_notes(
 def array_overlap_notes(where: str, splits: Mapping[str, Split], held_out: bool = False) -> list[str]:
     """As ``overlap_notes``, for splits of ArrayImages."""
     return overlap_notes(where, splits, {part: _pixel_keys(split.images) for part, split in splits.items()}, held_out)
+
+
+def training_note(evaluated: Source, trained: Source) -> str | None:
+    """A line where images that ``evaluated`` is reported on are among those that ``trained`` was learned from.
+
+    None without a common image, and where the two keep their images in ways that cannot be compared.
+    """
+    one, other = trained.train, evaluated.evaluation
+    of_one, of_other = _keys(one.images), _keys(other.images)
+    if of_one is None or of_other is None:
+        return None
+    looked_at, repeats = _repeats(one, other, of_one, of_other)
+    if not repeats:
+        return None
+    row, first = repeats[0]
+    sampled = f" that were compared (of {len(other.labels):,})" if looked_at < len(other.labels) else ""
+    return (
+        f"{evaluated.name}: {len(repeats):,} of its {looked_at:,} images{sampled} are among those that the model was"
+        f" trained on, e.g. {other.images.name(row)!r} is {one.images.name(first)!r}; its numbers look better than they"
+        " are"
+    )
+
+
+def _keys(images: Images) -> Sequence[Hashable] | None:
+    """For each image what equal ones must have in common; None for images that are changed when they are read."""
+    if isinstance(images, ArrayImages):
+        return _pixel_keys(images)
+    return [images.size(row) for row in range(len(images))] if isinstance(images, EncodedImages) else None
 
 
 def _pixel_keys(images: Images) -> list[bytes]:

@@ -46,6 +46,10 @@ class EncodedImages(Images, Protocol):
         """The encoded image. Raises UserError naming it if it cannot be fetched."""
         ...
 
+    def size(self, index: int) -> int:
+        """Bytes of the encoded image, known without reading it; 0 where the data set does not say."""
+        ...
+
 
 @dataclass(frozen=True)
 class ArrayImages:

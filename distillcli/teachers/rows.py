@@ -292,5 +292,5 @@ def look_into(folder: Path) -> Listed:
 
 def _count(name: str, value: object) -> int:
     if type(value) is not int or value < 1:
-        raise ValueError(f"{name} {value!r} is no number of them")
+        raise ValueError(f"{name} is {value!r}, not a whole number above 0")
     return value
