@@ -60,7 +60,7 @@ def draw_sheet(columns: dict[str, Column], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from distillcli.report.curves import plot_text, save
+    from distillcli.report.figures import plot_text, save
 
     count = max(map(len, columns.values()))
     figure = Figure(figsize=(1.5 * len(columns), 1.75 * count + 0.3), dpi=120, layout="constrained")

@@ -57,7 +57,9 @@ def reliability_figures(found: Mapping[str, NDArray[np.float64]]) -> list[Figure
     for name, rows in found.items():
         line, marker = styles[name]
         axes.plot(rows[:, 0], rows[:, 1], color=COLOURS[name], linestyle=line, linewidth=1.5)
-        axes.scatter(*rows[:, :2].T, s=12 + 60 * rows[:, 2] / most, c=COLOURS[name], marker=marker, label=MODELS[name])
+        axes.scatter(
+            rows[:, 0], rows[:, 1], s=12 + 60 * rows[:, 2] / most, c=COLOURS[name], marker=marker, label=MODELS[name]
+        )
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
     axes.set_title("Reliability (the larger, the more images)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
@@ -32,6 +33,9 @@ from distillcli.report.sweep_jobs import (
 from distillcli.report.sweep_plot import drawn_keys, sweep_figure
 from distillcli.runs.folder import write_json, write_text
 from distillcli.runs.result import EpochNumbers, Measured, to_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Columns a narrow terminal leaves out, in this order; the files have them all.
 _LEAST_IMPORTANT = ["ECE", "NLL", "top-5\n%", "seconds", "best\n%", "agreement\n%"]
@@ -158,7 +162,7 @@ def _sweep_json(
 
 
 def _sections(
-    folder: Path, jobs: Sequence[SweepJob], keys: Sequence[str], summary: Sequence[SeedSummary]
+    folder: Path, jobs: Sequence[SweepJob], keys: Sequence[str], summary: Sequence[SeedSummary], figure: Figure | None
 ) -> list[Section]:
     commands = [job.result.command for job in jobs if job.result.command]
     failed = sum(not job.result.finished for job in jobs)
@@ -214,9 +218,10 @@ def close_sweep(folder: Path) -> None:
 
     write_text(folder / "sweep.csv", sweep_csv(jobs, keys))
     write_json(folder / "sweep.json", _sweep_json(folder, jobs, keys, summary))
-    if drawn:
-        save(sweep_figure(jobs, drawn), folder / "sweep.png")
-    write_documents(folder, f"Sweep {folder.name}", _sections(folder, jobs, keys, summary))
+    figure = sweep_figure(jobs, drawn) if drawn else None
+    if figure is not None:
+        save(figure, folder / "sweep.png")
+    write_documents(folder, f"Sweep {folder.name}", _sections(folder, jobs, keys, summary, figure))
     if dropped:
         sentence(f"No room here for {', '.join(dropped)}: see sweep.csv.")
     say(f"All numbers: {folder / 'sweep.csv'}")

@@ -67,7 +67,7 @@ def _map(jobs: Sequence[SweepJob], down: str, along: str) -> Figure:
         axis.set_ticks([place + 0.5 for place in range(len(values))], [plot_text(value or DASH) for value in values])
     axes.set_xlabel(plot_text(along))
     axes.set_ylabel(plot_text(down))
-    figure.colorbar(image, label="top-1 of the student, %").outline.set_visible(False)  # type: ignore[operator]
+    figure.colorbar(image, label="top-1 of the student, %").outline.set_visible(False)
     return figure
 
 

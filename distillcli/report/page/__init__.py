@@ -29,7 +29,7 @@ def page(title: str, sections: Sequence[Section]) -> str:
 
     shown = [_view(section, f"p{number}") for number, section in enumerate(sections)]
     style = Markup((HERE / "page.css").read_text("utf-8"))
-    return _template().render(title=title, sections=shown, style=style, version=__version__)
+    return _template().render(title=clean(title), sections=shown, style=style, version=__version__)
 
 
 @functools.cache
