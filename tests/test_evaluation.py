@@ -160,7 +160,7 @@ def test_numbers_do_not_depend_on_the_batches() -> None:
 def test_a_confident_model_is_right_or_wrong_without_limit() -> None:
     student = np.array([[100.0, 0.0], [100.0, 0.0]], np.float32)
     numbers = measured(student, np.array([0, 1]))
-    assert numbers == {"top1": 50, "top5": 100, "balanced_accuracy": 50, "nll": 50, "ece": 0.5}
+    assert numbers == {"top1": 50, "top5": 100, "balanced_accuracy": 50, "nll": 50, "ece": 0.5, "brier": 1}
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -23,7 +23,7 @@ from distillcli.runs.disagreements import Disagreement, read_disagreements, writ
 from distillcli.runs.predictions import Predictions, write_predictions
 from distillcli.runs.result import from_json
 
-VOID = {"meta", "img", "br", "hr", "link", "input"}
+VOID = {"meta", "img", "br", "hr", "link", "input", "wbr"}
 CLASSES = [*EVIL, "</style><b>", "数字"]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 
 from distillcli.report.blocks import Block, Bullets, Code, Picture, Section, Sentence, Table, known, section
-from distillcli.report.console import CONSOLE, grid_width, print_grid, say, sentence
+from distillcli.report.console import CONSOLE, grid_width, print_grid, say, sentence, stacked
 from distillcli.report.documents import write_documents
 from distillcli.report.figures import save
 from distillcli.report.format import DASH, Grid, count, fixed, percent, seconds, without_column
@@ -87,14 +87,9 @@ def _table(jobs: Sequence[SweepJob], keys: Sequence[str]) -> Grid:
     return grid
 
 
-def _stacked(header: Sequence[str]) -> list[str]:
-    """Dotted keys broken over several lines, because their values are much shorter."""
-    return [name.replace(".", ".\n") for name in header]
-
-
 def _fitted(grid: Grid, keys: int) -> tuple[Grid, list[str]]:
     """The grid as it fits the terminal, and the names of the columns left out."""
-    grid = [_stacked(grid[0]), *([row[0], *map(_elide, row[1 : 1 + keys]), *row[1 + keys :]] for row in grid[1:])]
+    grid = [stacked(grid[0]), *([row[0], *map(_elide, row[1 : 1 + keys]), *row[1 + keys :]] for row in grid[1:])]
     dropped = []
     for column in _LEAST_IMPORTANT:
         if grid_width(grid) <= CONSOLE.width:
@@ -167,10 +162,9 @@ def _sections(
     commands = [job.result.command for job in jobs if job.result.command]
     failed = sum(not job.result.finished for job in jobs)
     picture = None
-    if drawn := drawn_keys(jobs, keys):
-        picture = Picture(
-            f"Top-1 over {' and '.join(drawn)}", lambda: [sweep_figure(jobs, drawn)], folder / "sweep.png"
-        )
+    if figure is not None:
+        shows = f"Top-1 over {' and '.join(drawn_keys(jobs, keys))}"
+        picture = Picture(shows, lambda: [figure], folder / "sweep.png")
     return known(
         [
             section("", Code(commands[0] if commands else "", "sh")),
@@ -213,7 +207,7 @@ def close_sweep(folder: Path) -> None:
         sentence(_SUMMARY_WORDS, "bold")
         CONSOLE.print()
         grid = _summary_grid(summary)
-        print_grid([_stacked(grid[0]), *grid[1:]], numbers_from=len(keys) - 1)
+        print_grid([stacked(grid[0]), *grid[1:]], numbers_from=len(keys) - 1)
         CONSOLE.print()
 
     write_text(folder / "sweep.csv", sweep_csv(jobs, keys))
