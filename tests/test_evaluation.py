@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from distillcli.runtime import Runtime
 from distillcli.teachers.frozen import FrozenTeacher
-from distillcli.training.evaluation import evaluate
+from distillcli.training.calibration import TRIED, best_temperature, fitted_temperature
+from distillcli.training.evaluation import evaluate, evaluate_by_class
 from distillcli.types import LOGITS_ONLY, Batch, Output, Spec, Taps
 
 CPU = torch.device("cpu")
@@ -37,7 +39,11 @@ class Echo(nn.Module):
 
 
 def measured(
-    student: NDArray[np.float32], labels: NDArray[np.int64], teacher: NDArray[np.float32] | None = None, size: int = 17
+    student: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    teacher: NDArray[np.float32] | None = None,
+    size: int = 17,
+    temperature: float | None = None,
 ) -> dict[str, float]:
     """``evaluate`` on these logits in batches of ``size``, the last one smaller."""
     classes = student.shape[1]
@@ -58,7 +64,7 @@ def measured(
         has_labels=bool((labels >= 0).any()),
         runtime=Runtime(CPU),
     )
-    return evaluate(Echo(classes), loader, teacher=frozen)  # type: ignore[arg-type]
+    return evaluate_by_class(Echo(classes), loader, "fp32", frozen, temperature).numbers  # type: ignore[arg-type]
 
 
 def logits(count: int, classes: int, seed: int = 0, scale: float = 3.0) -> NDArray[np.float32]:
@@ -154,7 +160,7 @@ def test_numbers_do_not_depend_on_the_batches() -> None:
 def test_a_confident_model_is_right_or_wrong_without_limit() -> None:
     student = np.array([[100.0, 0.0], [100.0, 0.0]], np.float32)
     numbers = measured(student, np.array([0, 1]))
-    assert numbers == {"top1": 50, "top5": 100, "balanced_accuracy": 50, "nll": 50, "ece": 0.5}
+    assert numbers == {"top1": 50, "top5": 100, "balanced_accuracy": 50, "nll": 50, "ece": 0.5, "brier": 1}
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -186,3 +192,53 @@ def test_evaluation_makes_no_graph() -> None:
     )
     evaluate(model, loader)  # type: ignore[arg-type]
     assert seen == [False]
+
+
+def validation(values: NDArray[np.float32], labels: NDArray[np.int64], part: str = "test") -> Any:
+    """Data whose validation images are ``values``."""
+    batch = Batch(torch.from_numpy(values[:, None, None]), torch.from_numpy(labels), torch.arange(len(labels)))
+    loader = SimpleNamespace(plain=lambda: iter([batch]), has_labels=bool((labels >= 0).any()), runtime=Runtime(CPU))
+    loader.labelled = lambda: loader
+    return SimpleNamespace(val=loader, source=SimpleNamespace(evaluated_on=part))
+
+
+@pytest.mark.parametrize("truth", [0.3, 1.0, 5.0])
+def test_the_temperature_is_that_of_the_greatest_likelihood(truth: float) -> None:
+    """Labels drawn from the logits divided by the truth; the reference minimises in float64."""
+    values = (truth * logits(4000, 5, scale=2.0)).astype(np.float32)
+    chances = np.exp(log_softmax(values / np.float32(truth)))
+    draws = np.random.RandomState(1).rand(4000, 1)
+    labels = (draws > chances.cumsum(axis=1)).sum(axis=1).clip(max=4).astype(np.int64)
+
+    def loss(temperature: float) -> float:
+        return float(-log_softmax(values / np.float32(temperature))[np.arange(4000), labels].mean())
+
+    best = minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-6}).x
+    found = fitted_temperature(Echo(5), validation(values, labels), "fp32")  # type: ignore[arg-type]
+    assert found == pytest.approx(best, rel=5e-3)
+    assert found == pytest.approx(truth, rel=0.1)
+
+
+def test_no_temperature_is_fitted_on_what_is_reported_or_on_nothing() -> None:
+    values = logits(50, 3)
+    labels = labels_for(values)
+    for data in (validation(values, labels, "val"), validation(values, labels * 0 - 1), SimpleNamespace(val=None)):
+        assert fitted_temperature(Echo(3), data, "fp32") is None  # type: ignore[arg-type]
+    assert best_temperature(torch.full((len(TRIED),), float("nan"))) is None
+
+
+def test_the_limits_stand_for_all_beyond() -> None:
+    values = logits(50, 3)
+    for labels, limit in ((values.argmax(axis=1), 1 / 16), (values.argmin(axis=1), 16)):
+        assert fitted_temperature(Echo(3), validation(values, labels), "fp32") == pytest.approx(limit)  # type: ignore[arg-type]
+
+
+def test_numbers_after_calibration_are_those_of_the_divided_logits() -> None:
+    student = logits(200, 5)
+    labels = labels_for(student)
+    plain, scaled = measured(student, labels, temperature=2.5), measured(student / np.float32(2.5), labels)
+    assert {f"calibrated_{key}" for key in ("nll", "ece", "brier")} <= plain.keys()
+    for key in ("nll", "ece", "brier"):
+        assert plain[f"calibrated_{key}"] == pytest.approx(scaled[key], rel=1e-5)
+    one_hot = np.eye(5)[labels]
+    assert plain["brier"] == pytest.approx(((np.exp(log_softmax(student)) - one_hot) ** 2).sum(axis=1).mean(), rel=1e-5)

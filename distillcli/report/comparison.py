@@ -15,7 +15,7 @@ from distillcli.report.blocks import Bullets, Interval, Picture, Section, Senten
 from distillcli.report.compare_groups import Group, Tested
 from distillcli.report.format import DASH, Grid, byte_count, count, fixed, significant
 from distillcli.report.grids import file_size
-from distillcli.report.pareto import Point, pareto_figures
+from distillcli.report.pareto import Point, differing, pareto_figures
 from distillcli.report.sentences import LEVEL
 from distillcli.report.sweep_csv import csv_cell
 from distillcli.report.sweep_jobs import SweepJob
@@ -23,6 +23,9 @@ from distillcli.report.sweep_plot import drawn_keys, sweep_figure
 from distillcli.runs.result import Measured, top1_of
 
 LEVEL_OF_TESTS = 0.05
+INTERVALS = ("95 %, to\ncontrol", "95 %, to\nbest")
+# What a narrow terminal leaves out, in this order.
+SPARE = (*INTERVALS, "gap\nclosed", "control\n%", "val\n%")
 
 
 def comparison_sections(groups: Sequence[Group], jobs: Sequence[SweepJob]) -> list[Section]:
@@ -35,11 +38,13 @@ def comparison_sections(groups: Sequence[Group], jobs: Sequence[SweepJob]) -> li
     if swept:
         over = Picture(f"Top-1 over {' and '.join(swept)}", lambda: [sweep_figure(done, swept)])
     points = pareto_points(groups)
-    against = Picture("Top-1 against cost", functools.partial(pareto_figures, points)) if points else None
+    against = Picture("Top-1 against cost", functools.partial(pareto_figures, points)) if differing(points) else None
     return known(
         [
             section("", Sentence(_counts(groups, done), "strong"), _verdict(groups[0]), brief=True),
-            section("Settings", Table(comparison_grid(groups), 1 + keys), *map(Sentence, _words(groups)), brief=True),
+            section(
+                "Settings", Table(comparison_grid(groups), 1 + keys, SPARE), *map(Sentence, _words(groups)), brief=True
+            ),
             section("", Bullets(left), brief=True),
             section("Over the settings", over),
             section("Accuracy and cost", against, Table(cost_grid(groups), 1 + keys)),
@@ -71,7 +76,7 @@ def _verdict(best: Group) -> Interval | None:
 def comparison_grid(groups: Sequence[Group]) -> Grid:
     """A row for each group, the best on validation data first."""
     keys = list(groups[0].settings)
-    tests = ["to its\ncontrol", "adjusted\np", "to the\nbest", "adjusted\np"]
+    tests = ["to its\ncontrol", INTERVALS[0], "p, to\ncontrol", "to the\nbest", INTERVALS[1], "p, to\nbest"]
     grid = [["#", *keys, "seeds", "val\n%", "top-1\n%", "control\n%", "gap\nclosed", *tests]]
     for number, group in enumerate(groups, 1):
         gap = group.mean(lambda job: job.result.gap_closed)
@@ -100,10 +105,11 @@ def _spread(values: Sequence[float | None]) -> str:
 
 
 def _tested(test: Tested | None) -> list[str]:
+    """The difference, its interval and its p-value."""
     if test is None:
-        return [DASH, DASH]
+        return [DASH] * 3
     found = test.found
-    return [f"{found.difference:+.1f} ({found.low:+.1f} to {found.high:+.1f})", significant(test.adjusted, 2)]
+    return [f"{found.difference:+.1f}", f"{found.low:+.1f} to {found.high:+.1f}", significant(test.adjusted, 2)]
 
 
 def _words(groups: Sequence[Group]) -> list[str]:

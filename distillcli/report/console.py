@@ -255,6 +255,11 @@ def grid_width(grid: Grid) -> int:
     return sum(widths) + 2 * (len(widths) - 1)
 
 
+def stacked(header: Sequence[str]) -> list[str]:
+    """Dotted keys broken over several lines, because their values are much shorter."""
+    return [name.replace(".", ".\n") for name in header]
+
+
 def _cleaned_lines(words: str) -> str:
     return "\n".join(clean(line) for line in words.split("\n"))
 
@@ -297,6 +302,8 @@ def _print_block(block: Block) -> None:
         case Interval(headline, words):
             sentence(f"{headline}: {words}", "bold")
         case Table(grid, numbers_from, spare):
+            if grid_width(grid) > CONSOLE.width:
+                grid = [stacked(grid[0]), *grid[1:]]
             for column in spare:
                 grid = grid if grid_width(grid) <= CONSOLE.width else without_column(grid, column)
             print_grid(grid, numbers_from, upright=grid_width(grid) <= CONSOLE.width)

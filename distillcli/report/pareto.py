@@ -33,10 +33,15 @@ def front(points: Sequence[Point], cost: str) -> list[Point]:
     return best
 
 
+def differing(points: Sequence[Point]) -> list[str]:
+    """The costs in which models differ."""
+    costs = points[0].costs if points else ()
+    return [cost for cost in costs if len({point.costs[cost] for point in points} - {None}) > 1]
+
+
 def pareto_figures(points: Sequence[Point]) -> list[Figure]:
-    """One plot for each cost that is known of models that differ in it."""
-    costs = [cost for cost in points[0].costs if len({point.costs[cost] for point in points} - {None}) > 1]
-    return [_figure(points, cost) for cost in costs]
+    """One plot for each cost in which they differ."""
+    return [_figure(points, cost) for cost in differing(points)]
 
 
 def _figure(points: Sequence[Point], cost: str) -> Figure:

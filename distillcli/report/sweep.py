@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
 from distillcli.report.blocks import Block, Bullets, Code, Picture, Section, Sentence, Table, known, section
-from distillcli.report.console import CONSOLE, grid_width, print_grid, say, sentence
+from distillcli.report.console import CONSOLE, grid_width, print_grid, say, sentence, stacked
 from distillcli.report.documents import write_documents
 from distillcli.report.figures import save
 from distillcli.report.format import DASH, Grid, count, fixed, percent, seconds, without_column
@@ -32,6 +33,9 @@ from distillcli.report.sweep_jobs import (
 from distillcli.report.sweep_plot import drawn_keys, sweep_figure
 from distillcli.runs.folder import write_json, write_text
 from distillcli.runs.result import EpochNumbers, Measured, to_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Columns a narrow terminal leaves out, in this order; the files have them all.
 _LEAST_IMPORTANT = ["ECE", "NLL", "top-5\n%", "seconds", "best\n%", "agreement\n%"]
@@ -83,14 +87,9 @@ def _table(jobs: Sequence[SweepJob], keys: Sequence[str]) -> Grid:
     return grid
 
 
-def _stacked(header: Sequence[str]) -> list[str]:
-    """Dotted keys broken over several lines, because their values are much shorter."""
-    return [name.replace(".", ".\n") for name in header]
-
-
 def _fitted(grid: Grid, keys: int) -> tuple[Grid, list[str]]:
     """The grid as it fits the terminal, and the names of the columns left out."""
-    grid = [_stacked(grid[0]), *([row[0], *map(_elide, row[1 : 1 + keys]), *row[1 + keys :]] for row in grid[1:])]
+    grid = [stacked(grid[0]), *([row[0], *map(_elide, row[1 : 1 + keys]), *row[1 + keys :]] for row in grid[1:])]
     dropped = []
     for column in _LEAST_IMPORTANT:
         if grid_width(grid) <= CONSOLE.width:
@@ -158,15 +157,14 @@ def _sweep_json(
 
 
 def _sections(
-    folder: Path, jobs: Sequence[SweepJob], keys: Sequence[str], summary: Sequence[SeedSummary]
+    folder: Path, jobs: Sequence[SweepJob], keys: Sequence[str], summary: Sequence[SeedSummary], figure: Figure | None
 ) -> list[Section]:
     commands = [job.result.command for job in jobs if job.result.command]
     failed = sum(not job.result.finished for job in jobs)
     picture = None
-    if drawn := drawn_keys(jobs, keys):
-        picture = Picture(
-            f"Top-1 over {' and '.join(drawn)}", lambda: [sweep_figure(jobs, drawn)], folder / "sweep.png"
-        )
+    if figure is not None:
+        shows = f"Top-1 over {' and '.join(drawn_keys(jobs, keys))}"
+        picture = Picture(shows, lambda: [figure], folder / "sweep.png")
     return known(
         [
             section("", Code(commands[0] if commands else "", "sh")),
@@ -209,14 +207,15 @@ def close_sweep(folder: Path) -> None:
         sentence(_SUMMARY_WORDS, "bold")
         CONSOLE.print()
         grid = _summary_grid(summary)
-        print_grid([_stacked(grid[0]), *grid[1:]], numbers_from=len(keys) - 1)
+        print_grid([stacked(grid[0]), *grid[1:]], numbers_from=len(keys) - 1)
         CONSOLE.print()
 
     write_text(folder / "sweep.csv", sweep_csv(jobs, keys))
     write_json(folder / "sweep.json", _sweep_json(folder, jobs, keys, summary))
-    if drawn:
-        save(sweep_figure(jobs, drawn), folder / "sweep.png")
-    write_documents(folder, f"Sweep {folder.name}", _sections(folder, jobs, keys, summary))
+    figure = sweep_figure(jobs, drawn) if drawn else None
+    if figure is not None:
+        save(figure, folder / "sweep.png")
+    write_documents(folder, f"Sweep {folder.name}", _sections(folder, jobs, keys, summary, figure))
     if dropped:
         sentence(f"No room here for {', '.join(dropped)}: see sweep.csv.")
     say(f"All numbers: {folder / 'sweep.csv'}")

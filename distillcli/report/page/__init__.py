@@ -18,6 +18,7 @@ from distillcli.report.format import clean
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from markupsafe import Markup
 
 HERE = Path(__file__).parent
 MOST_IMAGE_BYTES = 100_000  # of one image in a page; larger ones are left out
@@ -29,7 +30,7 @@ def page(title: str, sections: Sequence[Section]) -> str:
 
     shown = [_view(section, f"p{number}") for number, section in enumerate(sections)]
     style = Markup((HERE / "page.css").read_text("utf-8"))
-    return _template().render(title=title, sections=shown, style=style, version=__version__)
+    return _template().render(title=clean(title), sections=shown, style=style, version=__version__)
 
 
 @functools.cache
@@ -57,7 +58,7 @@ def _block(block: Block, prefix: str) -> dict[str, Any]:
         case Interval(headline, words):
             return {"kind": "interval", "headline": clean(headline), "words": clean(words), **_bar(block)}
         case Table(grid, numbers_from):
-            header = [[clean(line) for line in cell.split("\n")] for cell in grid[0]]
+            header = [[_breakable(clean(line)) for line in cell.split("\n")] for cell in grid[0]]
             rows = [[clean(cell) for cell in row] for row in grid[1:]]
             return {"kind": "table", "header": header, "rows": rows, "numbers_from": numbers_from}
         case Bullets(items):
@@ -69,6 +70,13 @@ def _block(block: Block, prefix: str) -> dict[str, Any]:
             return {"kind": "picture", "shows": clean(shows), "drawings": drawn}
         case Gallery(captions, images):
             return {"kind": "gallery", "images": _images(captions, images)}
+
+
+def _breakable(words: str) -> Markup:
+    """A dotted key may be broken after its dots, because its values are much shorter."""
+    from markupsafe import Markup, escape
+
+    return escape(words).replace(".", Markup(".<wbr>"))
 
 
 def _bar(found: Interval) -> dict[str, Any]:
