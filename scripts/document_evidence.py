@@ -24,7 +24,7 @@ student less control, with its 95 % interval over seeds and images. *Best epoch*
 
 {table}
 
-{notes}
+{missing}{notes}
 
     {command}
     python scripts/document_evidence.py
@@ -95,15 +95,28 @@ def row(regime: Regime, regimes: dict[str, Regime]) -> str:
         spread([top1(result.teacher) for result in runs]),
         spread([top1(result.student) for result in runs]),
         spread([top1(baseline) for baseline in baselines]) + (" (*)" if "like" in regime.settings else ""),
-        "" if difference is None else f"{difference.difference:+.2f}, {difference.low:+.2f} to {difference.high:+.2f}",
+        "" if difference is None else difference_words(difference),
         spread([top1(result.best) for result in runs]),
         spread([top1(baseline.best) for baseline in baselines if baseline is not None]),
         regime.settings["expected"],
-        "not measured" if difference is None else f"**{difference.conclusion}**",
+        conclusion(difference),
         _objective(runs),
         str(len(runs)),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def difference_words(found: PairedSeeds) -> str:
+    """``+0.21, -0.12 to +0.53``; a single seed says nothing of how seeds differ."""
+    if len(found.differences) == 1:
+        return f"{found.difference:+.2f}, no interval from one seed"
+    return f"{found.difference:+.2f}, {found.low:+.2f} to {found.high:+.2f}"
+
+
+def conclusion(found: PairedSeeds | None) -> str:
+    if found is None:
+        return "not measured"
+    return f"**{found.conclusion}**" if len(found.differences) > 1 else "one seed"
 
 
 def _objective(runs: list[Result]) -> str:
@@ -135,9 +148,18 @@ def assistants_note(regimes: dict[str, Regime]) -> str:
         pairs = [(run.student, plain[seed].student) for seed, run in other.items() if seed in plain]
         if pairs:
             found = compare_seeds(*zip(*pairs, strict=True))
-            interval = f"{found.low:+.2f} to {found.high:+.2f}"
-            lines.append(f"- Students of `{name}` less those of `full_labels`: {found.difference:+.2f}, {interval}.")
+            lines.append(f"- Students of `{name}` less those of `full_labels`: {difference_words(found)}.")
     return "\n".join(lines)
+
+
+def missing(regimes: dict[str, Regime], seeds: int) -> str:
+    """A line for a table that is not complete yet."""
+    done, planned = sum(len(regime.runs) for regime in regimes.values()), seeds * len(regimes)
+    if done == planned:
+        return ""
+    return (
+        f"**Not complete: {done} of the {planned} planned runs have been made.** The command below makes the rest.\n\n"
+    )
 
 
 def main() -> None:
@@ -147,7 +169,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=EVIDENCE / "results.md")
     parser.add_argument("--command", default="python scripts/run_evidence.py --workers 12 trainer.device=cuda")
     given = parser.parse_args()
-    regimes = read_regimes(yaml.safe_load(given.plan.read_text("utf-8")), given.measured)
+    plan = yaml.safe_load(given.plan.read_text("utf-8"))
+    regimes = read_regimes(plan, given.measured)
     runs = [run for regime in regimes.values() for run in regime.runs.values()]
     if not runs:
         parser.error(f"{given.measured}: nothing was measured yet; start with scripts/run_evidence.py")
@@ -157,6 +180,7 @@ def main() -> None:
             plan=PLAN,
             images=len(runs[0].student),
             table=table(regimes),
+            missing=missing(regimes, len(plan["seeds"])),
             notes="\n\n".join([note, assistants_note(regimes)]),
             command=given.command,
             device=_device(given.measured, [run.result for run in runs]),
