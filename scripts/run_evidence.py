@@ -1,7 +1,7 @@
 """Run every regime of docs/evidence/plan.yaml with every seed: python scripts/run_evidence.py trainer.device=cuda
 
 Further KEY=VALUE go to each `distill train`. `--workers` runs share the device; of those that need the same teacher one
-fits it and the others wait. What is finished is skipped and what was stopped goes on, so the same command continues.
+fits it and the others wait. What was kept is skipped and what was stopped goes on, so the same command continues.
 After `--limit` seconds nothing new begins and what runs is stopped, to go on later. What a document needs of each
 finished run is copied to `--output`: its result.json, and which test images student and control get right, a bit for
 each. To be started in the root of the checkout, so that paths in results are relative.
@@ -86,6 +86,13 @@ def planned(plan: Path, runs: Path, settings: list[str]) -> list[Job]:
     return jobs
 
 
+def needed(jobs: list[Job], output: Path) -> list[Job]:
+    """Those of which nothing was kept yet, and those whose teacher one of these takes: their folders may be elsewhere."""
+    open_jobs = [job for job in jobs if not (output / job.name / "result.json").is_file()]
+    teachers = {job.like for job in open_jobs}
+    return [job for job in jobs if job in open_jobs or job.folder in teachers]
+
+
 def with_seeds(override: str, seed: int, seeds: list[int]) -> str:
     """``{seed}``, and ``{seed+2}`` for the second one after it in ``seeds``, which begin again at their end."""
 
@@ -160,9 +167,9 @@ def main() -> None:
     jobs = planned(given.plan, given.runs, ["trainer.threads=1", *given.settings])
     for job in jobs:
         keep(job, given.output)  # of earlier starts
-    failed = run_all(jobs, given.workers, given.limit, given.output)
-    done = sum(job.result is not None for job in jobs)
-    print(f"{done} of {len(jobs)} runs are finished, {len(failed)} failed; kept in {given.output}")
+    failed = run_all(needed(jobs, given.output), given.workers, given.limit, given.output)
+    done = sum((given.output / job.name / "result.json").is_file() for job in jobs)
+    print(f"{done} of {len(jobs)} runs are kept in {given.output}, {len(failed)} failed")
     raise SystemExit(1 if failed else 0)
 
 
