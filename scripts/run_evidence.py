@@ -87,7 +87,7 @@ def planned(plan: Path, runs: Path, settings: list[str]) -> list[Job]:
 
 
 def needed(jobs: list[Job], output: Path) -> list[Job]:
-    """Those of which nothing was kept yet, and those whose teacher one of these takes: their folders may be elsewhere."""
+    """Those of which nothing was kept, and those whose teacher one of these takes, as their folders may be gone."""
     open_jobs = [job for job in jobs if not (output / job.name / "result.json").is_file()]
     teachers = {job.like for job in open_jobs}
     return [job for job in jobs if job in open_jobs or job.folder in teachers]

@@ -82,7 +82,7 @@ def _plain(words: list[str]) -> list[str]:
             return list(SCRIPTS)
         case ["runs"]:
             return ["ls", "show", "rm", "prune"]
-        case ["runs", "show" | "rm" | "prune", *_]:
+        case ["runs", "show" | "rm" | "prune", *_] | ["compare", *_]:
             return _runs()
         case ["cache"]:
             return ["ls", "verify", "clear"]

@@ -32,7 +32,9 @@ def comparison_sections(groups: Sequence[Group], jobs: Sequence[SweepJob]) -> li
     """``groups``: of those of ``jobs`` that finished; the others are only named."""
     keys = len(groups[0].settings)
     done = [job for group in groups for job in group.jobs]
-    swept = drawn_keys(done, list(groups[0].settings))
+    settings = list(groups[0].settings)
+    # A map over what was set would mix runs that something else tells apart.
+    swept = drawn_keys(done, settings) if all(any(key in job.overrides for job in done) for key in settings) else []
     left = tuple(f"{job.name}: {job.status}, not compared" for job in jobs if not job.result.finished)
     over = None
     if swept:
@@ -133,12 +135,10 @@ def _words(groups: Sequence[Group]) -> list[str]:
     return words
 
 
-COSTS = {"latency, ms": fixed, "MACs": count, "file size, bytes": byte_count}
-
-
 def _costs(model: Measured, folder: Path | None) -> dict[str, float | None]:
+    """By the names that plots give them."""
     size = None if folder is None else file_size(folder)
-    return dict(zip(COSTS, (model.latency_ms, model.macs, size), strict=True))
+    return {"latency, ms": model.latency_ms, "MACs": model.macs, "file size, bytes": size}
 
 
 def pareto_points(groups: Sequence[Group]) -> list[Point]:
@@ -166,11 +166,10 @@ def cost_grid(groups: Sequence[Group]) -> Grid:
     keys = list(groups[0].settings)
     grid = [["#", *keys, "params", "MACs", "latency\nms", "file"]]
     for number, group in enumerate(groups, 1):
-        costs = _costs(group.student, Path(group.jobs[0].name))
-        size = costs["file size, bytes"]
-        cells = [count(group.student.params), count(costs["MACs"]), fixed(costs["latency, ms"])]
-        file = DASH if size is None else byte_count(size)
-        grid.append([str(number), *(value or DASH for value in group.settings.values()), *cells, file])
+        student, size = group.student, file_size(Path(group.jobs[0].name))
+        costs = [count(student.params), count(student.macs), fixed(student.latency_ms)]
+        settings = (value or DASH for value in group.settings.values())
+        grid.append([str(number), *settings, *costs, DASH if size is None else byte_count(size)])
     return grid if len({tuple(row[1 + len(keys) :]) for row in grid[1:]}) > 1 else grid[:1]
 
 
@@ -197,7 +196,9 @@ def comparison_json(groups: Sequence[Group]) -> list[dict[str, Any]]:
             "mean_control_top1": group.mean(lambda job: job.top1("baseline")),
             "mean_gap_closed": group.mean(lambda job: job.result.gap_closed),
             "params": group.student.params,
-            **_costs(group.student, Path(group.jobs[0].name)),
+            "macs": group.student.macs,
+            "latency_ms": group.student.latency_ms,
+            "file_bytes": file_size(Path(group.jobs[0].name)),
             "to_control": None if group.to_control is None else _flat(group.to_control),
             "to_best": None if group.to_best is None else _flat(group.to_best),
         }

@@ -106,7 +106,7 @@ def svg(figure: Figure, prefix: str) -> str:
     words = content.getvalue()
     words = words[words.index("<svg") :]
     words = re.sub(r"\s*<metadata>.*?</metadata>", "", words, flags=re.DOTALL)
-    words = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]+\")[^>]*>", r'<svg \1 aria-hidden="true">', words, count=1)
-    words = re.sub(r'\bid="', f'id="{prefix}-', words)
-    words = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", words)
+    view = re.findall(r'viewBox\W"[^"]+"', words)[0]
+    words = re.sub("<svg [^>]*>", f'<svg {view} aria-hidden="true">', words, count=1)
+    words = re.sub(r'\bid\W"|href\W"#|url\(#', lambda found: f"{found[0]}{prefix}-", words)
     return re.sub(r"#[0-9a-f]{6}\b", lambda found: _PROPERTIES.get(found[0], found[0]), words)

@@ -34,7 +34,6 @@ from distillcli.report.grids import (
     settings_grid,
 )
 from distillcli.report.models import measured_models
-from distillcli.report.reliability import reliability_figures, reliability_of
 from distillcli.report.sentences import (
     CALIBRATED_WORDS,
     QUALITY_WORDS,
@@ -121,6 +120,8 @@ def _quality(result: Result, folder: Path) -> list[Block | None]:
     table, after = Table(quality_grid(result)), Table(calibrated_grid(result))
     if len(table.grid) == 1:
         return []
+    from distillcli.report.reliability import reliability_figures, reliability_of  # NumPy takes a moment to import
+
     found = reliability_of(result, folder)
     diagram = Picture(
         "How often the models are right, by how sure they are", functools.partial(reliability_figures, found)
