@@ -24,7 +24,7 @@ from tiny import CPU, STEPS, Watch, digest, last, open_tiny, tiny, train
 from distillcli.commands import show
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import Interrupted, UserError
-from distillcli.export.timm_folder import write as export
+from distillcli.formats.timm_folder import write as export
 from distillcli.models.backbone import build, describe
 from distillcli.models.card import Card, check_model, read_card
 from distillcli.models.weights import read_weights

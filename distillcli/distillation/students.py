@@ -9,7 +9,7 @@ from distillcli.config.schema import ModelConfig, StudentConfig, TrainConfig
 from distillcli.config.terms import reused_head_options
 from distillcli.distillation.recipes import as_student
 from distillcli.errors import UserError
-from distillcli.export.formats import export
+from distillcli.formats.formats import export
 from distillcli.models.backbone import Backbone, build, describe
 from distillcli.models.freezing import freeze
 from distillcli.models.matching import knows_classes, load_into

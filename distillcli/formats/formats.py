@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distillcli.errors import NumericError
-from distillcli.export import timm_folder
+from distillcli.formats import timm_folder
 from distillcli.models.backbone import Backbone
 from distillcli.types import Output, Taps
 
