@@ -39,6 +39,17 @@ COMMANDS = {
         ),
         "checkpoint=WHAT [dataset=NAME] [key=value ...]",
     ),
+    "export": Command(
+        "distillcli.commands.export",
+        "write a model in a format for deployment, and check the file",
+        "export",
+        (
+            "distill export checkpoint=runs/distill/latest",
+            "distill export checkpoint=runs/distill/latest epoch=best preprocess=true softmax=true",
+            "distill export checkpoint=runs/distill/latest format=timm out=deployed",
+        ),
+        "checkpoint=WHAT [format=NAME] [key=value ...]",
+    ),
     "bench": Command(
         "distillcli.commands.bench",
         "time the parts of a training step",

@@ -21,6 +21,7 @@ from distillcli.config.schema import (
     DatasetConfig,
     DistillConfig,
     EvalConfig,
+    ExportConfig,
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -44,6 +45,7 @@ _SCHEDULES = {
     "multistep": ("milestones", "decay_rate"),
     "constant": (),
 }
+_COMMANDS = {EvalConfig: "distill eval", ExportConfig: "distill export"}
 _EVAL_READS = ("device", "threads", "workers", "channels_last")
 
 
@@ -127,10 +129,11 @@ def _unread(config: object) -> Iterator[Unread]:
         yield from _of_optimizer(config.optimizer)
         yield from _of_schedule(config.schedule)
         yield from _of_augment(config.augment, config.dataset.channels)
-    elif isinstance(config, EvalConfig):
+    elif isinstance(config, (EvalConfig, ExportConfig)):
+        command = _COMMANDS[type(config)]
         reads = " and ".join(f"trainer.{name}" for name in _EVAL_READS)
         others = [field.name for field in dataclasses.fields(config.trainer) if field.name not in _EVAL_READS]
-        yield Unread(_below("trainer", others), f"distill eval trains nothing and reads {reads}; leave it out", "eval")
+        yield Unread(_below("trainer", others), f"{command} trains nothing and reads {reads}; leave it out", command)
         if config.dataset is not None:
             yield from _of_dataset(config.dataset)
 
