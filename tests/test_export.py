@@ -87,6 +87,17 @@ def test_preprocessing_and_calibrated_softmax_lie_inside(trained: Path, distill:
     np.testing.assert_allclose(found, (logits / told["temperature"]).softmax(dim=1).numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "file"), [("torch", "x.pt2"), ("openvino", "x.xml")])
+def test_other_formats_go_through_the_same_command(name: str, file: str, trained: Path, distill: Distill) -> None:
+    done = distill("export", f"checkpoint={RUN}", f"format={name}", f"out=other/{file}", "softmax=true", cwd=trained)
+    assert done.code == 0, done.stderr
+    assert done.stderr == ""
+    assert file in leftovers(trained / "other")
+    check = json.loads((trained / "other" / f"{file}.json").read_text("utf-8"))
+    assert check["share"] < 1e-4
+    assert check["agreement"] == 100
+
+
 def test_timm_folders_go_through_the_same_command(trained: Path, distill: Distill) -> None:
     asked = ("export", f"checkpoint={RUN}", "format=timm", "out=folder")
     assert distill(*asked, cwd=trained).code == 0

@@ -50,6 +50,17 @@ COMMANDS = {
         ),
         "checkpoint=WHAT [format=NAME] [key=value ...]",
     ),
+    "predict": Command(
+        "distillcli.commands.predict",
+        "name the most likely classes of images",
+        "predict",
+        (
+            "distill predict checkpoint=runs/distill/latest input=photo.jpg",
+            "distill predict checkpoint=model.onnx input=photos topk=1 format=csv > answers.csv",
+            "find photos -name '*.jpg' | distill predict checkpoint=runs/distill/latest input=- format=jsonl",
+        ),
+        "checkpoint=WHAT input=PATH|GLOB|- [format=table|jsonl|csv] [topk=5] [key=value ...]",
+    ),
     "bench": Command(
         "distillcli.commands.bench",
         "time the parts of a training step",

@@ -27,6 +27,8 @@ class Needs:
 EXPORT_FORMATS = {
     "timm": Needs(),
     "onnx": Needs(("onnx", "onnxscript", "onnxruntime"), "onnx"),
+    "torch": Needs(),
+    "openvino": Needs(("onnx", "onnxscript", "openvino"), "openvino"),
 }
 
 

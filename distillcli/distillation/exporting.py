@@ -66,6 +66,7 @@ def export_model(
         preprocess=config.preprocess,
         temperature=_temperature(backbone, loader, source) if config.softmax else None,
         pixels=pixels_evaluated(source, dataset),
+        view_size=dataset.image_size,
     )
     with writable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,8 @@ class Wanted:
 
     ``preprocess``: take B x H x W x C, uint8, and normalise inside; otherwise B x C x H x W, normalised.
     ``temperature``: answer with the softmax at it; None: logits. ``pixels``: in which form the images were kept that
-    the model was measured on (see ``sources.stored.pixels_kept``).
+    the model was measured on (see ``sources.stored.pixels_kept``); ``view_size``: pixels of their views, where these
+    are not of the model's own size.
     """
 
     classes: tuple[str, ...]
@@ -37,11 +38,15 @@ class Wanted:
     preprocess: bool = False
     temperature: float | None = None
     pixels: str = "cropped"
+    view_size: int | None = None
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the file says of itself, so that it is all that a deployment needs. ``size``: pixels of both sides."""
+    """What the file says of itself, so that it is all that a deployment needs.
+
+    ``size``: pixels of both sides of what it takes; ``view_size``: of the views that are resized to this.
+    """
 
     model: str
     classes: tuple[str, ...]
@@ -53,6 +58,7 @@ class Facts:
     preprocess: bool
     temperature: float | None
     pixels: str
+    view_size: int
 
     @property
     def output(self) -> str:
@@ -96,6 +102,7 @@ def facts_of(backbone: Backbone, wanted: Wanted) -> Facts:
         preprocess=wanted.preprocess,
         temperature=wanted.temperature,
         pixels=wanted.pixels,
+        view_size=wanted.view_size or backbone.image_size,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distillcli.errors import NumericError
-from distillcli.formats import onnx_file, timm_folder
+from distillcli.formats import onnx_file, openvino_file, timm_folder, torch_program
 from distillcli.formats.check import Check, compare
 from distillcli.formats.deployed import Wanted, facts_of
 from distillcli.models.backbone import Backbone
@@ -54,6 +54,24 @@ FORMATS = {
         onnx_file.Session,
         1e-3,
         ".onnx",
+        "distill predict checkpoint={path} input=IMAGES",
+    ),
+    # The same kernels, of operations that are taken apart a little further.
+    "torch": Format(
+        "a program for torch.export.load",
+        torch_program.write,
+        torch_program.Session,
+        1e-4,
+        ".pt2",
+        'torch.export.load("{path}").module()',
+    ),
+    # Other kernels again, in float32.
+    "openvino": Format(
+        "FILE.xml and FILE.bin for OpenVINO",
+        openvino_file.write,
+        openvino_file.Session,
+        1e-3,
+        ".xml",
         "distill predict checkpoint={path} input=IMAGES",
     ),
 }
