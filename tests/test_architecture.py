@@ -19,7 +19,7 @@ FLOORS = (
     ("config", "types", "signals"),
     ("runs", "sources", "evidence", "runtime", "reused_head"),
     ("models", "views", "terms", "report"),
-    ("teachers", "launch", "export"),
+    ("teachers", "launch", "formats"),
     ("training",),
     ("distillation",),
     ("commands",),

@@ -18,7 +18,7 @@ from distillcli import cli
 from distillcli.config.schema import AugmentConfig, DatasetConfig, ModelConfig
 from distillcli.distillation.kinds import KINDS
 from distillcli.errors import UserError
-from distillcli.export.timm_folder import write as export
+from distillcli.formats.timm_folder import write as export
 from distillcli.models.backbone import build, describe
 from distillcli.models.matching import load_into
 from distillcli.models.weights import read_weights

@@ -83,37 +83,37 @@ def test_eval_takes_a_model_name_and_a_folder(tmp_path: Path) -> None:
 
 
 @dataclass
-class PredictConfig:
+class GuessConfig:
     checkpoint: str = MISSING
     top: int = 1
     dataset: Optional[DatasetConfig] = None  # noqa: UP045 - OmegaConf reads it at run time
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-def check_predict(config: PredictConfig) -> None:
+def check_guess(config: GuessConfig) -> None:
     at_least("top", config.top, 1)
 
 
 @pytest.fixture
-def predict(monkeypatch: pytest.MonkeyPatch) -> None:
+def guess(monkeypatch: pytest.MonkeyPatch) -> None:
     """A third primary config: its dataclass, its line in the table, and its YAML."""
-    monkeypatch.setitem(PRIMARIES, "predict", Primary(PredictConfig, check_predict))
+    monkeypatch.setitem(PRIMARIES, "guess", Primary(GuessConfig, check_guess))
     (defaults, rest) = (search.builtin_folder() / "eval.yaml").read_text("utf-8").split("  - eval_schema", 1)
-    search.use([write("predict", f"{defaults}  - predict_schema{rest}")])
+    search.use([write("guess", f"{defaults}  - guess_schema{rest}")])
 
 
-@pytest.mark.usefixtures("predict")
+@pytest.mark.usefixtures("guess")
 def test_a_new_primary_config_is_one_line_in_the_table() -> None:
     calls: list[object] = []
-    launch("predict", ["checkpoint=a b", "top=3", "--config-dir", "mine"], lambda config, _: calls.append(config))
-    assert calls == [PredictConfig("a b", 3)]
-    config = compose("predict", ["checkpoint=x", "dataset=digits"])
-    assert isinstance(config, PredictConfig)
+    launch("guess", ["checkpoint=a b", "top=3", "--config-dir", "mine"], lambda config, _: calls.append(config))
+    assert calls == [GuessConfig("a b", 3)]
+    config = compose("guess", ["checkpoint=x", "dataset=digits"])
+    assert isinstance(config, GuessConfig)
     assert config.dataset is not None
     assert config.dataset.name == "digits"
 
 
-@pytest.mark.usefixtures("predict")
+@pytest.mark.usefixtures("guess")
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -131,22 +131,22 @@ def test_a_new_primary_config_is_one_line_in_the_table() -> None:
     ],
 )
 def test_mistakes_in_a_new_primary_config_are_explained(overrides: list[str], expected: str) -> None:
-    assert expected in refused(*overrides, primary="predict")
+    assert expected in refused(*overrides, primary="guess")
 
 
-@pytest.mark.usefixtures("predict")
+@pytest.mark.usefixtures("guess")
 def test_only_runs_can_be_resumed() -> None:
-    for primary in ("eval", "predict"):
+    for primary in ("eval", "guess"):
         with pytest.raises(UserError, match=f"distill {primary} has none to continue"):
             launch(primary, ["resume=runs/old", "--config-dir", "mine"], Recorder())
 
 
-@pytest.mark.usefixtures("predict")
+@pytest.mark.usefixtures("guess")
 def test_completion_knows_a_new_primary_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMMANDS, "predict", Command("module", "summary", "predict", ()))
-    assert "top=" in candidates(["predict"], "to")
-    assert candidates(["predict"], "dataset=digi") == ["dataset=digits"]
-    assert candidates(["predict"], "experiment=") == []
+    monkeypatch.setitem(COMMANDS, "guess", Command("module", "summary", "guess", ()))
+    assert "top=" in candidates(["guess"], "to")
+    assert candidates(["guess"], "dataset=digi") == ["dataset=digits"]
+    assert candidates(["guess"], "experiment=") == []
 
 
 @pytest.mark.parametrize("spelling", ["experiment=mine", "+experiment=mine", "++experiment=mine"])

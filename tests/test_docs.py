@@ -12,7 +12,7 @@ from conftest import ROOT
 from PIL import Image
 
 from distillcli.config.schema import ModelConfig
-from distillcli.export.timm_folder import write
+from distillcli.formats.timm_folder import write
 from distillcli.models.backbone import build
 from distillcli.types import Inputs
 

@@ -26,7 +26,7 @@ from distillcli.distillation.reopening import reopen_model
 from distillcli.distillation.results import images_words
 from distillcli.distillation.students import new_backbone
 from distillcli.errors import UserError
-from distillcli.export.timm_folder import write as export
+from distillcli.formats.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build
 from distillcli.models.ensemble import Ensemble
 from distillcli.models.matching import load_into

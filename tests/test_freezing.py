@@ -10,7 +10,7 @@ from torch import nn
 
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
-from distillcli.export.timm_folder import write as export
+from distillcli.formats.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build
 from distillcli.models.freezing import freeze
 from distillcli.models.weights import read_weights

@@ -25,7 +25,7 @@ from distillcli.distillation.students import new_backbone
 from distillcli.distillation.teaching import find_teacher
 from distillcli.distillation.whole import distill
 from distillcli.errors import UserError
-from distillcli.export.timm_folder import write as export
+from distillcli.formats.timm_folder import write as export
 from distillcli.models.backbone import build, describe
 from distillcli.models.weights import read_weights
 from distillcli.runs.folder import read_metrics

@@ -14,7 +14,7 @@ from distillcli.config.schema import ModelConfig
 from distillcli.distillation import whole
 from distillcli.distillation.plan import check_weights, make_plan
 from distillcli.errors import UserError
-from distillcli.export.timm_folder import write
+from distillcli.formats.timm_folder import write
 from distillcli.models import backbone
 from distillcli.models.backbone import build, describe
 from distillcli.sources.open import open_source

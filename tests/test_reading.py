@@ -25,7 +25,7 @@ from wrong_values import WRONG, places, replaced
 from distillcli.commands import show
 from distillcli.config.schema import ModelConfig, TrainConfig
 from distillcli.errors import Interrupted, UserError
-from distillcli.export.timm_folder import write as export
+from distillcli.formats.timm_folder import write as export
 from distillcli.models.backbone import build, describe
 from distillcli.models.card import Card, check_model, read_card
 from distillcli.models.weights import read_weights

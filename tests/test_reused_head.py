@@ -17,7 +17,7 @@ from distillcli.config.schema import ModelConfig
 from distillcli.config.terms import ReusedHeadOptions, parse_options
 from distillcli.distillation.students import student_model, with_teachers_head
 from distillcli.errors import UserError
-from distillcli.export.timm_folder import write as export
+from distillcli.formats.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build, describe
 from distillcli.models.matching import load_into
 from distillcli.models.weights import read_weights

@@ -13,7 +13,7 @@ from PIL import Image
 from distillcli.config.schema import ModelConfig
 from distillcli.distillation.advice import teacher_warnings
 from distillcli.errors import UserError
-from distillcli.export.timm_folder import write as export
+from distillcli.formats.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build, describe
 from distillcli.models.weights import read_weights
 from distillcli.runtime import seed_everything

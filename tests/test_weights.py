@@ -20,7 +20,7 @@ from torch import Tensor
 
 from distillcli.config.schema import ModelConfig
 from distillcli.errors import UserError
-from distillcli.export.timm_folder import write as export
+from distillcli.formats.timm_folder import write as export
 from distillcli.models.backbone import Backbone, build
 from distillcli.models.matching import knows_classes, load_into
 from distillcli.models.weights import Weights, read_weights, weights_fingerprint

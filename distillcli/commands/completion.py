@@ -120,7 +120,8 @@ def _hydra(primary: str, words: list[str], current: str) -> list[str]:
         return [f"{typed[: len(typed) - len(key)]}{name}=" for name in (*keys, *groups, *terms)]
     if key in ("resume", "checkpoint") and not value.startswith(("/", "~", ".")):
         return [f"{typed}={option}" for option in (*_paths(value), *_runs())]
-    values = _values(key, groups, known.get(key, ""), value if key in PATH_KEYS else None)
+    name = f"{primary}.{key}" if primary in ("export", "predict") and key in ("format", "epoch") else key
+    values = _values(name, groups, known.get(key, ""), value if key in PATH_KEYS else None)
     return [f"{typed}={option}" for option in values]
 
 
@@ -144,7 +145,7 @@ def _runs() -> list[str]:
 
 
 def _values(key: str, groups: dict[str, dict[str, Path]], word: str, path: str | None) -> Iterable[str]:
-    from distillcli.config import check_models, checks, model_names
+    from distillcli.config import check_export, check_models, check_predict, checks, model_names
 
     if path is not None:
         return _paths(path)
@@ -157,6 +158,9 @@ def _values(key: str, groups: dict[str, dict[str, Path]], word: str, path: str |
         "teacher.precision": check_models.PRECISIONS,
         "teacher.fit.mode": check_models.FIT_MODES,
         "format": checks.FORMATS,
+        "export.format": check_export.EXPORT_FORMATS,
+        "predict.format": check_predict.PREDICT_FORMATS,
+        "export.epoch": check_export.EPOCHS,
         "optimizer.name": model_names.optimizer_names(),
         "schedule.name": model_names.SCHEDULES,
         "trainer.device": ("auto", "cpu", "cuda", "mps"),

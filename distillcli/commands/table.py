@@ -39,6 +39,28 @@ COMMANDS = {
         ),
         "checkpoint=WHAT [dataset=NAME] [key=value ...]",
     ),
+    "export": Command(
+        "distillcli.commands.export",
+        "write a model in a format for deployment, and check the file",
+        "export",
+        (
+            "distill export checkpoint=runs/distill/latest",
+            "distill export checkpoint=runs/distill/latest epoch=best preprocess=true softmax=true",
+            "distill export checkpoint=runs/distill/latest format=timm out=deployed",
+        ),
+        "checkpoint=WHAT [format=NAME] [key=value ...]",
+    ),
+    "predict": Command(
+        "distillcli.commands.predict",
+        "name the most likely classes of images",
+        "predict",
+        (
+            "distill predict checkpoint=runs/distill/latest input=photo.jpg",
+            "distill predict checkpoint=model.onnx input=photos topk=1 format=csv > answers.csv",
+            "find photos -name '*.jpg' | distill predict checkpoint=runs/distill/latest input=- format=jsonl",
+        ),
+        "checkpoint=WHAT input=PATH|GLOB|- [format=table|jsonl|csv] [topk=5] [key=value ...]",
+    ),
     "bench": Command(
         "distillcli.commands.bench",
         "time the parts of a training step",

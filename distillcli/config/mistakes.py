@@ -123,7 +123,7 @@ def bare_word(primary: str, words: Sequence[str], place: int) -> str:
 
 
 def _word_instead(primary: str, word: str) -> str:
-    if primary == "eval":
+    if primary != "train":
         return f"did you mean checkpoint={word}?"
     if (Path(word) / "config.yaml").is_file():
         return f"to continue a run write resume={word}, to measure it distill eval checkpoint={word}"

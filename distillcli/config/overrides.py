@@ -23,6 +23,7 @@ PATH_KEYS = frozenset(
         "dataset.labels",
         "dataset.class_map",
         "dataset.path",
+        "input",
         "out",
         "runs",
         "resume",

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from distillcli.config.check_export import check_export
+from distillcli.config.check_predict import check_predict
 from distillcli.config.checks import check_eval, check_train
-from distillcli.config.schema import EvalConfig, TrainConfig
+from distillcli.config.schema import EvalConfig, ExportConfig, PredictConfig, TrainConfig
 
 Config = TypeVar("Config")
 
@@ -24,4 +26,6 @@ class Primary(Generic[Config]):
 PRIMARIES: dict[str, Primary[Any]] = {
     "train": Primary(TrainConfig, check_train, overlays=True),
     "eval": Primary(EvalConfig, check_eval),
+    "export": Primary(ExportConfig, check_export),
+    "predict": Primary(PredictConfig, check_predict),
 }

@@ -226,3 +226,29 @@ class EvalConfig:
     format: str = "table"  # table | json
     dataset: Optional[DatasetConfig] = None  # null: the run's own data set
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass
+class PredictConfig:
+    checkpoint: Optional[str] = None  # run folder, its student/ or a checkpoint in it, FILE.onnx, FILE.xml
+    input: Optional[str] = None  # an image, a folder (with all below it), a glob, or -: paths from stdin, one a line
+    format: str = "table"  # table | jsonl | csv
+    topk: int = 5  # classes named for each image, the most likely first
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass
+class ExportConfig:
+    checkpoint: Optional[str] = None  # run folder, RUNS/NAME/latest, checkpoint file, exported student/
+    model: Optional[str] = None  # the timm model of a checkpoint that does not name its own
+    format: str = "onnx"  # timm | onnx | torch | openvino
+    epoch: Optional[str] = None  # last | best: that checkpoint of the run; null: the student that the run exported
+    out: Optional[str] = (
+        None  # the file, or the folder of format=timm; null: RUN/exports/MODEL with the format's ending
+    )
+    preprocess: bool = (
+        False  # take uint8 images, B x H x W x C, and normalise them inside; false: B x C x H x W, normalised
+    )
+    softmax: bool = False  # answer with calibrated probabilities: softmax at the temperature that fits val best
+    dataset: Optional[DatasetConfig] = None  # null: the run's own data set
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -21,8 +21,10 @@ from distillcli.config.schema import (
     DatasetConfig,
     DistillConfig,
     EvalConfig,
+    ExportConfig,
     ModelConfig,
     OptimizerConfig,
+    PredictConfig,
     ScheduleConfig,
     TeacherConfig,
     TrainConfig,
@@ -44,6 +46,7 @@ _SCHEDULES = {
     "multistep": ("milestones", "decay_rate"),
     "constant": (),
 }
+_COMMANDS = {EvalConfig: "distill eval", ExportConfig: "distill export", PredictConfig: "distill predict"}
 _EVAL_READS = ("device", "threads", "workers", "channels_last")
 
 
@@ -127,11 +130,12 @@ def _unread(config: object) -> Iterator[Unread]:
         yield from _of_optimizer(config.optimizer)
         yield from _of_schedule(config.schedule)
         yield from _of_augment(config.augment, config.dataset.channels)
-    elif isinstance(config, EvalConfig):
+    elif isinstance(config, (EvalConfig, ExportConfig, PredictConfig)):
+        command = _COMMANDS[type(config)]
         reads = " and ".join(f"trainer.{name}" for name in _EVAL_READS)
         others = [field.name for field in dataclasses.fields(config.trainer) if field.name not in _EVAL_READS]
-        yield Unread(_below("trainer", others), f"distill eval trains nothing and reads {reads}; leave it out", "eval")
-        if config.dataset is not None:
+        yield Unread(_below("trainer", others), f"{command} trains nothing and reads {reads}; leave it out", command)
+        if not isinstance(config, PredictConfig) and config.dataset is not None:
             yield from _of_dataset(config.dataset)
 
 

@@ -27,7 +27,7 @@ def describe(folder: Path, config: TrainConfig, overrides: list[str], source: So
     """Let the folder say what the run is. Warns where a run goes on under what will not give the same bits."""
     machine = _computing(session.runtime)
     changed = describe_folder(folder, dataclasses.asdict(config), session.command, overrides, source.classes, machine)
-    write_data_record(folder, source)
+    write_data_record(folder, source, config.dataset)
     if changed:
         session.warn(
             f"{folder}: not bit-identical to the same run without a stop, because since its beginning this has "

@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from distillcli.config.schema import DatasetConfig
 from distillcli.errors import UserError
 from distillcli.runs.folder import write_json
 from distillcli.runs.reading import try_json
 from distillcli.sources.source import Source
+from distillcli.sources.stored import pixels_evaluated
 
 NO_LABEL = "(no label)"
 
 
-def write_data_record(folder: Path, source: Source) -> None:
-    """Fingerprint, and for each part the number of images of each class."""
-    write_json(folder / "data.json", {"fingerprint": source.fingerprint, "images": _counts(source)})
+def write_data_record(folder: Path, source: Source, dataset: DatasetConfig) -> None:
+    """Fingerprint, for each part the number of images of each class, and in which form those evaluated are kept."""
+    record = {"fingerprint": source.fingerprint, "images": _counts(source), "pixels": pixels_evaluated(source, dataset)}
+    write_json(folder / "data.json", record)
 
 
 def check_same_data(run: Path, source: Source) -> None:

@@ -9,7 +9,8 @@ from distillcli.config.schema import ModelConfig, StudentConfig, TrainConfig
 from distillcli.config.terms import reused_head_options
 from distillcli.distillation.recipes import as_student
 from distillcli.errors import UserError
-from distillcli.export.formats import export
+from distillcli.formats.deployed import Wanted
+from distillcli.formats.formats import export
 from distillcli.models.backbone import Backbone, build, describe
 from distillcli.models.freezing import freeze
 from distillcli.models.matching import knows_classes, load_into
@@ -53,8 +54,9 @@ def peer_config(config: TrainConfig, number: int) -> TrainConfig:
 
 def export_for_timm(backbone: Backbone, folder: Path, data: Data) -> None:
     """Write a trained model into ``folder`` in timm's format, and check it on some images of the evaluated part."""
-    images = next(data.evaluation.plain()).images[:CHECKED_IMAGES]
-    export(backbone, folder, data.source.classes, data.train.config.crop_fraction, images)
+    batch = next(data.evaluation.plain())
+    checked = (batch.images[:CHECKED_IMAGES], batch.targets[:CHECKED_IMAGES])
+    export(backbone, folder, Wanted(data.source.classes, data.train.config.crop_fraction), [checked])
 
 
 def student_model(config: TrainConfig, inputs: Inputs) -> StudentConfig:

@@ -61,18 +61,18 @@ ERRORS = _console(Stream("stderr", lambda _: None))
 
 LOG = logging.getLogger("distillcli")  # train.log gets every printed line, and the traceback of a failure
 
-_live: list[Bar] = []  # the progress bar on the terminal now, at most one
+live_bars: list[Bar] = []  # the progress bar on the terminal now, at most one
 
 
 @contextlib.contextmanager
 def _bar_paused() -> Iterator[None]:
     """Remove the bar from the terminal while the other stream is written."""
-    for bar in _live:
+    for bar in live_bars:
         bar.stop()
     try:
         yield
     finally:
-        for bar in _live:
+        for bar in live_bars:
             bar.start()
 
 
@@ -88,7 +88,7 @@ def say_loading() -> None:
         say("loading torch and timm")
 
 
-def _is_terminal() -> bool:
+def is_terminal() -> bool:
     """Not Console.is_terminal: FORCE_COLOR makes that true for a file, which a moving bar would fill."""
     return cast(Stream, CONSOLE.file).isatty() and not CONSOLE.is_dumb_terminal
 
@@ -201,7 +201,7 @@ class Progress:
         return f"{self.label}  epoch {epoch + 1}/{self.epochs}  step {step + (self.done > 0)}/{self.steps}"
 
     def __enter__(self) -> Progress:
-        if _is_terminal():
+        if is_terminal():
             self.bar = Bar(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
@@ -218,14 +218,14 @@ class Progress:
             total = self.steps * self.epochs
             self.task = self.bar.add_task(self._title(), total=total, completed=self.done, loss="")
             self.bar.start()
-            _live.append(self.bar)
+            live_bars.append(self.bar)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.bar is not None:
-            _live.remove(self.bar)
+            live_bars.remove(self.bar)
             self.bar.stop()
             self.bar = None
 
@@ -244,7 +244,7 @@ class Progress:
     def epoch(self, train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
         """Call after every epoch with its two rows of ``metrics.jsonl``; ``evaluation`` may be empty."""
         LOG.info("%s", epoch_line(self.label, self.epochs, train, evaluation))
-        width = CONSOLE.width if _is_terminal() else None
+        width = CONSOLE.width if is_terminal() else None
         CONSOLE.print(Text(clean(epoch_line(self.label, self.epochs, train, evaluation, width))), soft_wrap=True)
         self.told = time.monotonic()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.runtime import Runtime
 from distillcli.sources.source import Source, Split
+from distillcli.sources.stored import memory_share
 from distillcli.types import Batch, Inputs
 from distillcli.views.epochs import most_shown, partner_cumulative_weights
 from distillcli.views.mix import Mix, draw_mix, mix_images, mix_labels
@@ -135,15 +136,14 @@ class Data:
         return Inputs(len(self.source.classes), config.image_size, config.channels)
 
 
+def open_part(source: Source, split: Split, config: DatasetConfig, workers: int, runtime: Runtime) -> Loader:
+    """A loader for one part of ``source``, which takes its share of ``dataset.memory_gb``."""
+    store = open_store(split.images, config, workers, runtime, memory_share(source, split, config))
+    return Loader(store, torch.from_numpy(split.labels).to(runtime.device), config, runtime, len(source.classes))
+
+
 def open_data(source: Source, config: DatasetConfig, workers: int, runtime: Runtime) -> Data:
     """Loaders for the parts of ``source``; each part takes its share of ``dataset.memory_gb``."""
-    total = sum(len(split.labels) for split in source.parts.values())
-
-    def loader(split: Split) -> Loader:
-        share = config.memory_gb * 1e9 * len(split.labels) / total
-        store = open_store(split.images, config, workers, runtime, share)
-        return Loader(store, torch.from_numpy(split.labels).to(runtime.device), config, runtime, len(source.classes))
-
-    loaders = {part: loader(split) for part, split in source.parts.items()}
+    loaders = {part: open_part(source, split, config, workers, runtime) for part, split in source.parts.items()}
     reported = next(loaders[part] for part in ("test", "val", "train") if part in loaders)
     return Data(source, loaders["train"], loaders.get("val"), reported)

@@ -27,11 +27,10 @@ from distillcli.config.schema import AugmentConfig, DatasetConfig
 from distillcli.errors import UserError
 from distillcli.runtime import Runtime
 from distillcli.sources.source import ArrayImages, Images
+from distillcli.sources.stored import pixels_kept, stored_size
 from distillcli.views.upload import Upload, send
 from distillcli.views.views import Floats, Positions, centre_boxes, crop_and_resize, crop_boxes
 
-# Decoded images are kept larger than the view by this factor, so that random crops are enlarged less.
-STORED_MARGIN = 1.25
 WORKER_TIMEOUT_SECONDS = 300
 
 
@@ -111,7 +110,7 @@ class StreamStore:
         self._plan: list[list[tuple[Cropping, int, int]]] = []
         self.reduces = not isinstance(images, ArrayImages)
         self._upload = Upload(runtime.device)
-        self._loader = _loader(_Crops(images, size), self._plan, workers, runtime)
+        self._loader = _loader(Crops(images, size), self._plan, workers, runtime)
 
     def aspects(self, index: Positions) -> Floats:
         return np.ones(len(index))
@@ -125,7 +124,9 @@ class StreamStore:
             yield self._upload(_unwrap(item))
 
 
-class _Crops(Dataset["Tensor | UserError"]):
+class Crops(Dataset["Tensor | UserError"]):
+    """Crops of the images, decoded, cropped and resized: size x size x C, uint8."""
+
     def __init__(self, images: Images, size: int) -> None:
         self.images = images
         self.size = size
@@ -152,7 +153,7 @@ class _Crops(Dataset["Tensor | UserError"]):
         return crop_and_resize(torch.from_numpy(pixels), box(width, height), self.size)
 
 
-class _Squeezed(Dataset["Tensor | UserError"]):
+class Squeezed(Dataset["Tensor | UserError"]):
     """Whole images as flat bytes, resized to size x size x C, followed by the aspect ratio as a float64."""
 
     def __init__(self, images: Images, size: int) -> None:
@@ -215,17 +216,17 @@ def _loader(
 
 def open_store(images: Images, config: DatasetConfig, workers: int, runtime: Runtime, memory_bytes: float) -> Store:
     """Decode ``images`` into memory if they take at most ``memory_bytes``, else prepare to stream them."""
-    stored = round(config.image_size * STORED_MARGIN)
-    if isinstance(images, ArrayImages):
+    stored, kept = stored_size(config.image_size), pixels_kept(images, config, memory_bytes)
+    if kept == "whole":
+        assert isinstance(images, ArrayImages)
         height, width = images.pixels.shape[1:3]
-        if images.pixels.nbytes <= memory_bytes and max(height, width) <= stored:
-            pixels = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(runtime.device)
-            return MemoryStore(pixels, np.full(len(images), width / height))
-    if len(images) * stored**2 * config.channels > memory_bytes:
+        pixels = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(runtime.device)
+        return MemoryStore(pixels, np.full(len(images), width / height))
+    if kept == "cropped":
         return StreamStore(images, config.image_size, workers, runtime)
     plan = [list(range(start, min(start + 64, len(images)))) for start in range(0, len(images), 64)]
     decoded = []
-    for item in _loader(_Squeezed(images, stored), plan, workers, runtime):
+    for item in _loader(Squeezed(images, stored), plan, workers, runtime):
         runtime.obey_stop()
         decoded.append(_unwrap(item))
     rows = torch.cat(decoded)

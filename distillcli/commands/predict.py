@@ -1,0 +1,103 @@
+"""``distill predict``: the most likely classes of images, printed as they are found."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distillcli.commands.checkpoint_data import surroundings
+from distillcli.config.job import Job
+from distillcli.config.schema import PredictConfig
+from distillcli.errors import UserError
+from distillcli.report.console import say, warn
+from distillcli.report.counting import counting
+from distillcli.report.format import percent
+from distillcli.sources.folder import DiskTree
+
+if TYPE_CHECKING:
+    from distillcli.distillation.predicting import Prediction
+
+
+def run(config: PredictConfig, job: Job) -> None:
+    """Print a line for each image. Raises UserError at the end when some could not be read."""
+    what, given = config.checkpoint, config.input
+    assert what is not None  # the checks of the config refuse None
+    assert given is not None
+    listed = None if given == "-" else list_images(given)
+    around = surroundings(what)
+
+    from distillcli.distillation.predicting import open_predictor, predict
+    from distillcli.runtime import start
+
+    left_out = 0
+
+    def unreadable(error: UserError) -> None:
+        nonlocal left_out
+        left_out += 1
+        warn(f"{error}; left out")
+
+    with start(config.trainer) as runtime:
+        predictor = open_predictor(what, around.run, around.trained, runtime)
+        count = min(config.topk, len(predictor.classes))
+        line = LINES[config.format]
+        if config.format == "csv":
+            columns = [f"{name}_{place}" for place in range(1, count + 1) for name in ("class", "probability")]
+            say(_csv_line(["image", *columns]))
+        with counting("images", None if listed is None else len(listed)) as counted:
+            paths = _from_stdin() if listed is None else listed
+            for answers in predict(predictor, config, paths, unreadable):
+                for answer in answers:
+                    say(line(answer))
+                counted(len(answers))
+                runtime.obey_stop()
+    if left_out:
+        raise UserError(f"input={given}: {left_out:,} images could not be read and were left out, as said above")
+
+
+def list_images(given: str) -> list[str]:
+    """The paths that ``input=given`` names, sorted: of a folder all images below it. Raises UserError for none."""
+    path = Path(given)
+    if path.is_dir():
+        found = [str(path / name) for name, _ in DiskTree(path).images_below("")]
+        why = "holds no images"
+    elif path.exists():
+        return [given]
+    else:
+        names = glob.glob(given, recursive=True)  # noqa: PTH207 - what is typed may be absolute
+        found = sorted(name for name in names if not Path(name).is_dir())
+        why = "no such file, and as a glob it matches none"
+    if not found:
+        raise UserError(f"input={given}: {why}; name an image, a folder, a glob such as 'photos/**/*.jpg', or -")
+    return found
+
+
+def _from_stdin() -> Iterator[str]:
+    return (line.rstrip("\n") for line in sys.stdin if line.strip())
+
+
+def _table_line(answer: Prediction) -> str:
+    return "  ".join([answer.path, *(f"{name} {percent(100 * chance)}" for name, chance in answer.best)])
+
+
+def _json_line(answer: Prediction) -> str:
+    best = [{"class": name, "probability": chance} for name, chance in answer.best]
+    return json.dumps({"image": answer.path, "predictions": best}, ensure_ascii=False)
+
+
+def _csv_answer(answer: Prediction) -> str:
+    return _csv_line([answer.path, *(cell for name, chance in answer.best for cell in (name, repr(chance)))])
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+LINES: dict[str, Callable[[Prediction], str]] = {"table": _table_line, "jsonl": _json_line, "csv": _csv_answer}
