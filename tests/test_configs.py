@@ -28,9 +28,14 @@ EXPERIMENTS = [path for path in OPTIONS if path.parts[0] == "experiment"]
 CLASSES = {"digits": 10, "imagenet": 1000, "cifar100": 100}
 
 
+def option_name(option: Path) -> str:
+    """As it is chosen: ``bench/few_labels`` for ``experiment/bench/few_labels.yaml``."""
+    return option.relative_to(option.parts[0]).with_suffix("").as_posix()
+
+
 def overrides_of(option: Path, folder: Path) -> list[str]:
     """``group=option``, and what only the user can give: a folder of images, a decay for the average, a checkpoint."""
-    group, name = option.parent.as_posix(), option.stem
+    group, name = option.parts[0], option_name(option)
     (folder / "class").mkdir(exist_ok=True)
     root = [f"dataset.root={folder}"] if group == "dataset" and "root" in DATASETS[name].keys else []
     given = {"teacher/mean.yaml": ["trainer.ema=0.99"], "experiment/embedding.yaml": [f"teacher.checkpoint={folder}"]}
@@ -97,7 +102,7 @@ def test_a_dataset_can_be_evaluated_on(option: Path, tmp_path: Path) -> None:
 def test_an_experiment_opens_with_its_command(option: Path) -> None:
     lines = (CONFIGS / option).read_text("utf-8").splitlines()
     assert lines[0] == "# @package _global_"
-    assert re.fullmatch(rf"# distill train (-m )?experiment={re.escape(option.stem)}( .*)?", lines[1]), lines[1]
+    assert re.fullmatch(rf"# distill train (-m )?experiment={re.escape(option_name(option))}( .*)?", lines[1]), lines[1]
 
 
 @pytest.mark.parametrize("option", EXPERIMENTS, ids=str)
