@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from distillcli.runs.predictions import Predictions, read_predictions
@@ -44,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(where)
         assert cli.run(["train", *WORDS]) == 0
-        assert cli.run(["train", *WORDS, "name=streamed", "dataset.memory_gb=1e-9"]) == 0
+        assert cli.run(["train", *WORDS, "name=streamed", "dataset.memory_gb=1e-9", "trainer.channels_last=false"]) == 0
     return where
 
 
@@ -87,6 +88,18 @@ def test_an_older_run_does_not_record_its_pixels_and_answers_the_same(trained: P
         assert distill(*asked, cwd=trained) == before
     finally:
         record.write_text(content)
+
+
+def test_images_of_other_sizes_share_a_batch(trained: Path) -> None:
+    """As arrays that are kept as they are: each is shown as it would be alone."""
+    from distillcli.views.files import Look
+
+    photos = sorted((trained / "photos" / "val" / "cat").iterdir())
+    look = Look(64, 3, 0.9, "whole")
+    kept = [look.read(str(path)) for path in photos]
+    assert len({pixels.shape for pixels, _ in kept}) == 4
+    for one, view in zip(kept, look.views(kept), strict=True):
+        assert torch.equal(look.views([one])[0], view)
 
 
 def test_an_onnx_file_alone_answers_as_the_run(trained: Path, distill: Distill, tmp_path: Path) -> None:

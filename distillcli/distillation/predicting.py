@@ -22,7 +22,8 @@ from distillcli.sources.stored import pixels_evaluated
 from distillcli.types import Inputs
 from distillcli.views.files import Look, batches
 
-RUNTIMES = {".onnx": onnx_file.Session, ".xml": openvino_file.Session}
+Session = onnx_file.Session | openvino_file.Session
+RUNTIMES: dict[str, type[Session]] = {".onnx": onnx_file.Session, ".xml": openvino_file.Session}
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def predict(
         ]
 
 
-def _from_file(what: str, session: onnx_file.Session | openvino_file.Session) -> Predictor:
+def _from_file(what: str, session: Session) -> Predictor:
     facts = session.facts
     if not facts.classes:
         raise UserError(f"checkpoint={what}: the model has no classifier; there is nothing to predict")
