@@ -15,6 +15,7 @@ from distillcli.errors import UserError
 from distillcli.formats import onnx_file, openvino_file
 from distillcli.formats.formats import Runner
 from distillcli.models.backbone import place
+from distillcli.report.answers import Prediction
 from distillcli.runs.reading import read_json, reading, try_json
 from distillcli.runtime import Runtime
 from distillcli.sources.open import open_source
@@ -33,14 +34,6 @@ class Predictor:
     classes: tuple[str, ...]
     look: Look
     probabilities: Runner
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """``best``: class names and probabilities, the most likely first."""
-
-    path: str
-    best: tuple[tuple[str, float], ...]
 
 
 def open_predictor(what: str, run: Path | None, trained: TrainConfig | None, runtime: Runtime) -> Predictor:
