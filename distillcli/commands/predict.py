@@ -48,7 +48,8 @@ def run(config: PredictConfig, job: Job) -> None:
                 counted(len(answers))
                 runtime.obey_stop()
     if left_out:
-        raise UserError(f"input={given}: {left_out:,} images could not be read and were left out, as said above")
+        images = "image" if left_out == 1 else "images"
+        raise UserError(f"input={given}: {left_out:,} {images} could not be read; the answers of the others are above")
 
 
 def list_images(given: str) -> list[str]:
