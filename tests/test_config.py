@@ -15,7 +15,7 @@ from omegaconf import MISSING
 from distillcli.commands.completion import candidates
 from distillcli.commands.table import COMMANDS, Command
 from distillcli.config import search
-from distillcli.config.compose import compose
+from distillcli.config.compose import _store_schemas, compose
 from distillcli.config.job import Job
 from distillcli.config.model_names import model_names, optimizer_names
 from distillcli.config.overrides import normalise_overrides, path_value
@@ -98,6 +98,7 @@ def check_guess(config: GuessConfig) -> None:
 def guess(monkeypatch: pytest.MonkeyPatch) -> None:
     """A third primary config: its dataclass, its line in the table, and its YAML."""
     monkeypatch.setitem(PRIMARIES, "guess", Primary(GuessConfig, check_guess))
+    _store_schemas.cache_clear()
     (defaults, rest) = (search.builtin_folder() / "eval.yaml").read_text("utf-8").split("  - eval_schema", 1)
     search.use([write("guess", f"{defaults}  - guess_schema{rest}")])
 

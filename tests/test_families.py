@@ -54,7 +54,14 @@ def trained(model: ModelConfig, size: int, channels: int) -> Backbone:
     return backbone.eval()
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# torch's exporters take up to half a minute for the deeper ones.
+DEEP = ("MobileNetV2", "MobileNetV3", "MobileNetV4", "RegNet", "RepVGG", "MobileViT", "FastViT")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in FAMILIES],
+)
 def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Backbone, str]]:
     """A student whose graph is traced once for all formats, and whose ONNX file is written once."""
     backbone, programs = trained(*FAMILIES[request.param]), list[Any]()

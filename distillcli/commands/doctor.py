@@ -22,6 +22,8 @@ from distillcli.runs.folder import LIBRARIES
 Row = tuple[str, str]
 
 _EXTRAS = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
     "joblib": "hydra_plugins.hydra_joblib_launcher",
     "submitit": "hydra_plugins.hydra_submitit_launcher",
 }

@@ -29,17 +29,9 @@ def run(config: ExportConfig, job: Job) -> None:
         f"{significant(check.bound)} of the largest answer",
         "bold",
     )
-    rows = [
-        ["PyTorch", fixed(check.top1), "", "", ""],
-        [
-            exported.path.name,
-            fixed(check.top1_of_file),
-            fixed(check.agreement),
-            f"{significant(check.difference)} ({significant(check.share)} of the largest)",
-            byte_count(exported.size),
-        ],
-    ]
-    print_grid([["", "top-1 %", "agreement %", "largest difference", "size"], *rows])
+    found = [fixed(check.top1_of_file), fixed(check.agreement), significant(check.share, 2), byte_count(exported.size)]
+    header = ["", "top-1\n%", "agreement\n%", "difference\nof largest", "size"]
+    print_grid([header, ["PyTorch", fixed(check.top1), "", "", ""], [exported.path.name, *found]])
     if exported.temperature is not None:
         sentence(f"It answers with probabilities, the softmax at temperature {significant(exported.temperature)}.")
     say(f"to use it: {FORMATS[config.format].usage.format(path=exported.path)}")

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
-import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from distillcli.commands.checkpoint_data import surroundings
 from distillcli.config.job import Job
 from distillcli.config.schema import PredictConfig
 from distillcli.errors import UserError
+from distillcli.report.answers import LINES, csv_header
 from distillcli.report.console import say, warn
 from distillcli.report.counting import counting
-from distillcli.report.format import percent
 from distillcli.sources.folder import DiskTree
-
-if TYPE_CHECKING:
-    from distillcli.distillation.predicting import Prediction
 
 
 def run(config: PredictConfig, job: Job) -> None:
@@ -44,11 +37,9 @@ def run(config: PredictConfig, job: Job) -> None:
 
     with start(config.trainer) as runtime:
         predictor = open_predictor(what, around.run, around.trained, runtime)
-        count = min(config.topk, len(predictor.classes))
         line = LINES[config.format]
         if config.format == "csv":
-            columns = [f"{name}_{place}" for place in range(1, count + 1) for name in ("class", "probability")]
-            say(_csv_line(["image", *columns]))
+            say(csv_header(min(config.topk, len(predictor.classes))))
         with counting("images", None if listed is None else len(listed)) as counted:
             paths = _from_stdin() if listed is None else listed
             for answers in predict(predictor, config, paths, unreadable):
@@ -57,7 +48,8 @@ def run(config: PredictConfig, job: Job) -> None:
                 counted(len(answers))
                 runtime.obey_stop()
     if left_out:
-        raise UserError(f"input={given}: {left_out:,} images could not be read and were left out, as said above")
+        images = "image" if left_out == 1 else "images"
+        raise UserError(f"input={given}: {left_out:,} {images} could not be read; the answers of the others are above")
 
 
 def list_images(given: str) -> list[str]:
@@ -79,25 +71,3 @@ def list_images(given: str) -> list[str]:
 
 def _from_stdin() -> Iterator[str]:
     return (line.rstrip("\n") for line in sys.stdin if line.strip())
-
-
-def _table_line(answer: Prediction) -> str:
-    return "  ".join([answer.path, *(f"{name} {percent(100 * chance)}" for name, chance in answer.best)])
-
-
-def _json_line(answer: Prediction) -> str:
-    best = [{"class": name, "probability": chance} for name, chance in answer.best]
-    return json.dumps({"image": answer.path, "predictions": best}, ensure_ascii=False)
-
-
-def _csv_answer(answer: Prediction) -> str:
-    return _csv_line([answer.path, *(cell for name, chance in answer.best for cell in (name, repr(chance)))])
-
-
-def _csv_line(cells: Sequence[str]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
-
-
-LINES: dict[str, Callable[[Prediction], str]] = {"table": _table_line, "jsonl": _json_line, "csv": _csv_answer}

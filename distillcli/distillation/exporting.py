@@ -74,11 +74,12 @@ def export_model(
     with beside as folder:
         written = Path(folder) / path.name
         check = export(backbone, written, wanted, _batches(_spread(loader)), config.format)
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         for entry in Path(folder).iterdir():
             entry.replace(path.parent / entry.name)
     record = {"checkpoint": what, "format": config.format, "part": part, "versions": versions()}
     write_json(path.with_name(f"{path.name}.json"), record | dataclasses.asdict(check))
-    return Exported(path, check, part, _size(path), wanted.temperature)
+    return Exported(path, check, part, size, wanted.temperature)
 
 
 def _place(config: ExportConfig, run: Path | None, backbone: Backbone) -> Path:
@@ -118,8 +119,3 @@ def _temperature(backbone: Backbone, loader: Loader, source: Source) -> float:
     answers = [(outputs(model, images.cpu()), targets.cpu()) for images, targets in _batches(loader.labelled())]
     logits, labels = (torch.cat(column) for column in zip(*answers, strict=True))
     return fitted_temperature(logits.double().numpy(), labels.numpy())
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())

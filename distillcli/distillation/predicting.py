@@ -15,6 +15,7 @@ from distillcli.errors import UserError
 from distillcli.formats import onnx_file, openvino_file
 from distillcli.formats.formats import Runner
 from distillcli.models.backbone import place
+from distillcli.report.answers import Prediction
 from distillcli.runs.reading import read_json, reading, try_json
 from distillcli.runtime import Runtime
 from distillcli.sources.open import open_source
@@ -22,7 +23,8 @@ from distillcli.sources.stored import pixels_evaluated
 from distillcli.types import Inputs
 from distillcli.views.files import Look, batches
 
-RUNTIMES = {".onnx": onnx_file.Session, ".xml": openvino_file.Session}
+Session = onnx_file.Session | openvino_file.Session
+RUNTIMES: dict[str, type[Session]] = {".onnx": onnx_file.Session, ".xml": openvino_file.Session}
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,6 @@ class Predictor:
     classes: tuple[str, ...]
     look: Look
     probabilities: Runner
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """``best``: class names and probabilities, the most likely first."""
-
-    path: str
-    best: tuple[tuple[str, float], ...]
 
 
 def open_predictor(what: str, run: Path | None, trained: TrainConfig | None, runtime: Runtime) -> Predictor:
@@ -74,7 +68,7 @@ def predict(
         ]
 
 
-def _from_file(what: str, session: onnx_file.Session | openvino_file.Session) -> Predictor:
+def _from_file(what: str, session: Session) -> Predictor:
     facts = session.facts
     if not facts.classes:
         raise UserError(f"checkpoint={what}: the model has no classifier; there is nothing to predict")

@@ -37,7 +37,7 @@ def compare(expected: Tensor, found: Tensor, labels: Tensor | None, bound: float
         return Check(len(expected), difference, share, bound, None, None, None)
     known, decided, its = labels >= 0, expected.argmax(dim=1), found.argmax(dim=1)
     top1, of_file = (
-        100 * (answers[known] == labels[known]).float().mean().item() if known.any() else None
+        100 * (answers[known] == labels[known]).double().mean().item() if known.any() else None
         for answers in (decided, its)
     )
-    return Check(len(expected), difference, share, bound, top1, of_file, 100 * (decided == its).float().mean().item())
+    return Check(len(expected), difference, share, bound, top1, of_file, 100 * (decided == its).double().mean().item())

@@ -156,7 +156,7 @@ def refused_by_name(facts: Facts, name: str) -> Iterator[None]:
     """What an exporter cannot express becomes a UserError: it is a limit of the format, and another one may do."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
+    except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UserError(
             f"format={name}: {facts.model} cannot be exported so ({reason}); choose another format, e.g. format=timm"

@@ -101,7 +101,7 @@ def export(
     if not check.holds:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise NumericError(
-            f"{path}: the exported model ({name}) differs from the trained one by {check.difference:.2g}, "
+            f"{path.name}: the exported model ({name}) differs from the trained one by {check.difference:.2g}, "
             f"{check.share:.2g} of the largest answer, where {check.bound:.2g} is allowed; nothing is kept of it"
         )
     return check

@@ -60,6 +60,7 @@ CONSOLE = _console(Stream("stdout", _lost_stdout))
 ERRORS = _console(Stream("stderr", lambda _: None))
 
 LOG = logging.getLogger("distillcli")  # train.log gets every printed line, and the traceback of a failure
+LOG.addHandler(logging.NullHandler())  # without a train.log, logging would print warnings by itself
 
 live_bars: list[Bar] = []  # the progress bar on the terminal now, at most one
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -33,27 +33,35 @@ class Look:
     crop_fraction: float
     pixels: str
 
-    def at(self, path: str) -> Tensor:
-        """The view of one file: C x size x size, in [0, 1]. Raises UserError when it cannot be read."""
-        files: Images = FileImages(Path(), (path,))
-        images = GrayImages(files) if self.channels == 1 else files
-        whole = images.read(0) if self.pixels == "whole" else None
-        if whole is not None and max(whole.shape[:2]) <= stored_size(self.size):
-            return self._rendered(torch.from_numpy(whole), whole.shape[1] / whole.shape[0])
-        if self.pixels == "cropped":
-            crops = Crops(images, self.size)[Cropping(None, 0, self.crop_fraction), 0, 0]
-            if isinstance(crops, UserError):
-                raise crops
-            return crops.permute(2, 0, 1).float() / 255
-        row = Squeezed(images, stored_size(self.size))[0]
-        if isinstance(row, UserError):
-            raise row
-        aspect = row[-8:].clone().view(torch.float64).item()
-        stored = stored_size(self.size)
-        return self._rendered(row[:-8].reshape(stored, stored, -1), aspect)
+    def read(self, path: str) -> tuple[Tensor, float]:
+        """What is kept of a file, H x W x C, uint8, and width / height of the image; 1 where it is the crop already.
 
-    def _rendered(self, pixels_HWC: Tensor, aspect: float) -> Tensor:
-        return render_views(pixels_HWC[None], plain_views(np.array([aspect]), self.crop_fraction), self.size)[0]
+        Raises UserError when the file cannot be read.
+        """
+        files: Images = FileImages(Path(), (path,))
+        images, stored = GrayImages(files) if self.channels == 1 else files, stored_size(self.size)
+        if self.pixels == "cropped":
+            return _readable(Crops(images, self.size)[Cropping(None, 0, self.crop_fraction), 0, 0]), 1.0
+        if self.pixels == "whole":
+            height, width, _ = (whole := images.read(0)).shape
+            if max(height, width) <= stored:
+                return torch.from_numpy(whole), width / height
+        row = _readable(Squeezed(images, stored)[0])
+        return row[:-8].reshape(stored, stored, -1), row[-8:].clone().view(torch.float64).item()
+
+    def views(self, kept: Sequence[tuple[Tensor, float]]) -> Tensor:
+        """B x C x size x size, in [0, 1], in the memory layout of evaluation, which decides how sums round."""
+        if len({pixels.shape for pixels, _ in kept}) > 1:
+            return torch.cat([self.views([one]) for one in kept])
+        fraction = 1.0 if self.pixels == "cropped" else self.crop_fraction
+        aspects = np.array([aspect for _, aspect in kept])
+        return render_views(torch.stack([pixels for pixels, _ in kept]), plain_views(aspects, fraction), self.size)
+
+
+def _readable(item: Tensor | UserError) -> Tensor:
+    if isinstance(item, UserError):
+        raise item
+    return item
 
 
 def batches(
@@ -64,23 +72,23 @@ def batches(
     ``unreadable``: told why, for each. ``workers``: threads that decode; 0 and 1 are the same.
     """
 
-    def read(path: str) -> Tensor | UserError:
+    def read(path: str) -> tuple[Tensor, float] | UserError:
         try:
-            return look.at(path)
+            return look.read(path)
         except UserError as error:
             return error
 
-    waiting, names, views = iter(paths), list[str](), list[Tensor]()
+    waiting, names, kept = iter(paths), list[str](), list[tuple[Tensor, float]]()
     with ThreadPoolExecutor(max(1, workers)) as threads:
-        while chunk := list(islice(waiting, EVALUATION_BATCH - len(views))):
-            for path, view in zip(chunk, threads.map(read, chunk), strict=True):
-                if isinstance(view, UserError):
-                    unreadable(view)
+        while chunk := list(islice(waiting, EVALUATION_BATCH - len(kept))):
+            for path, found in zip(chunk, threads.map(read, chunk), strict=True):
+                if isinstance(found, UserError):
+                    unreadable(found)
                 else:
                     names.append(path)
-                    views.append(view)
-            if len(views) == EVALUATION_BATCH:
-                yield names, torch.stack(views)
-                names, views = [], []
-    if views:
-        yield names, torch.stack(views)
+                    kept.append(found)
+            if len(kept) == EVALUATION_BATCH:
+                yield names, look.views(kept)
+                names, kept = [], []
+    if kept:
+        yield names, look.views(kept)
