@@ -6,6 +6,7 @@ H height, W width, N images in a split.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -82,19 +83,25 @@ class Output:
 
     def float(self) -> Output:
         """The same in float32: softmax, norms and squares overflow or vanish in half precision."""
+        return self._each(Tensor.float)
+
+    def clone(self) -> Output:
+        """The same in memory of its own."""
+        return self._each(Tensor.clone)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Output:
+        def optional(part: Tensor | None) -> Tensor | None:
+            return None if part is None else change(part)
+
         return Output(
-            logits=self.logits.float(),
-            embedding=_float(self.embedding),
-            stages={stage: maps.float() for stage, maps in self.stages.items()},
-            token_logits=_float(self.token_logits),
-            class_maps=_float(self.class_maps),
-            features=_float(self.features),
-            preactivations={stage: maps.float() for stage, maps in self.preactivations.items()},
+            logits=change(self.logits),
+            embedding=optional(self.embedding),
+            stages={stage: change(maps) for stage, maps in self.stages.items()},
+            token_logits=optional(self.token_logits),
+            class_maps=optional(self.class_maps),
+            features=optional(self.features),
+            preactivations={stage: change(maps) for stage, maps in self.preactivations.items()},
         )
-
-
-def _float(part: Tensor | None) -> Tensor | None:
-    return None if part is None else part.float()
 
 
 def tapped(part: Tensor | None) -> Tensor:

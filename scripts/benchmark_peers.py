@@ -307,8 +307,8 @@ def gpu_contenders(
             config, classes, resident_batches(config, data, device), device, channels_last=True
         ),
         "timm LogitDistillationTask, channels_last": lambda: timm_(None),
-        "the same, compiled": lambda: timm_("default"),
-        "the same, compiled to CUDA graphs": lambda: timm_("reduce-overhead"),
+        "timm LogitDistillationTask, compiled": lambda: timm_("default"),
+        "timm LogitDistillationTask, compiled to CUDA graphs": lambda: timm_("reduce-overhead"),
         "distillcli, live teacher": lambda: ours(),
         "distillcli, live teacher, compiled": lambda: ours("trainer.compile=true"),
         "distillcli, cached teacher": lambda: ours(*CACHED, cached=True),
@@ -316,6 +316,11 @@ def gpu_contenders(
         "distillcli, no teacher": lambda: ours("distill=none"),
         "distillcli, no teacher, compiled": lambda: ours("distill=none", "trainer.compile=true"),
     }
+
+
+def chosen(contenders: dict[str, Callable[[], Step]], only: list[int] | None) -> dict[str, Callable[[], Step]]:
+    """The contenders with these numbers, counted from 1 as in the table, or all of them."""
+    return {name: build for number, (name, build) in enumerate(contenders.items(), 1) if not only or number in only}
 
 
 def prepared(contenders: dict[str, Callable[[], Step]], device: torch.device) -> dict[str, Step]:
@@ -375,7 +380,7 @@ def measured(options: argparse.Namespace, batch: int, folder: str) -> dict[str, 
     with start(config.trainer) as runtime:
         data = open_data(open_source(config.dataset), config.dataset, 0, runtime)
         specs = [describe(model, data.inputs, "student") for model in (config.student, config.teacher)]
-        built = prepared(contenders(arguments, config, data, runtime), runtime.device)
+        built = prepared(chosen(contenders(arguments, config, data, runtime), options.only), runtime.device)
         return {
             "batch": batch,
             "macs": {"student": specs[0].macs, "teacher": specs[1].macs},
@@ -391,6 +396,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="resnet18")
     parser.add_argument("--student", default="mobilenetv3_small_100")
     parser.add_argument("--batch", type=int, default=[64], nargs="+", help="one size, or several to compare")
+    parser.add_argument("--only", type=int, nargs="+", help="contenders by their place in the table, from 1")
     parser.add_argument("--precision", default="bf16", help="of a GPU")
     parser.add_argument("--samples", type=int, default=2048, help="images, on a GPU")
     parser.add_argument("--threads", type=int, default=1)
@@ -415,7 +421,7 @@ def table(found: dict[str, Any]) -> str:
     """
     times, batch, macs = found["seconds"], found["batch"], found["macs"]
     base = next(iter(times.values()))
-    lines = ["| loop | ms a step | images/s | times the plain loop | of the peak |", "|---|---|---|---|---|"]
+    lines = ["| loop | ms a step | images/s | times the first | of the peak |", "|---|---|---|---|---|"]
     for name, own in times.items():
         middle = statistics.median(own)
         ratio = statistics.median(first / this for first, this in zip(base, own, strict=True))

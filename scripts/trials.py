@@ -22,7 +22,7 @@ from distillcli.runtime import Runtime, seed_everything, start
 from distillcli.sources.open import open_source
 from distillcli.teachers.cached import with_cache
 from distillcli.teachers.frozen import FrozenTeacher
-from distillcli.training.engine import Loop, ready, trained_module
+from distillcli.training.engine import Loop, compiled, ready, trained_module
 from distillcli.training.fit import Fit
 from distillcli.training.step import StepResult, train_step
 from distillcli.types import Batch
@@ -85,7 +85,8 @@ def open_trial(config: TrainConfig, data: Data, runtime: Runtime, cached: bool =
         for epoch in range(1, config.teacher.cache.views + 1):
             for batch in itertools.chain.from_iterable(loop.showing.epoch(epoch)):
                 loop.teacher(batch)
-    return Trial(fit, loop, trained_module(loop, fit, runtime).train(), runtime)
+    loop = compiled(loop, fit, runtime)
+    return Trial(fit, loop, trained_module(loop, runtime).train(), runtime)
 
 
 @contextmanager

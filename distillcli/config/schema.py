@@ -180,7 +180,7 @@ class TrainerConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     precision: str = "auto"  # auto | fp32 | bf16 | fp16; auto is bf16 on GPUs that have it and fp32 elsewhere
     channels_last: Optional[bool] = True  # memory layout; null: whichever is faster, measured once per model and device
-    compile: bool = False  # torch.compile the student; on a GPU its step is replayed as CUDA graphs
+    compile: bool = False  # torch.compile the student; on a GPU also a live teacher, both replayed as CUDA graphs
     ema: Optional[float] = None  # decay of an exponential moving average of the weights, e.g. 0.9998
     accumulate: int = 1  # micro-batches per optimizer step
     clip_grad: Optional[float] = None  # maximum norm of the gradient

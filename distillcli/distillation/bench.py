@@ -19,7 +19,7 @@ from distillcli.models.backbone import Backbone, build, fresh, place
 from distillcli.report.bench import Profile
 from distillcli.runtime import PRECISIONS, Runtime, seed_everything
 from distillcli.teachers.frozen import FrozenTeacher, as_teacher, members_of
-from distillcli.training.engine import ready, trained_module
+from distillcli.training.engine import compiled, ready, trained_module
 from distillcli.training.fit import Fit
 from distillcli.training.step import PARTS, train_step
 from distillcli.types import Batch, Inputs, Taps
@@ -97,8 +97,8 @@ class Clock:
 
 def step_times(wanted: Fit, runtime: Runtime) -> tuple[dict[str, list[float]], str]:
     """Seconds of each part of step after step, waiting for the device between the parts; and the precision used."""
-    loop = ready(wanted, runtime)
-    model, device = trained_module(loop, wanted, runtime), runtime.device
+    loop = compiled(ready(wanted, runtime), wanted, runtime)
+    model, device = trained_module(loop, runtime), runtime.device
     times: dict[str, list[float]] = {part: [] for part in PARTS}
     model.train()
     begun, clock = time.perf_counter(), Clock(device)

@@ -69,7 +69,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Output:
-        model = self.inference_copy or self.backbone
+        model = self.backbone if self.inference_copy is None else self.inference_copy
         assert not model.training
         with autocast(batch.images.device, self.precision):
             output: Output = model(batch.images, self.taps)

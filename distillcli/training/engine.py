@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distillcli.models.backbone import place
 from distillcli.runtime import Runtime, named_failures, resolve_precision, seed_everything, share_buffers
+from distillcli.teachers.compiled import CompiledTeacher
 from distillcli.teachers.frozen import FrozenTeacher, Teacher
 from distillcli.training.evaluation import evaluate
 from distillcli.training.fit import Fit, Fitted
@@ -65,11 +66,23 @@ def ready(fit: Fit, runtime: Runtime) -> Loop:
     return Loop(state, update, schedule, showing, teacher)
 
 
-def trained_module(loop: Loop, fit: Fit, runtime: Runtime) -> nn.Module:
-    """What a step calls: the model of the loop, compiled if so configured, and synchronised with the other ranks."""
-    if fit.config.trainer.compile:
-        # Launching its kernels one by one takes longer than running a small student: a GPU replays them as graphs.
-        fit.student.compile(mode="reduce-overhead" if runtime.device.type == "cuda" else "default")
+def compiled(loop: Loop, fit: Fit, runtime: Runtime) -> Loop:
+    """The loop with compiled models, if so configured.
+
+    Launching their kernels one by one takes longer than running small models: a GPU replays them as graphs. A teacher
+    that is asked for rows of a cache is left alone, as they must not depend on it.
+    """
+    if not fit.config.trainer.compile:
+        return loop
+    on_gpu = runtime.device.type == "cuda"
+    fit.student.compile(mode="reduce-overhead" if on_gpu else "default")
+    if not on_gpu or not isinstance(loop.teacher, FrozenTeacher):
+        return loop
+    return dataclasses.replace(loop, teacher=CompiledTeacher.of(loop.teacher, grows=loop.showing.growth is not None))
+
+
+def trained_module(loop: Loop, runtime: Runtime) -> nn.Module:
+    """What a step calls: the model of the loop, synchronised with the other ranks."""
     if runtime.world == 1:
         return loop.state.model
     return DistributedDataParallel(loop.state.model, find_unused_parameters=True)
@@ -94,7 +107,8 @@ def fit(fit: Fit, session: Session) -> Fitted:
     if state.step == 0 and loop.teacher is not None:
         _prepare_terms(fit, loop, session)
     # 4. Compiled and joined with other ranks only now: they start from what the main rank has prepared.
-    model = trained_module(loop, fit, runtime)
+    loop = compiled(loop, fit, runtime)
+    model = trained_module(loop, runtime)
     # 5. Epochs. A resumed one begins at the step after the checkpoint, or with the validation it was stopped in.
     images, seconds = 0, 0.0
     done = state.step - steps if state.trained else state.step
