@@ -1,6 +1,7 @@
-.PHONY: help setup test test-fast lint format demo fashion-mnist evidence clean
+.PHONY: help setup test test-fast lint format demo fashion-mnist evidence gpu-check clean
 
 VENV = .venv
+PYTHON = $(VENV)/bin/python
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +35,12 @@ fashion-mnist:  ## fetch Fashion-MNIST, Debian's package, into data/fashion_mnis
 evidence: setup  ## run docs/evidence/plan.yaml, or go on with it, and write docs/evidence/results.md
 	$(VENV)/bin/python scripts/run_evidence.py
 	$(VENV)/bin/python scripts/document_evidence.py
+
+gpu-check:  ## check everything on a GPU and measure it against its peers (under 10 minutes); writes docs/gpu.md
+	PYTHONPATH=. $(PYTHON) scripts/gpu_check.py --limit 280 --output docs/gpu/checks.json || true
+	PYTHONPATH=. $(PYTHON) scripts/benchmark_peers.py --device cuda --px 224 --batch 256 --teacher resnet50 \
+		--student mobilenetv3_large_100 --threads 8 --seconds 50 --output docs/gpu/peers.json
+	PYTHONPATH=.:scripts $(PYTHON) scripts/document_gpu.py
 
 clean:  ## remove the environment and build products
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
