@@ -53,9 +53,10 @@ def ranks_without_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bare_ending(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole runs without their last second, where models are timed and curves drawn, for what depends on neither."""
+    """Whole runs without their last seconds, where models are timed and pictures drawn, for what depends on neither."""
     monkeypatch.setattr("distillcli.distillation.whole.with_latency", lambda result, *_: result)
     monkeypatch.setattr("distillcli.distillation.whole.draw_curves", lambda _: None)
+    monkeypatch.setattr("distillcli.report.documents.page", lambda *_: "")
 
 
 @pytest.fixture

@@ -31,6 +31,9 @@ from distillcli.types import Inputs
 from distillcli.views.loader import Loader
 from distillcli.views.store import MemoryStore, Rows, StreamStore, open_store
 
+# What a run ends with beside its numbers is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("bare_ending")
+
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 MULTISPECTRAL = np.random.RandomState(0).randint(0, 256, (24, 16, 16, 5)).astype(np.uint8)
 QUICK = ("trainer.threads=1", "trainer.device=cpu", "trainer.epochs=1", "teacher.fit.epochs=1", "trainer.batch_size=64")

@@ -25,6 +25,9 @@ from distillcli.teachers.frozen import open_teacher
 from distillcli.types import LOGITS_ONLY, Inputs, Taps
 from tests.tiny import CPU, Watch, last, open_tiny, tiny, train
 
+# What a run ends with beside its numbers is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("bare_ending")
+
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 KNOWN = ("ant", "bee", "cat", "dog", "eel")
 

@@ -20,6 +20,9 @@ from tests.test_cache import batches, cached
 from tests.test_loader import array_images, loader
 from tests.tiny import STEPS, digest, last, tiny, train
 
+# What a run ends with beside its numbers is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("bare_ending")
+
 LONG_TAIL = np.repeat([0, 1, 2, 3], [600, 250, 120, 30])
 
 

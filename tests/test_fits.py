@@ -25,6 +25,9 @@ from distillcli.runs.result import Result, read_result
 from distillcli.teachers.frozen import members_of
 from distillcli.types import LOGITS_ONLY
 
+# What a run ends with beside its numbers is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("bare_ending")
+
 
 def config_in(folder: Path, *overrides: str) -> TrainConfig:
     return tiny(f"runs={folder}", "teacher.fit.epochs=1", "trainer.epochs=1", *overrides)

@@ -19,6 +19,9 @@ from distillcli.types import Inputs
 from tests.test_models import families
 from tests.tiny import last, tiny, train
 
+# What a run ends with beside its numbers is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("bare_ending")
+
 
 def trained(backbone: Backbone) -> set[str]:
     return {name for name, value in backbone.net.named_parameters() if value.requires_grad}

@@ -21,6 +21,9 @@ from distillcli.runs.result import read_result
 from distillcli.sources.open import open_source
 from distillcli.sources.source import Source
 
+# What a run ends with beside its numbers is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("bare_ending")
+
 datasets = pytest.importorskip("datasets")
 
 

@@ -43,6 +43,9 @@ from distillcli.training.state import merit
 from distillcli.types import LOGITS_ONLY, Inputs, Taps
 from distillcli.views.showing import Showing
 
+# What a run ends with beside its numbers is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("bare_ending")
+
 
 def digits(share: float, seed: int = 0, **options: Any) -> Source:
     return open_source(DatasetConfig(name="digits", image_size=32, labelled=share, split_seed=seed, **options))

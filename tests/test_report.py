@@ -336,7 +336,7 @@ def test_the_log_and_a_pipe_get_all_of_a_line(
     monkeypatch.setattr(console.CONSOLE, "_width", 30)
     caplog.set_level("INFO", "distillcli")
     for terminal in (False, True):
-        monkeypatch.setattr(console, "_is_terminal", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(console, "is_terminal", lambda terminal=terminal: terminal)
         progress = console.Progress("student", 10, 5)
         progress.epoch({"epoch": 3, "loss": 1.0, "lr": 0.1, "images_per_second": 7.0}, {})
     whole = "student  epoch  3/10  loss 1.000  lr 0.1  7 img/s"
@@ -396,7 +396,7 @@ def test_the_bar_leaves_only_the_epoch_lines_and_warnings_pass_it(monkeypatch: p
     assert out.getvalue().count("img/s") == 2
     assert "careful" not in out.getvalue()
     assert err.getvalue().count("careful") == 2
-    assert not console._live
+    assert not console.live_bars
     assert "left" in out.getvalue()
 
 

@@ -35,6 +35,9 @@ from distillcli.training.checkpoint import (
 )
 from distillcli.training.evaluation import evaluate
 
+# What a run ends with beside its numbers is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("bare_ending")
+
 # Everything that could forget its state: moving average, dropout, clipping, a hint with a projector of its own.
 RECIPE = ("distill=hint", "distill.terms.hint.stage=-1", "++student.args.drop_rate=0.3")
 RECIPE += ("trainer.ema=0.9", "trainer.clip_grad=1", "trainer.epochs=3", "trainer.keep_optimizer=true")

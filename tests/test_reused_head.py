@@ -29,6 +29,9 @@ from distillcli.types import Batch, Inputs, Output, Spec, Taps
 from tests.conftest import Distill
 from tests.tiny import setting, tiny
 
+# What a run ends with beside its numbers is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("bare_ending")
+
 SIZE = 64
 
 

@@ -25,6 +25,9 @@ from distillcli.teachers.frozen import members_of
 from distillcli.training import state
 from distillcli.training.checkpoint import read_checkpoint
 
+# What a run ends with beside its numbers is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("bare_ending")
+
 BEST = "trainer.select=best"
 
 

@@ -21,6 +21,9 @@ from distillcli.types import Inputs, Taps
 from tests.conftest import Distill
 from tests.tiny import last, tiny, train
 
+# What a run ends with beside its numbers is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("bare_ending")
+
 VIEWS = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 
 

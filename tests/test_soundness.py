@@ -27,6 +27,9 @@ from distillcli.training.totals import Totals
 from distillcli.types import Batch, Output
 from distillcli.views.showing import Showing
 
+# What a run ends with beside its numbers is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("bare_ending")
+
 CPU = torch.device("cpu")
 
 

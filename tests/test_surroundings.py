@@ -22,6 +22,9 @@ from distillcli.report import console
 from distillcli.runs.folder import append_metrics, check_place, read_metrics, write_text
 from distillcli.runs.result import read_result
 
+# What a run ends with beside its numbers is tested elsewhere.
+pytestmark = pytest.mark.usefixtures("bare_ending")
+
 # --- the disk ------------------------------------------------------------------------------------------------------
 
 
