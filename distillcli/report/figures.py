@@ -98,11 +98,15 @@ def svg(figure: Figure, prefix: str) -> str:
     ``prefix``: makes its ids different from those of the other figures.
     """
     from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     content = io.StringIO()
+    for background in (figure.patch, *(axes.patch for axes in figure.axes)):
+        background.set(facecolor="none", edgecolor="none")
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with _missing_letters_are_boxes(), rc_context({"svg.fonttype": "none", "svg.hashsalt": "distillcli"}):
-        figure.savefig(content, format="svg", transparent=True, metadata=nothing)
+        # Not savefig, which lays everything out and draws it twice.
+        FigureCanvasSVG(figure).print_svg(content, metadata=nothing)
     words = content.getvalue()
     words = words[words.index("<svg") :]
     words = re.sub(r"\s*<metadata>.*?</metadata>", "", words, flags=re.DOTALL)
