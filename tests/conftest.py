@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -24,6 +25,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """``-n auto``: no workers for one file, where a second import of torch costs more than it saves."""
     one_file = len(config.args) == 1 and ".py" in config.args[0]
     return 0 if one_file else None
+
+
+def pytest_collection_finish() -> None:
+    """What collecting has imported stays to the end: the garbage collector need not go through it again and again."""
+    gc.freeze()
 
 
 def script(name: str, *arguments: str) -> str:
@@ -53,9 +59,10 @@ def ranks_without_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bare_ending(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole runs without their last second, where models are timed and curves drawn, for what depends on neither."""
+    """Whole runs without their last seconds, where models are timed and pictures drawn, for what depends on neither."""
     monkeypatch.setattr("distillcli.distillation.whole.with_latency", lambda result, *_: result)
     monkeypatch.setattr("distillcli.distillation.whole.draw_curves", lambda _: None)
+    monkeypatch.setattr("distillcli.report.documents.page", lambda *_: "")
 
 
 @pytest.fixture
