@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -25,11 +24,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """``-n auto``: no workers for one file, where a second import of torch costs more than it saves."""
     one_file = len(config.args) == 1 and ".py" in config.args[0]
     return 0 if one_file else None
-
-
-def pytest_collection_finish() -> None:
-    """What collecting has imported stays to the end: the garbage collector need not go through it again and again."""
-    gc.freeze()
 
 
 def script(name: str, *arguments: str) -> str:
