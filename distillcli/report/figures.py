@@ -106,7 +106,7 @@ def svg(figure: Figure, prefix: str) -> str:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with _missing_letters_are_boxes(), rc_context({"svg.fonttype": "none", "svg.hashsalt": "distillcli"}):
         # Not savefig, which lays everything out and draws it twice.
-        FigureCanvasSVG(figure).print_svg(content, metadata=nothing)
+        FigureCanvasSVG(figure).print_svg(content, metadata=nothing)  # type: ignore[no-untyped-call]
     words = content.getvalue()
     words = words[words.index("<svg") :]
     words = re.sub(r"\s*<metadata>.*?</metadata>", "", words, flags=re.DOTALL)
