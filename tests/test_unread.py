@@ -38,7 +38,7 @@ MEMBERS = "teacher.members=[{name: resnet18, checkpoint: photos}]"
     [
         ("dataset.root=photos", "dataset=digits does not read it; choose dataset=folder, archive"),
         ("dataset=hf dataset.path=photos dataset.root=photos", "dataset=hf does not read it"),
-        ("dataset=folder dataset.root=photos dataset.download=true", "choose dataset=cifar10"),
+        ("dataset=folder dataset.root=photos dataset.download=true", "choose dataset=fashion_mnist, cifar10"),
         ("dataset.samples=100", "choose dataset=fake, or leave it out"),
         ("dataset.val_fraction=0.3", "dataset=digits does not read it"),
         ("dataset.split_seed=3", "dataset=digits does not read it"),

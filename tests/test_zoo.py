@@ -12,7 +12,8 @@ from distillcli.config.model_names import model_names
 from distillcli.config.schema import ModelConfig
 from distillcli.models.backbone import Backbone, build, describe
 from distillcli.models.inference import for_inference
-from distillcli.models.matching import load_into, read_weights
+from distillcli.models.matching import load_into
+from distillcli.models.weights import read_weights
 from distillcli.runtime import seed_everything
 from distillcli.types import Inputs, Taps
 
