@@ -50,17 +50,20 @@ def document(checks: dict[str, Any], peers: dict[str, Any], notes: str) -> str:
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     blocks = [
         "# On a GPU",
-        f"Made by `make gpu-check` on one {checks['device']} with {checks['cores']} CPU cores ({named}).",
+        f"Measured on one {checks['device']} with {checks['cores']} CPU cores ({named}) by the commands named below; "
+        "`make gpu-check` runs both and writes this page.",
         notes,
         "## Checks",
         f"`python {checks['command']}`. What each check does stands above it in `scripts/gpu_steps.py` and "
         "`scripts/gpu_runs.py`.",
         checks_table(checks["checks"]),
     ]
+    told = options | {"batch": " ".join(str(batch["batch"]) for batch in peers["batches"])}
+    given = " ".join(f"--{name} {value}" for name, value in told.items() if name != "output" and value is not None)
     for batch in peers["batches"]:
         blocks += [
             f"## {options['teacher']} teaches {options['student']}: {options['px']} px, batch {batch['batch']}",
-            "Median of interleaved turns, images on the GPU, "
+            f"`python scripts/benchmark_peers.py {given}`: median of interleaved turns, images on the GPU, "
             f"{options['precision']}; a large matrix product reaches {batch['peak_flops'] / 1e12:.0f} TFLOP/s.",
             peers_table(batch),
         ]
