@@ -8,7 +8,7 @@ from typing import Any
 from timm.models import register_model
 from torch import Tensor, nn
 
-from distillcli.models.zoo.staged import StagedNet, Step, build_staged, conv, linear, settings, start_as_kaiming
+from distillcli.models.zoo.staged import LayeredNet, Step, build_staged, conv, linear, settings, start_as_kaiming
 
 NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
 default_cfgs = settings(
@@ -36,7 +36,7 @@ class Block(nn.Module):
         return result
 
 
-class CifarResNet(StagedNet):
+class CifarResNet(LayeredNet):
     """``depth``: 6 n + 2 layers, n blocks in a stage. ``widths``: of the stem and the three stages."""
 
     def __init__(self, depth: int, widths: Sequence[int], num_classes: int = 100, in_chans: int = 3) -> None:
@@ -52,11 +52,7 @@ class CifarResNet(StagedNet):
         start_as_kaiming(self)
 
     def steps(self) -> Sequence[Step]:
-        return (self._stem, self.layer1, self.layer2, self.layer3)
-
-    def _stem(self, images: Tensor) -> Tensor:
-        maps: Tensor = self.act1(self.bn1(self.conv1(images)))
-        return maps
+        return (self.stem, self.layer1, self.layer2, self.layer3)
 
     def last_features(self, last_BCHW: Tensor) -> Tensor:
         return last_BCHW
@@ -64,9 +60,6 @@ class CifarResNet(StagedNet):
     def classify(self, pooled_BC: Tensor) -> Tensor:
         logits: Tensor = self.fc(pooled_BC)
         return logits
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        return {"stem": r"^conv1|^bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def drop_head(self) -> None:
         self.fc = nn.Identity()

@@ -8,7 +8,7 @@ from typing import Any
 from timm.models import register_model
 from torch import Tensor, nn
 
-from distillcli.models.zoo.staged import StagedNet, Step, build_staged, conv, linear, settings, start_as_kaiming
+from distillcli.models.zoo.staged import LayeredNet, Step, build_staged, conv, linear, settings, start_as_kaiming
 
 default_cfgs = settings("linear", "cifar_resnet50")
 
@@ -37,7 +37,7 @@ class Bottleneck(nn.Module):
         return result
 
 
-class CifarResNet50(StagedNet):
+class CifarResNet50(LayeredNet):
     def __init__(self, num_classes: int = 100, in_chans: int = 3) -> None:
         super().__init__((64, 256, 512, 1024, 2048), (1, 1, 2, 4, 8), 2048, num_classes, in_chans)
         self.conv1 = conv(in_chans, 64, 3)
@@ -51,11 +51,7 @@ class CifarResNet50(StagedNet):
         start_as_kaiming(self)
 
     def steps(self) -> Sequence[Step]:
-        return (self._stem, self.layer1, self.layer2, self.layer3, self.layer4)
-
-    def _stem(self, images: Tensor) -> Tensor:
-        maps: Tensor = self.act1(self.bn1(self.conv1(images)))
-        return maps
+        return (self.stem, self.layer1, self.layer2, self.layer3, self.layer4)
 
     def last_features(self, last_BCHW: Tensor) -> Tensor:
         return last_BCHW
@@ -63,9 +59,6 @@ class CifarResNet50(StagedNet):
     def classify(self, pooled_BC: Tensor) -> Tensor:
         logits: Tensor = self.linear(pooled_BC)
         return logits
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        return {"stem": r"^conv1|^bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def drop_head(self) -> None:
         self.linear = nn.Identity()

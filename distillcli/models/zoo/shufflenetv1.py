@@ -9,7 +9,7 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
-from distillcli.models.zoo.staged import StagedNet, Step, build_staged, conv, linear, settings
+from distillcli.models.zoo.staged import LayeredNet, Step, build_staged, conv, linear, settings
 
 STEM, WIDTHS, COUNTS, GROUPS = 24, (240, 480, 960), (4, 8, 4), 3
 default_cfgs = settings("linear", "cifar_shufflenetv1")
@@ -44,7 +44,7 @@ class Unit(nn.Module):
         return result
 
 
-class CifarShuffleNetV1(StagedNet):
+class CifarShuffleNetV1(LayeredNet):
     def __init__(self, num_classes: int = 100, in_chans: int = 3) -> None:
         super().__init__((STEM, *WIDTHS), (1, 2, 4, 8), WIDTHS[-1], num_classes, in_chans)
         self.conv1 = conv(in_chans, STEM, 1)
@@ -56,11 +56,7 @@ class CifarShuffleNetV1(StagedNet):
         self.linear = linear(WIDTHS[-1], num_classes)
 
     def steps(self) -> Sequence[Step]:
-        return (self._stem, self.layer1, self.layer2, self.layer3)
-
-    def _stem(self, images: Tensor) -> Tensor:
-        maps: Tensor = self.act1(self.bn1(self.conv1(images)))
-        return maps
+        return (self.stem, self.layer1, self.layer2, self.layer3)
 
     def last_features(self, last_BCHW: Tensor) -> Tensor:
         return last_BCHW
@@ -68,9 +64,6 @@ class CifarShuffleNetV1(StagedNet):
     def classify(self, pooled_BC: Tensor) -> Tensor:
         logits: Tensor = self.linear(pooled_BC)
         return logits
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        return {"stem": r"^conv1|^bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def drop_head(self) -> None:
         self.linear = nn.Identity()

@@ -9,7 +9,7 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
-from distillcli.models.zoo.staged import StagedNet, Step, build_staged, conv, linear, settings
+from distillcli.models.zoo.staged import LayeredNet, Step, build_staged, conv, linear, settings
 
 STEM, WIDTHS, COUNTS, FEATURES = 24, (116, 232, 464), (3, 7, 3), 1024
 default_cfgs = settings("linear", "cifar_shufflenetv2")
@@ -68,7 +68,7 @@ class Unit(nn.Module):
         return result
 
 
-class CifarShuffleNetV2(StagedNet):
+class CifarShuffleNetV2(LayeredNet):
     def __init__(self, num_classes: int = 100, in_chans: int = 3) -> None:
         super().__init__((STEM, *WIDTHS), (1, 2, 4, 8), FEATURES, num_classes, in_chans)
         self.conv1 = conv(in_chans, STEM, 1)
@@ -83,11 +83,7 @@ class CifarShuffleNetV2(StagedNet):
         self.linear = linear(FEATURES, num_classes)
 
     def steps(self) -> Sequence[Step]:
-        return (self._stem, self.layer1, self.layer2, self.layer3)
-
-    def _stem(self, images: Tensor) -> Tensor:
-        maps: Tensor = self.act1(self.bn1(self.conv1(images)))
-        return maps
+        return (self.stem, self.layer1, self.layer2, self.layer3)
 
     def last_features(self, last_BCHW: Tensor) -> Tensor:
         features: Tensor = self.act2(self.bn2(self.conv2(last_BCHW)))
@@ -96,9 +92,6 @@ class CifarShuffleNetV2(StagedNet):
     def classify(self, pooled_BC: Tensor) -> Tensor:
         logits: Tensor = self.linear(pooled_BC)
         return logits
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        return {"stem": r"^conv1|^bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def drop_head(self) -> None:
         self.conv2 = self.bn2 = self.act2 = self.linear = nn.Identity()

@@ -89,6 +89,21 @@ class StagedNet(nn.Module, ABC):
         return list(wanted)
 
 
+class LayeredNet(StagedNet):
+    """A net whose stem is one convolution with its norm and ReLU, and whose stages are ``layer1``, ``layer2``, ..."""
+
+    conv1: nn.Conv2d
+    bn1: nn.BatchNorm2d
+    act1: nn.ReLU
+
+    def stem(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.act1(self.bn1(self.conv1(images)))
+        return maps
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        return {"stem": r"^conv1|^bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+
+
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A convolution that keeps the size of its maps at stride 1, without bias."""
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
